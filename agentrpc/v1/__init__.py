@@ -1,0 +1,1 @@
+"""Generated from proto/agentrpc/v1 by ./scripts/generate. Never edited."""
