@@ -17,6 +17,7 @@ tree reaches a caller as INTERNAL with an id to be found in the log, and nothing
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
@@ -36,24 +37,17 @@ __all__ = [
 ]
 
 
-class FieldViolation(tuple[str, str]):
-    """One wrong field: its path in the request, and what is wrong with it and how to mend it."""
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One wrong field.
 
-    __slots__ = ()
+    Attributes:
+        field: Its path in the request, such as `run.prompt`.
+        description: What is wrong with it and how to mend it.
+    """
 
-    def __new__(cls, field: str, description: str) -> "FieldViolation":
-        """Make a violation of `field` (such as `run.prompt`)."""
-        return super().__new__(cls, (field, description))
-
-    @property
-    def field(self) -> str:
-        """The path of the field."""
-        return self[0]
-
-    @property
-    def description(self) -> str:
-        """What is wrong and how to mend it."""
-        return self[1]
+    field: str
+    description: str
 
 
 class AgentRpcError(Exception):

@@ -1,4 +1,4 @@
-"""Resource names (AIP-122): `sessions/{uuid}`, `sessions/{uuid}/runs/{uuid}`, `sessions/{uuid}/approvals/{uuid}`, `users/{uuid}`.
+"""Resource names (AIP-122) of sessions, runs, approvals and users.
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -86,7 +86,7 @@ def parse_user(name: str, *, field: str = "name") -> UUID:
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:
     found = pattern.fullmatch(name)
     if found is None:
-        shown = name if len(name) <= 100 else f"{name[:100]}…"  # noqa: PLR2004
+        shown = name if len(name) <= 100 else f"{name[:100]}…"
         raise InvalidArgument(
             f"{field} must have the form {form} with lower-case UUIDs, not {shown!r}",
             reason="NAME_INVALID",

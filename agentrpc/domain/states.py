@@ -1,0 +1,83 @@
+"""States of runs, sessions and approvals, and the one table of transitions.
+
+The values are the names of the contract's enums without their prefix; the store keeps them as text.
+"""
+
+from enum import StrEnum
+
+__all__ = [
+    "ACTIVE_RUN_STATES",
+    "TERMINAL_RUN_STATES",
+    "ApprovalState",
+    "RunState",
+    "SessionState",
+    "may_follow",
+    "session_state",
+]
+
+
+class RunState(StrEnum):
+    """`agentrpc.v1.Run.State`."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    REQUIRES_ACTION = "REQUIRES_ACTION"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+    UNKNOWN_OUTCOME = "UNKNOWN_OUTCOME"
+
+
+class SessionState(StrEnum):
+    """`agentrpc.v1.Session.State`."""
+
+    IDLE = "IDLE"
+    RUNNING = "RUNNING"
+    REQUIRES_ACTION = "REQUIRES_ACTION"
+    ARCHIVED = "ARCHIVED"
+    FAILED = "FAILED"
+
+
+class ApprovalState(StrEnum):
+    """`agentrpc.v1.Approval.State`."""
+
+    PENDING = "PENDING"
+    ALLOWED = "ALLOWED"
+    DENIED = "DENIED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL_RUN_STATES = frozenset(
+    {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED, RunState.UNKNOWN_OUTCOME}
+)
+ACTIVE_RUN_STATES = frozenset({RunState.RUNNING, RunState.REQUIRES_ACTION})
+
+_FOLLOWERS: dict[RunState, frozenset[RunState]] = {
+    # A queued run ends without a worker only when somebody stops it, or when its session cannot go on.
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
+    RunState.RUNNING: frozenset({RunState.REQUIRES_ACTION, *TERMINAL_RUN_STATES}),
+    RunState.REQUIRES_ACTION: frozenset({RunState.RUNNING, *TERMINAL_RUN_STATES}),
+}
+
+
+def may_follow(before: RunState, after: RunState) -> bool:
+    """Whether a run may go from `before` to `after`. Terminal states have no followers."""
+    return after in _FOLLOWERS.get(before, frozenset())
+
+
+def session_state(*, closed: SessionState | None, active: bool, queued: int, pending_approvals: int) -> SessionState:
+    """The state of a session, derived from its head row.
+
+    Args:
+        closed: ARCHIVED or FAILED when the session is closed, else None.
+        active: Whether a worker drives a run of it.
+        queued: How many runs wait.
+        pending_approvals: How many approvals wait for an answer.
+    """
+    if closed is not None:
+        return closed
+    if not active and not queued:
+        return SessionState.IDLE
+    return SessionState.REQUIRES_ACTION if pending_approvals else SessionState.RUNNING
