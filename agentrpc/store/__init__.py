@@ -1,0 +1,1 @@
+"""PostgreSQL: the truth and the queue. The only place with SQL."""

@@ -1,0 +1,131 @@
+"""The connection to PostgreSQL: a unit of work for resources, and the driver's pool for the hot path.
+
+Both translate "cannot be reached" into `StoreUnavailable` in this one place.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from agentrpc.errors import StoreUnavailable
+
+__all__ = ["Connection", "Database", "async_url", "is_unreachable"]
+
+Connection = asyncpg.pool.PoolConnectionProxy
+
+# What the driver raises when the server is away, going away, or not yet ready. SQLSTATE classes 08 and 57P.
+_UNREACHABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    TimeoutError,
+)
+
+# A transaction stopped in the middle holds a head row's lock and blocks a takeover: the server ends it.
+_SERVER_SETTINGS = {
+    "application_name": "agentrpc",
+    "idle_in_transaction_session_timeout": "10s",
+    "lock_timeout": "10s",
+    "statement_timeout": "30s",
+    "jit": "off",
+}
+
+
+def async_url(url: str) -> str:
+    """The URL as SQLAlchemy wants it, for asyncpg."""
+    return "postgresql+asyncpg://" + url.split("://", 1)[1]
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error means that the database could not be reached, rather than that it refused."""
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error.__cause__.__cause__ if error.__cause__ else None, _UNREACHABLE)
+    return isinstance(error, _UNREACHABLE)
+
+
+class Database:
+    """One process's way to PostgreSQL.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`.
+        pool_size: Connections of the unit of work; the hot path has as many again.
+        timeout: Seconds to wait for a connection and for one statement of the hot path.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8, timeout: float = 10.0) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._engine = create_async_engine(
+            async_url(url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=timeout,
+            pool_pre_ping=False,
+            connect_args={"server_settings": _SERVER_SETTINGS, "timeout": timeout},
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._opening = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Give up all connections. Waits two seconds for those in use, then cuts them."""
+        if self._pool is not None:
+            try:
+                # Pool.close() alone waits for ever for a connection that is not given back.
+                await asyncio.wait_for(self._pool.close(), 2)
+            except TimeoutError:
+                self._pool.terminate()
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A unit of work: commits at the end of the block, rolls back when it raises.
+
+        Raises:
+            StoreUnavailable: The database cannot be reached. Raised by COMMIT itself, the outcome is not known.
+        """
+        try:
+            async with self._sessions() as session, session.begin():
+                yield session
+        except Exception as error:
+            if is_unreachable(error):
+                raise StoreUnavailable from error
+            raise
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A bare connection of the driver, for the named statements of the hot path. Raises as `transaction`."""
+        try:
+            pool = self._pool or await self._open()
+            async with pool.acquire(timeout=self._timeout) as connection:
+                yield connection
+        except Exception as error:
+            if is_unreachable(error):
+                raise StoreUnavailable from error
+            raise
+
+    async def _open(self) -> "asyncpg.Pool[Any]":
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,
+                    max_size=self._pool_size,
+                    command_timeout=self._timeout,
+                    timeout=self._timeout,
+                    server_settings=_SERVER_SETTINGS,
+                )
+            return self._pool

@@ -1,0 +1,292 @@
+"""The hot path: one fenced, idempotent statement appends a batch; replay reads it back as bytes.
+
+An event is stored as the serialized `agentrpc.v1.Event` without its sequence. A sequence is a varint field of its own
+and later fields win in protobuf, so that it can be put behind the bytes once it is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentrpc.errors import LeaseLostError
+from agentrpc.store.database import Database
+from agentrpc.v1 import event_pb2
+
+__all__ = [
+    "Batch",
+    "LogEvent",
+    "StoredEvent",
+    "append",
+    "append_control",
+    "last_sequences",
+    "read_events",
+    "read_transcript",
+    "with_sequence",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """A durable event that has no number yet.
+
+    Attributes:
+        run_id: The run it belongs to; None for events of the session as a whole.
+        kind: The field number in `Event.payload`.
+        data: The serialized event, without its sequence.
+    """
+
+    run_id: UUID | None
+    kind: int
+    data: bytes
+
+    @classmethod
+    def of(cls, event: event_pb2.Event, run_id: UUID | None) -> "LogEvent":
+        """Serialize an event."""
+        payload = event.WhichOneof("payload")
+        assert payload is not None
+        kind = event_pb2.Event.DESCRIPTOR.fields_by_name[payload].number
+        return cls(run_id, kind, event.SerializeToString())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A durable event with its number in `data` and beside it."""
+
+    sequence: int
+    run_id: UUID | None
+    kind: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one append commits: events, transcript lines and what they mean for the tool ledger.
+
+    Attributes:
+        events: In order.
+        transcript: (subpath, line without its newline), in order.
+        started: (tool_use_id, tool_name, run_id) of calls that begin.
+        finished: (tool_use_id, `ToolCallFinished.Outcome`) of calls that ended.
+        time: When, for the ledger.
+    """
+
+    events: list[LogEvent] = field(default_factory=list)
+    transcript: list[tuple[str, bytes]] = field(default_factory=list)
+    started: list[tuple[str, str, UUID]] = field(default_factory=list)
+    finished: list[tuple[str, int]] = field(default_factory=list)
+    time: datetime | None = None
+
+
+# Locks the head row by its primary key; the fence is `epoch`, the idempotency key is `batch`. Zero rows: see `append`.
+_HEAD = """
+WITH head AS (
+    UPDATE session_heads
+    SET last_sequence = last_sequence + $4, transcript_position = transcript_position + $5,
+        tool_call_count = tool_call_count + $6, batch = $3, batch_base = last_sequence
+    WHERE session_id = $1 AND epoch = $2 AND batch = $3 - 1
+    RETURNING batch_base AS base, transcript_position - $5 AS position
+), events AS (
+    INSERT INTO session_events (session_id, sequence, run_id, kind, data)
+    SELECT $1, head.base + e.ordinal, e.run_id, e.kind, e.data
+    FROM head, unnest($7::uuid[], $8::smallint[], $9::bytea[]) WITH ORDINALITY AS e (run_id, kind, data, ordinal)
+)"""
+
+_TRANSCRIPT = """, transcript AS (
+    INSERT INTO session_transcripts (session_id, position, subpath, data)
+    SELECT $1, head.position + t.ordinal, t.subpath, t.data
+    FROM head, unnest($10::text[], $11::bytea[]) WITH ORDINALITY AS t (subpath, data, ordinal)
+)"""
+
+# A call that is in the ledger already must not run again: the unique key refuses the whole batch.
+_LEDGER = """, started AS (
+    INSERT INTO tool_calls (session_id, tool_use_id, run_id, epoch, tool_name, start_time)
+    SELECT $1, c.tool_use_id, c.run_id, $2, c.tool_name, $15
+    FROM head, unnest($12::text[], $13::text[], $14::uuid[]) AS c (tool_use_id, tool_name, run_id)
+), finished AS (
+    UPDATE tool_calls SET outcome = f.outcome, end_time = $15
+    FROM head, unnest($16::text[], $17::smallint[]) AS f (tool_use_id, outcome)
+    WHERE tool_calls.session_id = $1 AND tool_calls.tool_use_id = f.tool_use_id AND tool_calls.outcome IS NULL
+)"""
+
+_APPEND_EVENTS = f"{_HEAD} SELECT base FROM head"
+_APPEND_WITH_TRANSCRIPT = f"{_HEAD}{_TRANSCRIPT} SELECT base FROM head"
+_APPEND_ALL = f"{_HEAD}{_TRANSCRIPT}{_LEDGER} SELECT base FROM head"
+
+_LAST_APPEND = "SELECT epoch, batch, batch_base FROM session_heads WHERE session_id = $1"
+
+
+async def append(database: Database, session_id: UUID, epoch: int, number: int, batch: Batch) -> int:
+    """Commit a batch under the lease, once, however often it is tried.
+
+    Args:
+        database: The store.
+        session_id: The session.
+        epoch: The epoch under which the caller holds it.
+        number: The number of the batch in that epoch, from 1, without a gap.
+        batch: What to commit. May hold transcript lines alone.
+
+    Returns:
+        The sequence before the first event of the batch.
+
+    Raises:
+        LeaseLostError: Another epoch has begun; nothing was written.
+        StoreUnavailable: Not known whether it was committed: try again with the same number and the same batch.
+    """
+    events = batch.events
+    arguments: list[object] = [
+        session_id,
+        epoch,
+        number,
+        len(events),
+        len(batch.transcript),
+        len(batch.started),
+        [event.run_id for event in events],
+        [event.kind for event in events],
+        [event.data for event in events],
+    ]
+    statement = _APPEND_EVENTS
+    if batch.transcript or batch.started or batch.finished:
+        arguments += [[path for path, _ in batch.transcript], [line for _, line in batch.transcript]]
+        statement = _APPEND_WITH_TRANSCRIPT
+    if batch.started or batch.finished:
+        arguments += [
+            [call[0] for call in batch.started],
+            [call[1] for call in batch.started],
+            [call[2] for call in batch.started],
+            batch.time,
+            [call[0] for call in batch.finished],
+            [call[1] for call in batch.finished],
+        ]
+        statement = _APPEND_ALL
+    async with database.connection() as connection:
+        base = await connection.fetchval(statement, *arguments)
+        if base is None:
+            row = await connection.fetchrow(_LAST_APPEND, session_id)
+            if row is None or row["epoch"] != epoch or row["batch"] != number:
+                raise LeaseLostError(f"session {session_id}: epoch {epoch}, batch {number} is stale")
+            base = row["batch_base"]
+    return int(base)
+
+
+_APPEND_CONTROL = text("""
+WITH head AS (
+    UPDATE session_heads SET last_sequence = last_sequence + :count
+    WHERE session_id = :session_id
+    RETURNING last_sequence - :count AS base
+), events AS (
+    INSERT INTO session_events (session_id, sequence, run_id, kind, data)
+    SELECT :session_id, head.base + e.ordinal, e.run_id, e.kind, e.data
+    FROM head, unnest(CAST(:runs AS uuid[]), CAST(:kinds AS smallint[]), CAST(:datas AS bytea[]))
+        WITH ORDINALITY AS e (run_id, kind, data, ordinal)
+)
+SELECT base FROM head
+""")
+
+
+async def append_control(
+    transaction: AsyncSession, session_id: UUID, events: Sequence[LogEvent]
+) -> list[StoredEvent]:
+    """Append events of the edge or the scheduler inside their transaction, which holds the head row's lock.
+
+    They need no epoch: the lock orders them among the worker's own. Publish what is returned after the commit.
+    """
+    base = await transaction.scalar(
+        _APPEND_CONTROL,
+        {
+            "session_id": session_id,
+            "count": len(events),
+            "runs": [event.run_id for event in events],
+            "kinds": [event.kind for event in events],
+            "datas": [event.data for event in events],
+        },
+    )
+    assert base is not None
+    return number(events, base)
+
+
+def number(events: Sequence[LogEvent], base: int) -> list[StoredEvent]:
+    """Give numbers from `base + 1` on to events that were committed."""
+    return [
+        StoredEvent(sequence, event.run_id, event.kind, with_sequence(event.data, sequence))
+        for sequence, event in enumerate(events, base + 1)
+    ]
+
+
+def with_sequence(data: bytes, sequence: int) -> bytes:
+    """The event's bytes with field 1, its sequence, at the end: tag 0x08 and a varint."""
+    out = bytearray(data)
+    out.append(0x08)
+    while sequence > 0x7F:  # noqa: PLR2004
+        out.append((sequence & 0x7F) | 0x80)
+        sequence >>= 7
+    out.append(sequence)
+    return bytes(out)
+
+
+# Walks the primary key of one partition.
+_READ = """
+SELECT sequence, run_id, kind, data FROM session_events
+WHERE session_id = $1 AND sequence > $2 AND sequence <= $3
+  AND ($4::smallint[] IS NULL OR kind = ANY ($4)) AND ($5::uuid IS NULL OR run_id = $5)
+ORDER BY sequence LIMIT $6
+"""
+_READ_DESCENDING = """
+SELECT sequence, run_id, kind, data FROM session_events
+WHERE session_id = $1 AND sequence > $2 AND sequence < $3
+  AND ($4::smallint[] IS NULL OR kind = ANY ($4)) AND ($5::uuid IS NULL OR run_id = $5)
+ORDER BY sequence DESC LIMIT $6
+"""
+
+
+async def read_events(
+    database: Database,
+    session_id: UUID,
+    *,
+    after: int,
+    up_to: int = 2**62,
+    kinds: Sequence[int] | None = None,
+    run_id: UUID | None = None,
+    limit: int = 1000,
+    descending: bool = False,
+) -> list[StoredEvent]:
+    """Durable events in order of sequence, with their numbers in their bytes.
+
+    Args:
+        database: The store.
+        session_id: The session.
+        after: Only greater numbers.
+        up_to: Only numbers up to this one; with `descending`, below it.
+        kinds: Only these field numbers of `Event.payload`. None: all.
+        run_id: Only of this run.
+        limit: At most so many.
+        descending: Newest first.
+    """
+    statement = _READ_DESCENDING if descending else _READ
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            statement, session_id, after, up_to, list(kinds) if kinds is not None else None, run_id, limit
+        )
+    return [StoredEvent(row[0], row[1], row[2], with_sequence(row[3], row[0])) for row in rows]
+
+
+async def last_sequences(database: Database, session_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str | None]]:
+    """The newest number of each session's log, and `closed` of its head, in one query."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "SELECT session_id, last_sequence, closed FROM session_heads WHERE session_id = ANY ($1::uuid[])",
+            list(session_ids),
+        )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def read_transcript(database: Database, session_id: UUID) -> list[tuple[str, bytes]]:
+    """The session's transcript: (subpath, line) in the order in which the CLI wrote it."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "SELECT subpath, data FROM session_transcripts WHERE session_id = $1 ORDER BY position", session_id
+        )
+    return [(row[0], row[1]) for row in rows]
