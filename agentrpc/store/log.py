@@ -23,6 +23,7 @@ __all__ = [
     "append",
     "append_control",
     "last_sequences",
+    "number_events",
     "read_events",
     "read_transcript",
     "with_sequence",
@@ -205,10 +206,10 @@ async def append_control(
         },
     )
     assert base is not None
-    return number(events, base)
+    return number_events(events, base)
 
 
-def number(events: Sequence[LogEvent], base: int) -> list[StoredEvent]:
+def number_events(events: Sequence[LogEvent], base: int) -> list[StoredEvent]:
     """Give numbers from `base + 1` on to events that were committed."""
     return [
         StoredEvent(sequence, event.run_id, event.kind, with_sequence(event.data, sequence))

@@ -1,0 +1,209 @@
+"""The connection to Redis. Nothing here raises because Redis is away: the live tail is a hint, Postgres is the truth."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from agentrpc.clock import jitter
+
+__all__ = ["Bus", "Subscriptions"]
+
+log = structlog.get_logger()
+
+_EVENTS = b"agentrpc:events:"
+_WORKER = b"agentrpc:worker:"
+_TROUBLE = (RedisError, OSError, TimeoutError)
+_PAUSE = 1.0
+
+# Takes one token if there is one. Returns the seconds until the next when there is none (as text: Lua truncates floats).
+_TAKE = """
+local now = redis.call('TIME'); now = now[1] + now[2] / 1000000
+local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local bucket = redis.call('HMGET', KEYS[1], 't', 'n')
+local tokens = tonumber(bucket[2]) or burst
+tokens = math.min(burst, tokens + (now - (tonumber(bucket[1]) or now)) * rate)
+local wait = 0
+if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) / rate end
+redis.call('HSET', KEYS[1], 't', tostring(now), 'n', tostring(tokens))
+redis.call('PEXPIRE', KEYS[1], math.ceil(burst / rate * 1000) + 1000)
+return tostring(wait)
+"""
+
+
+class Bus:
+    """Publishes batches and signals, and keeps token buckets.
+
+    Args:
+        url: `redis://host:port/db`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._redis = self._connect()
+        self._quiet_until = 0.0
+        self._take = self._redis.register_script(_TAKE)
+
+    def _connect(self) -> "Redis":
+        return Redis.from_url(self._url, socket_timeout=2, socket_connect_timeout=1, health_check_interval=0)
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        with suppress(*_TROUBLE):
+            await self._redis.aclose()
+
+    async def ping(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(await self._redis.ping())
+        except _TROUBLE:
+            return False
+
+    async def publish(self, session_id: UUID, frame: bytes) -> bool:
+        """Publish an encoded batch. False: Redis is away, watchers learn of it from Postgres."""
+        return await self._send(_EVENTS + session_id.bytes, frame)
+
+    async def signal_worker(self, worker_id: UUID, session_id: UUID) -> bool:
+        """Tell a worker to look at a session's head now, rather than at its next poll."""
+        return await self._send(_WORKER + worker_id.bytes, session_id.bytes)
+
+    async def _send(self, channel: bytes, payload: bytes) -> bool:
+        # After a failure nothing is tried for a second: a writer must not wait for a dead Redis with every batch.
+        if time.monotonic() < self._quiet_until:
+            return False
+        try:
+            await self._redis.publish(channel, payload)
+        except _TROUBLE as error:
+            self._quiet_until = time.monotonic() + _PAUSE
+            log.warning("redis_unreachable", doing="publish", error=type(error).__name__)
+            return False
+        return True
+
+    async def take_token(self, key: str, *, rate: float, burst: float) -> float:
+        """Take a token from a bucket.
+
+        Args:
+            key: Names the bucket.
+            rate: Tokens that are added each second.
+            burst: How many it holds.
+
+        Returns:
+            0 when there was one; else the seconds until the next. Without Redis: 0, requests are not limited.
+        """
+        if time.monotonic() < self._quiet_until:
+            return 0.0
+        try:
+            return float(await self._take(keys=[f"agentrpc:bucket:{key}"], args=[rate, burst]))
+        except _TROUBLE:
+            self._quiet_until = time.monotonic() + _PAUSE
+            return 0.0
+
+    def event_subscriptions(self, on_frame: Callable[[UUID, bytes], None]) -> "Subscriptions":
+        """Subscriptions to sessions' batches."""
+        return Subscriptions(self._connect(), _EVENTS, on_frame)
+
+    def worker_subscription(self, worker_id: UUID, on_signal: Callable[[UUID], None]) -> "Subscriptions":
+        """The subscription of a worker to its signals; call `subscribe(worker_id)` on it."""
+        return Subscriptions(self._connect(), _WORKER, lambda _, payload: on_signal(UUID(bytes=payload)))
+
+
+class Subscriptions:
+    """One Pub/Sub connection that subscribes again for ever when it is lost.
+
+    Args:
+        redis: A client of its own.
+        prefix: Of the channels.
+        on_message: Gets the id behind the prefix and the payload; must not block or raise.
+    """
+
+    def __init__(self, redis: "Redis", prefix: bytes, on_message: Callable[[UUID, bytes], None]) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._on_message = on_message
+        self._wanted: set[UUID] = set()
+        self._confirmed: dict[UUID, asyncio.Event] = {}
+        self._pubsub: PubSub | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._some = asyncio.Event()
+
+    async def close(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        with suppress(*_TROUBLE):
+            await self._redis.aclose()
+
+    async def subscribe(self, key: UUID, *, timeout: float = 1.0) -> bool:
+        """Subscribe, and wait for the confirmation. False: not confirmed in time; it will be, later."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="subscriptions")
+        confirmed = self._confirmed.setdefault(key, asyncio.Event())
+        if key not in self._wanted:
+            self._wanted.add(key)
+            self._some.set()
+            await self._tell(key, subscribe=True)
+        try:
+            async with asyncio.timeout(timeout):
+                await confirmed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def unsubscribe(self, key: UUID) -> None:
+        """The reverse."""
+        self._wanted.discard(key)
+        self._confirmed.pop(key, None)
+        await self._tell(key, subscribe=False)
+
+    async def _tell(self, key: UUID, *, subscribe: bool) -> None:
+        if self._pubsub is None:
+            return
+        channel = self._prefix + key.bytes
+        with suppress(*_TROUBLE):
+            await (self._pubsub.subscribe(channel) if subscribe else self._pubsub.unsubscribe(channel))
+
+    async def _run(self) -> None:
+        while True:
+            await self._some.wait()
+            try:
+                await self._listen()
+            except _TROUBLE as error:
+                log.warning("redis_unreachable", doing="subscribe", error=type(error).__name__)
+            finally:
+                self._pubsub = None
+                for confirmed in self._confirmed.values():
+                    confirmed.clear()
+            await asyncio.sleep(jitter(0.3))
+
+    async def _listen(self) -> None:
+        pubsub = self._redis.pubsub()
+        try:
+            wanted = [self._prefix + key.bytes for key in self._wanted]
+            if not wanted:
+                self._some.clear()
+                return
+            await pubsub.subscribe(*wanted)
+            self._pubsub = pubsub
+            cut = len(self._prefix)
+            while True:
+                message = await pubsub.get_message(timeout=None)
+                if message is None:
+                    continue
+                kind = message["type"]
+                key = UUID(bytes=message["channel"][cut:])
+                if kind == "message":
+                    self._on_message(key, message["data"])
+                elif kind == "subscribe" and key in self._confirmed:
+                    self._confirmed[key].set()
+        finally:
+            self._pubsub = None
+            with suppress(*_TROUBLE):
+                await pubsub.aclose()
