@@ -32,7 +32,7 @@ def frame_event(data: bytes) -> bytes:
     """An event's bytes as field 1 of a streamed response."""
     size = len(data)
     out = bytearray(b"\x0a")
-    while size > 0x7F:  # noqa: PLR2004
+    while size > 0x7F:
         out.append((size & 0x7F) | 0x80)
         size >>= 7
     out.append(size)
@@ -70,9 +70,7 @@ class LiveBatch:
     def encode(self) -> bytes:
         """As it travels through Redis."""
         index = [_ENTRY.pack(entry.sequence, entry.kind, len(entry.body), entry.run) for entry in self.entries]
-        return b"".join(
-            [_HEADER.pack(self.last_sequence, len(index)), *index, *[entry.body for entry in self.entries]]
-        )
+        return b"".join([_HEADER.pack(self.last_sequence, len(index)), *index, *[entry.body for entry in self.entries]])
 
     @classmethod
     def decode(cls, frame: bytes) -> "LiveBatch":

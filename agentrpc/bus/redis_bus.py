@@ -1,4 +1,4 @@
-"""The connection to Redis. Nothing here raises because Redis is away: the live tail is a hint, Postgres is the truth."""
+"""The connection to Redis. Nothing here raises because Redis is away: the tail is a hint, Postgres the truth."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ _WORKER = b"agentrpc:worker:"
 _TROUBLE = (RedisError, OSError, TimeoutError)
 _PAUSE = 1.0
 
-# Takes one token if there is one. Returns the seconds until the next when there is none (as text: Lua truncates floats).
+# Takes one token if there is one. Returns the seconds until the next when there is none.
 _TAKE = """
 local now = redis.call('TIME'); now = now[1] + now[2] / 1000000
 local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -108,8 +108,8 @@ class Bus:
         """Subscriptions to sessions' batches."""
         return Subscriptions(self._connect(), _EVENTS, on_frame)
 
-    def worker_subscription(self, worker_id: UUID, on_signal: Callable[[UUID], None]) -> "Subscriptions":
-        """The subscription of a worker to its signals; call `subscribe(worker_id)` on it."""
+    def worker_subscription(self, on_signal: Callable[[UUID], None]) -> "Subscriptions":
+        """A worker's subscription to its signals: call `subscribe(worker_id)` on it."""
         return Subscriptions(self._connect(), _WORKER, lambda _, payload: on_signal(UUID(bytes=payload)))
 
 
@@ -206,4 +206,4 @@ class Subscriptions:
         finally:
             self._pubsub = None
             with suppress(*_TROUBLE):
-                await pubsub.aclose()
+                await pubsub.aclose()  # type: ignore[no-untyped-call]

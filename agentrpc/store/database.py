@@ -6,7 +6,7 @@ Both translate "cannot be reached" into `StoreUnavailable` in this one place.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -17,7 +17,7 @@ from agentrpc.errors import StoreUnavailable
 
 __all__ = ["Connection", "Database", "async_url", "is_unreachable"]
 
-Connection = asyncpg.pool.PoolConnectionProxy
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
 
 # What the driver raises when the server is away, going away, or not yet ready. SQLSTATE classes 08 and 57P.
 _UNREACHABLE: tuple[type[BaseException], ...] = (
@@ -51,7 +51,8 @@ def is_unreachable(error: BaseException) -> bool:
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error.__cause__.__cause__ if error.__cause__ else None, _UNREACHABLE)
+        cause = error.__cause__.__cause__ if error.__cause__ else None
+        return error.connection_invalidated or isinstance(cause, _UNREACHABLE)
     return isinstance(error, _UNREACHABLE)
 
 

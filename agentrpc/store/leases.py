@@ -66,7 +66,9 @@ class OwnedSession:
     closed: str | None
 
 
-async def register_worker(database: Database, worker_id: UUID, *, host: str, pid: int, version: str, ttl: float) -> None:
+async def register_worker(
+    database: Database, worker_id: UUID, *, host: str, pid: int, version: str, ttl: float
+) -> None:
     """Make a worker known, with a lease of `ttl` seconds."""
     async with database.transaction() as tx:
         await tx.execute(

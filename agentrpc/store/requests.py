@@ -12,7 +12,7 @@ from agentrpc.store.tables import Request
 __all__ = ["remember_request"]
 
 
-async def remember_request(  # noqa: PLR0913 - the columns of the key
+async def remember_request(
     tx: AsyncSession,
     *,
     principal: UUID,

@@ -67,7 +67,7 @@ def partition_statements(now: datetime, months: int = _MONTHS_AHEAD) -> list[str
     statements = []
     for _ in range(months):
         start = datetime(year, month, 1, tzinfo=UTC)
-        year, month = (year + 1, 1) if month == 12 else (year, month + 1)  # noqa: PLR2004
+        year, month = (year + 1, 1) if month == 12 else (year, month + 1)
         end = datetime(year, month, 1, tzinfo=UTC)
         statements += [
             f"CREATE TABLE IF NOT EXISTS {table}_{start:%Y_%m} PARTITION OF {table}"

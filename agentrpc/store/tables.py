@@ -1,4 +1,4 @@
-"""The tables. Resources are ORM rows; events, transcripts and the tool ledger are written by the driver (`store/log.py`).
+"""The tables. Resources are ORM rows; events, transcripts and the ledger are written by the driver (`store/log.py`).
 
 `session_heads` is the row that decides: every transition locks it first, in its own transaction. `session_events` and
 `session_transcripts` are RANGE-partitioned on the session id, a UUIDv7 that begins with its time, so that retention
@@ -266,9 +266,7 @@ class ToolCallRow(Base):
     """The tool ledger. No row: the call did not run. A row without an end: its outcome is in doubt."""
 
     __tablename__ = "tool_calls"
-    __table_args__ = (
-        Index("tool_calls_in_doubt", "session_id", postgresql_where=text("outcome IS NULL")),
-    )
+    __table_args__ = (Index("tool_calls_in_doubt", "session_id", postgresql_where=text("outcome IS NULL")),)
 
     session_id: Mapped[UUID] = mapped_column(primary_key=True)
     tool_use_id: Mapped[str] = mapped_column(primary_key=True)
