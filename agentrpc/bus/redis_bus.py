@@ -4,14 +4,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+
 from redis.exceptions import RedisError
 
 from agentrpc.clock import jitter
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
 
 __all__ = ["Bus", "Subscriptions"]
 

@@ -1,0 +1,287 @@
+"""Rules for tool calls, and the decision that the gate takes by them.
+
+A rule is the name of a tool, which may hold `*`, or the name with a pattern in parentheses, in the form that users know
+from Claude Code's settings (https://code.claude.com/docs/en/permissions):
+
+    Read                     every call of Read
+    mcp__github__*           every tool of an MCP server
+    Bash(git log:*)          commands that are `git log` or begin with `git log `
+    Bash(npm run test)       that command exactly
+    Edit(src/**)             files below src in the workspace
+    WebFetch(domain:example.com)
+
+Deny wins over everything. A compound shell command is allowed only if each of its parts is, and is denied as soon as
+one of them is; whatever cannot be taken apart for certain (substitution, redirection, a broken quote) matches no allow
+rule with a pattern. Unknown means ask, and nobody to ask means deny.
+"""
+
+import posixpath
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
+
+__all__ = ["Decision", "Outcome", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
+
+
+class Outcome(StrEnum):
+    """What is to be done with a call."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ASK = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome, why, and what decided: `rule`, `mode` or `default`."""
+
+    outcome: Outcome
+    reason: str
+    decided_by: str
+    blocked_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A parsed rule: a glob over names of tools and, if it has one, the pattern in parentheses."""
+
+    tool: str
+    pattern: str | None
+    text: str
+
+
+_RULE = re.compile(r"([A-Za-z0-9_*.-]{1,200})(?:\((.+)\))?", re.DOTALL)
+_MAX_RULE = 1000
+
+# The CLI gives some tools two names, by version and place.
+_ALIASES = {"Agent": "Task", "MultiEdit": "Edit"}
+
+_PATH_INPUTS = {
+    "Read": "file_path",
+    "Edit": "file_path",
+    "Write": "file_path",
+    "NotebookEdit": "notebook_path",
+    "Glob": "path",
+    "Grep": "path",
+    "LS": "path",
+}
+_READERS = frozenset({"Read", "Glob", "Grep", "LS"})
+_EDITORS = frozenset({"Edit", "Write", "NotebookEdit"})
+
+# Tools without an effect outside the agent itself. What a subagent does comes through the gate call by call.
+_HARMLESS = frozenset(
+    {
+        "BashOutput",
+        "EnterPlanMode",
+        "KillShell",
+        "ListAgents",
+        "ReportFindings",
+        "Skill",
+        "StructuredOutput",
+        "Task",
+        "TaskCreate",
+        "TaskGet",
+        "TaskList",
+        "TaskOutput",
+        "TaskStop",
+        "TaskUpdate",
+        "TodoWrite",
+        "ToolSearch",
+    }
+)
+
+# Only a person can answer these; no rule or mode can.
+PERSONAL = frozenset({"AskUserQuestion", "ExitPlanMode"})
+
+
+def parse_rule(text: str) -> Rule:
+    """Parse a rule.
+
+    Raises:
+        ValueError: It has another form; the message says what a rule looks like.
+    """
+    found = _RULE.fullmatch(text) if len(text) <= _MAX_RULE else None
+    if found is None:
+        msg = "a rule is the name of a tool, such as Read or mcp__github__*, or Tool(pattern), such as Bash(git log:*)"
+        raise ValueError(msg)
+    name = found[1]
+    return Rule(_ALIASES.get(name, name), found[2], text)
+
+
+def decide(
+    tool: str,
+    tool_input: Mapping[str, Any],
+    *,
+    workspace: str,
+    mode: str,
+    allowed: Iterable[Rule],
+    disallowed: Iterable[Rule],
+) -> Decision:
+    """Decide about one call.
+
+    Args:
+        tool: Its tool.
+        tool_input: Its input.
+        workspace: The absolute path of the workspace, links resolved.
+        mode: The permission mode, `DEFAULT`, `ACCEPT_EDITS`, `PLAN` or `DONT_ASK`.
+        allowed: Rules that allow: those of the session's options and those that answers added.
+        disallowed: Rules that deny.
+    """
+    tool = _ALIASES.get(tool, tool)
+    for rule in disallowed:
+        if _matches(rule, tool, tool_input, workspace, deny=True):
+            return Decision(Outcome.DENY, f"the rule {rule.text} denies it", "rule")
+    if tool in PERSONAL:
+        if mode == "DONT_ASK":
+            return Decision(Outcome.DENY, "in this permission mode nobody is asked", "mode")
+        return Decision(Outcome.ASK, "only a person can answer it", "default")
+
+    path = target_path(tool, tool_input, workspace)
+    outside = path is not None and not _is_below(path, workspace)
+    if mode == "PLAN" and tool not in _HARMLESS and tool not in _READERS:
+        return Decision(Outcome.DENY, "the agent is in plan mode and may change nothing: present the plan", "mode")
+    for rule in allowed:
+        if _matches(rule, tool, tool_input, workspace, deny=False):
+            return Decision(Outcome.ALLOW, f"the rule {rule.text} allows it", "rule")
+    if tool in _HARMLESS:
+        return Decision(Outcome.ALLOW, "it has no effect outside the agent", "default")
+    if tool in _READERS and not outside:
+        return Decision(Outcome.ALLOW, "it reads in the workspace", "default")
+    if tool in _EDITORS and mode == "ACCEPT_EDITS" and not outside:
+        return Decision(Outcome.ALLOW, "this permission mode accepts edits in the workspace", "mode")
+    if mode == "DONT_ASK":
+        return Decision(Outcome.DENY, "no rule allows it and in this permission mode nobody is asked", "mode")
+    if outside:
+        return Decision(Outcome.ASK, f"{path} is outside the workspace", "default", blocked_path=str(path))
+    return Decision(Outcome.ASK, "no rule allows it", "default")
+
+
+def target_path(tool: str, tool_input: Mapping[str, Any], workspace: str) -> str | None:
+    """The absolute path that a call of a file tool is about; None for other tools."""
+    key = _PATH_INPUTS.get(tool)
+    if key is None:
+        return None
+    path = tool_input.get(key)
+    if not isinstance(path, str) or not path:
+        return workspace
+    return posixpath.normpath(posixpath.join(workspace, path))
+
+
+def session_rules(tool: str, tool_input: Mapping[str, Any], workspace: str) -> list[str]:
+    """The rules that an answer "for the session" would add; none when no rule would be narrow enough."""
+    tool = _ALIASES.get(tool, tool)
+    if tool in PERSONAL:
+        return []
+    if tool == "Bash":
+        commands = _commands(tool_input.get("command"))
+        if not commands:
+            return []
+        rules = []
+        for words in commands:
+            # A program whose first argument is a command of its own (git push) is named with it.
+            count = 2 if len(words) > 1 and re.fullmatch(r"[a-z][a-z-]*", words[1]) else 1
+            rules.append(f"Bash({shlex.join(words[:count])}:*)")
+        return list(dict.fromkeys(rules))
+    path = target_path(tool, tool_input, workspace)
+    if path is not None:
+        if _is_below(path, workspace):
+            return [tool]
+        return [f"{tool}({posixpath.dirname(path)}/**)"]
+    if tool == "WebFetch":
+        domain = _domain(tool_input)
+        return [f"WebFetch(domain:{domain})"] if domain else []
+    return [tool]
+
+
+def _matches(rule: Rule, tool: str, tool_input: Mapping[str, Any], workspace: str, *, deny: bool) -> bool:
+    if not fnmatchcase(tool, rule.tool):
+        return False
+    if rule.pattern is None or rule.pattern == "*":
+        return True
+    if tool == "Bash":
+        return _matches_command(rule.pattern, tool_input.get("command"), deny=deny)
+    path = target_path(tool, tool_input, workspace)
+    if path is not None:
+        return _matches_path(rule.pattern, path, workspace)
+    if tool == "WebFetch" and rule.pattern.startswith("domain:"):
+        domain, wanted = _domain(tool_input), rule.pattern.removeprefix("domain:")
+        return domain == wanted or domain.endswith(f".{wanted}")
+    # Any other tool: the pattern is a glob over its only text, as in Skill(name) or Task(kind of agent).
+    texts = [value for value in tool_input.values() if isinstance(value, str)]
+    return any(fnmatchcase(value, rule.pattern) for value in (texts if deny else texts[:1]))
+
+
+def _matches_command(pattern: str, command: object, *, deny: bool) -> bool:
+    if not isinstance(command, str):
+        return deny
+    commands = _commands(command)
+    if commands is None:
+        # Cannot be taken apart: for a deny rule its bare text must do, an allow rule does not match.
+        return deny and _prefix(pattern) in command
+    hits = [_matches_words(pattern, words) for words in commands]
+    return any(hits) if deny else bool(hits) and all(hits)
+
+
+def _matches_words(pattern: str, words: Sequence[str]) -> bool:
+    text = " ".join(words)
+    if pattern.endswith(":*"):
+        prefix = pattern.removesuffix(":*")
+        return text == prefix or text.startswith(f"{prefix} ")
+    if "*" in pattern:
+        return fnmatchcase(text, pattern)
+    return text == pattern
+
+
+def _prefix(pattern: str) -> str:
+    return pattern.removesuffix(":*").split("*", 1)[0].strip()
+
+
+_SEPARATORS = frozenset({";", "&", "&&", "|", "||", "\n"})
+
+
+def _commands(command: object) -> list[list[str]] | None:
+    """The simple commands of a shell line as words; None when that is not certain."""
+    if not isinstance(command, str) or re.search(r"[`$<>(){}\\]|\n\s*\n", command):
+        return None
+    try:
+        lexer = shlex.shlex(command.replace("\n", " ; "), posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        tokens = list(lexer)
+    except ValueError:
+        return None
+    commands: list[list[str]] = [[]]
+    for token in tokens:
+        if token in _SEPARATORS:
+            commands.append([])
+        elif set(token) <= {";", "&", "|"}:
+            return None
+        else:
+            commands[-1].append(token)
+    commands = [words for words in commands if words]
+    # `X=1 program` runs the program under another name than its first word.
+    if any("=" in words[0] for words in commands):
+        return None
+    return commands
+
+
+def _matches_path(pattern: str, path: str, workspace: str) -> bool:
+    # `//etc/x` and `/etc/x` are absolute, all others lie in the workspace. `**` crosses folders, `*` does not.
+    absolute = pattern.replace("//", "/", 1) if pattern.startswith("/") else posixpath.join(workspace, pattern)
+    expression = ""
+    for part in re.split(r"(\*\*|\*|\?)", absolute):
+        expression += {"**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
+    return re.fullmatch(expression, path, re.DOTALL) is not None
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+def _domain(tool_input: Mapping[str, Any]) -> str:
+    url = tool_input.get("url")
+    found = re.match(r"https?://(?:[^/@]*@)?([^/:?#]+)", url) if isinstance(url, str) else None
+    return found[1].lower() if found else ""
