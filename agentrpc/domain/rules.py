@@ -133,20 +133,22 @@ def decide(
     """
     tool = _ALIASES.get(tool, tool)
     for rule in disallowed:
-        if _matches(rule, tool, tool_input, workspace, deny=True):
+        if _denies(rule, tool, tool_input, workspace):
             return Decision(Outcome.DENY, f"the rule {rule.text} denies it", "rule")
     if tool in PERSONAL:
         if mode == "DONT_ASK":
             return Decision(Outcome.DENY, "in this permission mode nobody is asked", "mode")
         return Decision(Outcome.ASK, "only a person can answer it", "default")
-
-    path = target_path(tool, tool_input, workspace)
-    outside = path is not None and not _is_below(path, workspace)
     if mode == "PLAN" and tool not in _HARMLESS and tool not in _READERS:
         return Decision(Outcome.DENY, "the agent is in plan mode and may change nothing: present the plan", "mode")
-    for rule in allowed:
-        if _matches(rule, tool, tool_input, workspace, deny=False):
-            return Decision(Outcome.ALLOW, f"the rule {rule.text} allows it", "rule")
+    rule_texts = _allowing(list(allowed), tool, tool_input, workspace)
+    if rule_texts:
+        return Decision(Outcome.ALLOW, f"the rule {', '.join(rule_texts)} allows it", "rule")
+    return _by_default(tool, target_path(tool, tool_input, workspace), workspace, mode)
+
+
+def _by_default(tool: str, path: str | None, workspace: str, mode: str) -> Decision:
+    outside = path is not None and not _is_below(path, workspace)
     if tool in _HARMLESS:
         return Decision(Outcome.ALLOW, "it has no effect outside the agent", "default")
     if tool in _READERS and not outside:
@@ -189,7 +191,7 @@ def session_rules(tool: str, tool_input: Mapping[str, Any], workspace: str) -> l
     path = target_path(tool, tool_input, workspace)
     if path is not None:
         if _is_below(path, workspace):
-            return [tool]
+            return [f"{tool}(**)"]
         return [f"{tool}({posixpath.dirname(path)}/**)"]
     if tool == "WebFetch":
         domain = _domain(tool_input)
@@ -197,33 +199,50 @@ def session_rules(tool: str, tool_input: Mapping[str, Any], workspace: str) -> l
     return [tool]
 
 
-def _matches(rule: Rule, tool: str, tool_input: Mapping[str, Any], workspace: str, *, deny: bool) -> bool:
+def _denies(rule: Rule, tool: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
     if not fnmatchcase(tool, rule.tool):
         return False
     if rule.pattern is None or rule.pattern == "*":
         return True
-    if tool == "Bash":
-        return _matches_command(rule.pattern, tool_input.get("command"), deny=deny)
-    path = target_path(tool, tool_input, workspace)
-    if path is not None:
-        return _matches_path(rule.pattern, path, workspace)
-    if tool == "WebFetch" and rule.pattern.startswith("domain:"):
-        domain, wanted = _domain(tool_input), rule.pattern.removeprefix("domain:")
-        return domain == wanted or domain.endswith(f".{wanted}")
-    # Any other tool: the pattern is a glob over its only text, as in Skill(name) or Task(kind of agent).
-    texts = [value for value in tool_input.values() if isinstance(value, str)]
-    return any(fnmatchcase(value, rule.pattern) for value in (texts if deny else texts[:1]))
-
-
-def _matches_command(pattern: str, command: object, *, deny: bool) -> bool:
-    if not isinstance(command, str):
-        return deny
+    if tool != "Bash":
+        return _matches_input(rule.pattern, tool, tool_input, workspace)
+    command = tool_input.get("command")
     commands = _commands(command)
     if commands is None:
-        # Cannot be taken apart: for a deny rule its bare text must do, an allow rule does not match.
-        return deny and _prefix(pattern) in command
-    hits = [_matches_words(pattern, words) for words in commands]
-    return any(hits) if deny else bool(hits) and all(hits)
+        # It cannot be taken apart: the bare text of the pattern must do.
+        return not isinstance(command, str) or rule.pattern.removesuffix(":*").split("*", 1)[0].strip() in command
+    return any(_matches_words(rule.pattern, words) for words in commands)
+
+
+def _allowing(rules: Sequence[Rule], tool: str, tool_input: Mapping[str, Any], workspace: str) -> list[str]:
+    """The texts of the rules that together allow the call; none when they do not."""
+    named = [rule for rule in rules if fnmatchcase(tool, rule.tool)]
+    for rule in named:
+        if rule.pattern is None or rule.pattern == "*":
+            return [rule.text]
+        if tool != "Bash" and _matches_input(rule.pattern, tool, tool_input, workspace):
+            return [rule.text]
+    if tool != "Bash":
+        return []
+    texts: dict[str, None] = {}
+    for words in _commands(tool_input.get("command")) or ():
+        text = next((rule.text for rule in named if _matches_words(rule.pattern or "", words)), None)
+        if text is None:
+            return []
+        texts[text] = None
+    return list(texts)
+
+
+def _matches_input(pattern: str, tool: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
+    path = target_path(tool, tool_input, workspace)
+    if path is not None:
+        return _matches_path(pattern, path, workspace)
+    if tool == "WebFetch" and pattern.startswith("domain:"):
+        domain, wanted = _domain(tool_input), pattern.removeprefix("domain:")
+        return domain == wanted or domain.endswith(f".{wanted}")
+    # Any other tool: a glob over its first text, as in Skill(name).
+    text = next((value for value in tool_input.values() if isinstance(value, str)), None)
+    return text is not None and fnmatchcase(text, pattern)
 
 
 def _matches_words(pattern: str, words: Sequence[str]) -> bool:
@@ -234,10 +253,6 @@ def _matches_words(pattern: str, words: Sequence[str]) -> bool:
     if "*" in pattern:
         return fnmatchcase(text, pattern)
     return text == pattern
-
-
-def _prefix(pattern: str) -> str:
-    return pattern.removesuffix(":*").split("*", 1)[0].strip()
 
 
 _SEPARATORS = frozenset({";", "&", "&&", "|", "||", "\n"})
