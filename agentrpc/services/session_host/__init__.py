@@ -1,0 +1,1 @@
+"""Hosts sessions on a worker: lease, actor, gate, writer."""

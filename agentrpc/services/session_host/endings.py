@@ -1,0 +1,98 @@
+"""How the end of a turn becomes the end of a run."""
+
+import hashlib
+
+from agentrpc.claude.translation import TurnEnded
+from agentrpc.domain.states import RunState
+from agentrpc.services.session_host.lifecycle import Ending
+from agentrpc.v1 import run_pb2
+
+__all__ = ["failed", "from_turn"]
+
+_INLINE = 256 * 1024
+
+# Subtypes of the CLI's result frame that are not success.
+_SUBTYPES = {
+    "error_max_turns": ("REASON_MAX_TURNS", "max_turns was reached: raise it, or create a run that goes on", False),
+    "error_max_budget_usd": ("REASON_MAX_COST", "max_cost_usd was reached: raise it, or create a run that goes on", False),
+    "error_max_structured_output_retries": (
+        "REASON_OUTPUT_INVALID",
+        "the answer did not follow output_schema_json: simplify the schema or the task",
+        True,
+    ),
+}
+
+# HTTP statuses of the provider's last refusal.
+_STATUSES = {
+    400: ("REASON_PROVIDER_INVALID_REQUEST", "the provider refused the request as invalid", False),
+    401: ("REASON_PROVIDER_AUTHENTICATION", "the provider refused the key: its operator has to set a good one", False),
+    402: ("REASON_PROVIDER_BILLING", "the provider wants billing to be settled", False),
+    403: ("REASON_PROVIDER_AUTHENTICATION", "the provider refused the key: its operator has to set a good one", False),
+    404: ("REASON_MODEL_NOT_FOUND", "the model does not exist or may not be used: choose another one", False),
+    413: ("REASON_CONTEXT_TOO_LONG", "the conversation does not fit the model any more: use a new session", False),
+    429: ("REASON_PROVIDER_RATE_LIMITED", "the provider's rate limit is reached: try again later", True),
+}
+_SERVER_ERROR = 500
+
+
+def failed(reason: str, message: str, *, retryable: bool = False, usage: Ending | None = None) -> Ending:
+    """A run that failed.
+
+    Args:
+        reason: A name of `RunError.Reason`.
+        message: One sentence for people, with a remedy, nothing internal.
+        retryable: Whether the same prompt may well succeed later.
+        usage: Whose usage to keep.
+    """
+    ending = Ending(
+        RunState.FAILED,
+        error=run_pb2.RunError(
+            reason=run_pb2.RunError.Reason.Value(reason), message=message, retryable=retryable
+        ),
+    )
+    if usage is not None:
+        ending.usage, ending.model_usage = usage.usage, usage.model_usage
+    return ending
+
+
+def from_turn(turn: TurnEnded, usage: Ending) -> Ending:
+    """The end of a run whose last turn ended like this, with the usage gathered so far."""
+    result = run_pb2.RunResult(
+        structured_json=turn.structured_json,
+        stop_reason=turn.stop_reason,
+        terminal_reason=turn.terminal_reason,
+        turn_count=turn.turn_count,
+        denial_count=turn.denial_count,
+    )
+    data = turn.text.encode()
+    if len(data) > _INLINE:
+        result.text = data[:1024].decode(errors="ignore")
+        result.omitted.total_bytes = len(data)
+        result.omitted.sha256 = hashlib.sha256(data).hexdigest()
+    else:
+        result.text = turn.text
+    result.duration.FromTimedelta(turn.duration)
+    result.model_duration.FromTimedelta(turn.model_duration)
+    ending = Ending(RunState.SUCCEEDED, result=result, usage=usage.usage, model_usage=usage.model_usage)
+    if not turn.is_error and turn.subtype == "success":
+        return ending
+    ending.state = RunState.FAILED
+    ending.error = _error(turn)
+    return ending
+
+
+def _error(turn: TurnEnded) -> run_pb2.RunError:
+    known = _SUBTYPES.get(turn.subtype) or _STATUSES.get(turn.http_status)
+    if known is None and turn.http_status >= _SERVER_ERROR:
+        known = ("REASON_PROVIDER_UNAVAILABLE", "the provider is overloaded or failed: try again later", True)
+    if known is None and "prompt is too long" in turn.text.lower():
+        known = _STATUSES[413]
+    if known is None:
+        known = ("REASON_INTERNAL", "the agent ended with an error of its own: see the result", True)
+    reason, message, retryable = known
+    return run_pb2.RunError(
+        reason=run_pb2.RunError.Reason.Value(reason),
+        message=message,
+        retryable=retryable,
+        http_status=turn.http_status,
+    )

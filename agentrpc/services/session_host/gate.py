@@ -1,0 +1,278 @@
+"""The gate: every tool call of the CLI waits here until its start is committed, or until it is denied.
+
+Keeps promises 3, 4 and 6. A call is allowed only after `tool_call_started` was committed under the lease's epoch
+together with its row in the tool ledger, so that no row means that it did not run. No decision, a time-out, an error, a
+stale lease or an unreachable database denies.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from agentrpc import clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.translation import Translator
+from agentrpc.domain.gate import ToolCall, Verdict
+from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, session_rules
+from agentrpc.errors import AgentRpcError, LeaseLostError
+from agentrpc.names import approval_name, run_name
+from agentrpc.services.session_host import lifecycle
+from agentrpc.services.session_host.writer import SessionWriter
+from agentrpc.services.signals import publish
+from agentrpc.store.database import Database
+from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, session_pb2
+
+__all__ = ["SessionGate"]
+
+log = structlog.get_logger()
+
+_INLINE = 256 * 1024
+_DEFAULT_WAIT = timedelta(hours=1)
+# How long a call waits for the frame with its block, so that `tool_call_started` stands behind the block in the log.
+_BLOCK_WAIT = 0.5
+_STORE_PATIENCE = 20.0
+
+_KINDS = {
+    "AskUserQuestion": approval_pb2.Approval.KIND_QUESTION,
+    "ExitPlanMode": approval_pb2.Approval.KIND_PLAN,
+}
+
+
+class SessionGate:
+    """Decides about the calls of one session.
+
+    Args:
+        database: The store.
+        bus: The live tail.
+        writer: The session's writer.
+        translator: Is told what was started and what was denied.
+        session_id: The session.
+        epoch: The epoch under which this worker holds it.
+        workspace: The absolute path of the workspace.
+        may_begin: Whether the worker's lease still allows to begin anything.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        writer: SessionWriter,
+        translator: Translator,
+        *,
+        session_id: UUID,
+        epoch: int,
+        workspace: str,
+        may_begin: Callable[[], bool],
+    ) -> None:
+        self._database = database
+        self._bus = bus
+        self._writer = writer
+        self._translator = translator
+        self._session_id = session_id
+        self._epoch = epoch
+        self._workspace = workspace
+        self._may_begin = may_begin
+        self._options = session_pb2.SessionOptions()
+        self._allowed: list[Rule] = []
+        self._disallowed: list[Rule] = []
+        self._grants: list[str] = []
+        self._mode = "DEFAULT"
+        self._run_id: UUID | None = None
+        self._waiting: dict[UUID, asyncio.Future[tuple[str, approval_pb2.Resolution]]] = {}
+        self._blocks: dict[str, asyncio.Event] = {}
+        self.interrupt: Callable[[], None] = lambda: None
+
+    def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str]) -> None:
+        """From now on calls belong to this run and are judged by these options."""
+        self._run_id = run_id
+        self._options = options
+        self._grants = list(grants)
+        self._allowed = [parse_rule(rule) for rule in [*options.allowed_tools, *grants]]
+        self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
+        self._mode = _mode(options)
+
+    def end_run(self) -> None:
+        """No call may begin until the next run; those that wait are denied."""
+        self._run_id = None
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.cancel()
+
+    def saw_block(self, tool_use_id: str) -> None:
+        """The block of a call went to the writer."""
+        self._blocks.setdefault(tool_use_id, asyncio.Event()).set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a call waits for an answer."""
+        return bool(self._waiting)
+
+    async def check_answers(self) -> None:
+        """Look in the store for answers to what waits. Called on a signal, and once a second while something waits."""
+        if not self._waiting:
+            return
+        found = await lifecycle.resolutions(self._database, self._session_id, list(self._waiting))
+        for approval_id, answer in found.items():
+            waiting = self._waiting.get(approval_id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    async def __call__(self, call: ToolCall) -> Verdict:
+        """Judge one call. Never raises: an error is a denial."""
+        try:
+            return await self._judge(call)
+        except LeaseLostError:
+            return self._deny(call, "this worker has lost the session", "policy", interrupt=True)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return self._deny(call, "the run was stopped before anyone answered", "approval")
+        except AgentRpcError as error:
+            log.warning("gate_denied", reason=error.reason, tool=call.tool_name)
+            return self._deny(call, "the call could not be recorded, so it was not made; try again", "policy")
+        except Exception:
+            log.exception("gate_failed", tool=call.tool_name)
+            return self._deny(call, "the call could not be judged, so it was not made", "policy")
+
+    async def _judge(self, call: ToolCall) -> Verdict:
+        await self._wait_for_block(call.tool_use_id)
+        run_id = self._run_id
+        if run_id is None or not self._may_begin():
+            return self._deny(call, "no run is under way", "policy")
+        decision = decide(
+            call.tool_name,
+            call.input,
+            workspace=os.path.realpath(self._workspace),
+            mode=self._mode,
+            allowed=self._allowed,
+            disallowed=self._disallowed,
+        )
+        if decision.outcome is Outcome.DENY:
+            return self._deny(call, f"{call.tool_name} is not allowed: {decision.reason}", decision.decided_by)
+        if decision.outcome is Outcome.ALLOW:
+            return await self._start(call, run_id, None)
+        return await self._ask(call, run_id, decision)
+
+    async def _wait_for_block(self, tool_use_id: str) -> None:
+        seen = self._blocks.setdefault(tool_use_id, asyncio.Event())
+        try:
+            async with asyncio.timeout(_BLOCK_WAIT):
+                await seen.wait()
+        except TimeoutError:
+            log.info("block_not_seen", tool_use_id=tool_use_id)
+        finally:
+            self._blocks.pop(tool_use_id, None)
+
+    async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        event = event_pb2.Event(
+            tool_call_started=event_pb2.ToolCallStarted(tool_use_id=call.tool_use_id, tool_name=call.tool_name)
+        )
+        if updated is not None:
+            event.tool_call_started.changed_input_json = json.dumps(updated, ensure_ascii=False)
+        event.parent_tool_use_id = self._translator.parent_of(call.agent_id)
+        event.time.FromDatetime(clock.utcnow())
+        # The CLI's hook waits with us. A database that is away for longer denies; the writer may still commit the start
+        # later, so that the ledger then says "in doubt", which is the safe side.
+        async with asyncio.timeout(_STORE_PATIENCE):
+            await self._writer.commit(event, started=(call.tool_use_id, call.tool_name, run_id))
+        if self._run_id != run_id or not self._may_begin():
+            return self._deny(call, "the run was stopped", "policy")
+        self._translator.call_started(call.tool_use_id, clock.utcnow())
+        return Verdict(allow=True, updated_input=updated)
+
+    def _deny(self, call: ToolCall, reason: str, by: str, *, interrupt: bool = False) -> Verdict:
+        self._translator.call_denied(call.tool_use_id, reason, by)
+        return Verdict(allow=False, message=reason, interrupt=interrupt)
+
+    async def _ask(self, call: ToolCall, run_id: UUID, decision: Decision) -> Verdict:
+        approval_id = clock.uuid7()
+        approval = self._approval(call, run_id, approval_id, decision)
+        await self._writer.flush()
+        answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
+        self._waiting[approval_id] = answered
+        try:
+            events = await lifecycle.request_approval(
+                self._database, self._session_id, run_id, self._epoch, approval
+            )
+            self._writer.committed(events[-1].sequence)
+            await publish(self._bus, self._session_id, events)
+            left = (approval.expire_time.ToDatetime(tzinfo=clock.utcnow().tzinfo) - clock.utcnow()).total_seconds()
+            try:
+                async with asyncio.timeout(left + 2):
+                    state, resolution = await answered
+            except TimeoutError:
+                # The scheduler writes the expiry; this worker need not wait for it to deny.
+                state, resolution = "EXPIRED", approval_pb2.Resolution()
+        finally:
+            self._waiting.pop(approval_id, None)
+        if state == "EXPIRED":
+            return self._deny(call, "nobody answered before the deadline", "approval")
+        if state != "ALLOWED":
+            if resolution.interrupt:
+                self.interrupt()
+            reason = resolution.message or "the user denied this call"
+            return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
+        if resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
+            self._grants += approval.session_rules
+            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
+        if approval.kind == approval_pb2.Approval.KIND_PLAN:
+            self._mode = "DEFAULT"
+        updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
+        return await self._start(call, run_id, updated)
+
+    def _approval(
+        self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision
+    ) -> approval_pb2.Approval:
+        workspace = os.path.realpath(self._workspace)
+        approval = approval_pb2.Approval(
+            name=approval_name(self._session_id, approval_id),
+            run=run_name(self._session_id, run_id),
+            kind=_KINDS.get(call.tool_name, approval_pb2.Approval.KIND_TOOL),
+            state=approval_pb2.Approval.STATE_PENDING,
+            tool_use_id=call.tool_use_id,
+            tool_name=call.tool_name,
+            title=_title(call),
+            reason=decision.reason,
+            blocked_path=decision.blocked_path,
+            session_rules=session_rules(call.tool_name, call.input, workspace),
+            parent_tool_use_id=self._translator.parent_of(call.agent_id),
+        )
+        text = self._translator.input_of(call.tool_use_id) or json.dumps(call.input, ensure_ascii=False)
+        data = text.encode("utf-8", "replace")
+        if len(data) > _INLINE:
+            approval.omitted.total_bytes = len(data)
+            approval.omitted.sha256 = hashlib.sha256(data).hexdigest()
+        else:
+            approval.input_json = data.decode()
+        now = clock.utcnow()
+        wait = self._options.approval_timeout.ToTimedelta() or _DEFAULT_WAIT
+        approval.create_time.FromDatetime(now)
+        approval.expire_time.FromDatetime(now + wait)
+        return approval
+
+
+def _mode(options: session_pb2.SessionOptions) -> str:
+
+
+    name = common_pb2.PermissionMode.Name(options.permission_mode).removeprefix("PERMISSION_MODE_")
+    return "DEFAULT" if name == "UNSPECIFIED" else name
+
+
+def _title(call: ToolCall) -> str:
+    if call.tool_name == "AskUserQuestion":
+        return "Claude asks a question"
+    if call.tool_name == "ExitPlanMode":
+        return "Claude has a plan and asks to carry it out"
+    for key, verb in (("command", "run"), ("file_path", call.tool_name.lower()), ("url", "fetch")):
+        value = call.input.get(key)
+        if isinstance(value, str):
+            short = " ".join(value.split())
+            return f"Claude wants to {verb}: {short[:200]}{'…' if len(short) > 200 else ''}"  # noqa: PLR2004
+    return f"Claude wants to call {call.tool_name}"

@@ -1,0 +1,291 @@
+"""The host of a worker's sessions: claims runs, keeps actors, looks at intents, evicts what is idle, stops clean.
+
+A doorbell only says that there may be work. What there is, Postgres says: on a doorbell and every two seconds, so that
+a queued run needs no Redis.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import structlog
+
+from agentrpc import __version__, clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.launcher import Isolation
+from agentrpc.errors import AgentRpcError, LeaseLostError
+from agentrpc.services.session_host.actor import Environment, SessionActor, TokenIssuer, first_events
+from agentrpc.services.session_host.lease import LeaseKeeper
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.store.leases import (
+    Claim,
+    claim_next,
+    declare_dead,
+    owned_sessions,
+    register_worker,
+    release,
+    retire_worker,
+)
+from agentrpc.telemetry import AGENT_MEMORY
+
+__all__ = ["SessionHost"]
+
+_Loop = Callable[[], Awaitable[None]]
+
+log = structlog.get_logger()
+
+_LOOK_INTERVAL = 1.0
+_MEMORY_INTERVAL = 10.0
+
+
+class SessionHost:
+    """One worker's sessions.
+
+    Args:
+        database: The store.
+        bus: Signals and the live tail.
+        settings: How many, how long.
+        tokens: The model gateway.
+        isolation: How process trees are kept apart.
+    """
+
+    def __init__(
+        self, database: Database, bus: Bus, settings: Settings, tokens: TokenIssuer, isolation: Isolation
+    ) -> None:
+        self.worker_id = clock.uuid7()
+        self._database = database
+        self._bus = bus
+        self._settings = settings
+        self._lease = LeaseKeeper(
+            settings.database_url.get_secret_value(), self.worker_id, settings.lease_ttl, self._on_lease_lost
+        )
+        self._env = Environment(database, bus, settings, tokens, isolation, self._lease.valid)
+        self._actors: dict[UUID, SessionActor] = {}
+        self._runs: dict[UUID, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._work = asyncio.Event()
+        self._signals: set[UUID] = set()
+        self._signalled = asyncio.Event()
+        self._signal_feed = bus.worker_subscription(self._on_signal)
+        self._draining = False
+        self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Register and begin to claim."""
+        await register_worker(
+            self._database,
+            self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            ttl=self._settings.lease_ttl,
+        )
+        self._lease.start()
+        await self._signal_feed.subscribe(self.worker_id)
+        loops = {"claim": self._claim_loop, "look": self._look_loop, "evict": self._evict_loop}
+        self._tasks = [asyncio.create_task(self._for_ever(name, loop), name=name) for name, loop in loops.items()]
+        log.info("worker_ready", worker=str(self.worker_id), isolation=str(self._env.isolation))
+
+    def ring(self) -> None:
+        """The doorbell: there may be work."""
+        self._work.set()
+
+    async def stop(self, grace: float) -> None:
+        """Stop clean: nothing new is claimed, what runs may end for `grace` seconds, then all process trees go.
+
+        A run that has not ended by then stays in the store and is taken up by another worker at once, because this one
+        declares itself dead when its last process is gone.
+        """
+        self._draining = True
+        if self._runs:
+            log.info("worker_draining", runs=len(self._runs))
+            await asyncio.wait(list(self._runs.values()), timeout=grace)
+        unfinished = bool(self._runs)
+        for task in [*self._tasks, *self._runs.values()]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._runs.values(), return_exceptions=True)
+        await asyncio.gather(*(actor.close() for actor in self._actors.values()), return_exceptions=True)
+        await self._signal_feed.close()
+        self._lease.stop()
+        with contextlib.suppress(AgentRpcError):
+            if unfinished:
+                await declare_dead(self._database, [self.worker_id])
+            else:
+                await retire_worker(self._database, self.worker_id)
+        log.info("worker_stopped", unfinished=unfinished)
+
+    def _on_signal(self, session_id: UUID) -> None:
+        self._signals.add(session_id)
+        self._signalled.set()
+        self._work.set()
+
+    def _on_lease_lost(self) -> None:
+        # Self-fencing: everything ends here before anyone else may begin.
+        log.error("lease_lost", worker=str(self.worker_id))
+        if not self.fatal.done():
+            self.fatal.set_result(None)
+
+    async def _for_ever(self, name: str, loop: _Loop) -> None:
+        while True:
+            try:
+                await loop()
+            except asyncio.CancelledError:
+                raise
+            except AgentRpcError as error:
+                log.warning("loop_paused", loop=name, reason=error.reason)
+            except Exception:
+                log.exception("loop_failed", loop=name)
+            await asyncio.sleep(clock.jitter(0.5))
+
+    # ---- Claiming ----
+
+    async def _claim_loop(self) -> None:
+        while True:
+            while not self._draining and self._lease.valid():
+                claim = await claim_next(
+                    self._database,
+                    self.worker_id,
+                    may_take_new=await self._make_room(),
+                    kill_timeout=self._settings.kill_timeout,
+                    begin=lambda session, run, taken_over: first_events(
+                        session, run, taken_over=taken_over, warm=self._is_warm(session.id)
+                    ),
+                )
+                if claim is None:
+                    break
+                self._begin(claim)
+            self._work.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(clock.jitter(self._settings.poll_interval, 0.1)):
+                    await self._work.wait()
+
+    def _is_warm(self, session_id: UUID) -> bool:
+        actor = self._actors.get(session_id)
+        return actor is not None and actor.has_process
+
+    async def _make_room(self) -> bool:
+        """Whether one more session fits, after the idle one that was used least recently has gone if need be."""
+        limit = self._settings.max_processes
+        if len(self._runs) >= limit:
+            return False
+        if len(self._actors) < limit:
+            return True
+        idle = [actor for actor in self._actors.values() if actor.session_id not in self._runs]
+        if not idle:
+            return False
+        # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
+        oldest = min(idle, key=lambda actor: actor.idle_since)
+        return await self._has_waiting() and await self._evict(oldest)
+
+    async def _has_waiting(self) -> bool:
+        async with self._database.connection() as connection:
+            return bool(
+                await connection.fetchval(
+                    "SELECT EXISTS (SELECT 1 FROM session_heads"
+                    " WHERE queued > 0 AND active_run IS NULL AND closed IS NULL AND worker IS DISTINCT FROM $1)",
+                    self.worker_id,
+                )
+            )
+
+    def _begin(self, claim: Claim) -> None:
+        session_id = claim.session.id
+        actor = self._actors.get(session_id)
+        if actor is not None and actor.epoch != claim.epoch:
+            # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
+            stale = self._actors.pop(session_id)
+            asyncio.create_task(stale.close(), name="close-stale")  # noqa: RUF006 - awaited by nobody on purpose
+            actor = None
+        if actor is None:
+            actor = self._actors[session_id] = SessionActor(self._env, claim)
+        task = asyncio.create_task(self._carry_out(actor, claim), name=f"run-{claim.run.id}")
+        self._runs[session_id] = task
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if self._runs.get(session_id) is finished:
+                del self._runs[session_id]
+            self._work.set()
+
+        task.add_done_callback(done)
+
+    async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
+        try:
+            await actor.carry_out(claim)
+        except LeaseLostError:
+            log.warning("session_lost", session=str(actor.session_id), epoch=actor.epoch)
+            await self._drop(actor)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("actor_failed", session=str(actor.session_id))
+            await self._drop(actor)
+
+    async def _drop(self, actor: SessionActor) -> None:
+        if self._actors.get(actor.session_id) is actor:
+            del self._actors[actor.session_id]
+        await actor.close()
+
+    # ---- Intents ----
+
+    async def _look_loop(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_INTERVAL):
+                    await self._signalled.wait()
+            self._signalled.clear()
+            self._signals.clear()
+            if not self._actors:
+                continue
+            heads = await owned_sessions(self._database, self.worker_id)
+            for session_id, actor in list(self._actors.items()):
+                head = heads.get(session_id)
+                if head is None or head.epoch != actor.epoch:
+                    if session_id not in self._runs:
+                        await self._drop(actor)
+                    continue
+                await actor.look(head)
+                if head.closed and session_id not in self._runs:
+                    await self._evict(actor)
+
+    # ---- Eviction ----
+
+    async def _evict_loop(self) -> None:
+        measured = 0.0
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for session_id, actor in list(self._actors.items()):
+                if session_id not in self._runs and now - actor.idle_since > self._settings.idle_ttl:
+                    await self._evict(actor)
+            if now - measured > _MEMORY_INTERVAL:
+                measured = now
+                actors = list(self._actors.values())
+                AGENT_MEMORY.set(await asyncio.to_thread(lambda: sum(actor.memory() for actor in actors)))
+                await self._clean_closed()
+
+    async def _evict(self, actor: SessionActor) -> bool:
+        """Let an idle session go: its last transcript line is written before the lease is given back."""
+        if actor.session_id in self._runs:
+            return False
+        if self._actors.get(actor.session_id) is actor:
+            del self._actors[actor.session_id]
+        await actor.close()
+        await release(self._database, actor.session_id, actor.epoch)
+        return True
+
+    async def _clean_closed(self) -> None:
+        """Remove the files of archived and deleted sessions that nobody holds."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "UPDATE sessions SET clean_time = now() FROM session_heads h"
+                " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
+                " AND sessions.clean_time IS NULL RETURNING sessions.id"
+            )
+        for row in rows:
+            folder = self._settings.data_dir / "sessions" / str(row[0])
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

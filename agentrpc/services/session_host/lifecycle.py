@@ -1,0 +1,201 @@
+"""What a worker changes about a run, each in one transaction that locks the head row and checks the epoch.
+
+Each may be tried again after a lost connection: a transition that is found done already is left as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentrpc import clock
+from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, SessionState, may_follow, session_state
+from agentrpc.errors import LeaseLostError
+from agentrpc.names import run_name
+from agentrpc.services import approvals
+from agentrpc.store.database import Database
+from agentrpc.store.leases import lock_head
+from agentrpc.store.log import LogEvent, StoredEvent, append_control
+from agentrpc.store.tables import Approval, Run, Session, SessionGrant, SessionHead, ToolCallRow
+from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+
+__all__ = [
+    "Ending",
+    "calls_in_doubt",
+    "end_run",
+    "grants",
+    "load_options",
+    "mark_agent",
+    "request_approval",
+    "resolutions",
+]
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run ended: what `RunEnded` and the run's row say."""
+
+    state: RunState
+    result: run_pb2.RunResult | None = None
+    error: run_pb2.RunError | None = None
+    usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
+    model_usage: Sequence[common_pb2.ModelUsage] = ()
+
+
+async def end_run(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending
+) -> list[StoredEvent]:
+    """End the active run: its row, its waiting approvals, the head row, the session's totals, and `run_ended`.
+
+    Returns:
+        The events, to be published; none when the run had ended already.
+
+    Raises:
+        LeaseLostError: Another epoch has begun.
+    """
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        before = RunState(run.state)
+        if before in TERMINAL_RUN_STATES:
+            return []
+        assert may_follow(before, ending.state)
+        session_before = _state(head)
+        events = await approvals.cancel_pending(tx, head, run_id)
+
+        ended = event_pb2.RunEnded(
+            state=run_pb2.Run.State.Value(f"STATE_{ending.state}"), usage=ending.usage, model_usage=ending.model_usage
+        )
+        if ending.result is not None:
+            ended.result.CopyFrom(ending.result)
+        if ending.error is not None:
+            ended.error.CopyFrom(ending.error)
+        event = event_pb2.Event(run=run_name(session_id, run_id), run_ended=ended)
+        run.state = ending.state
+        run.end_time = clock.utcnow()
+        event.time.FromDatetime(run.end_time)
+        run.result = ending.result.SerializeToString() if ending.result is not None else None
+        run.error = ending.error.SerializeToString() if ending.error is not None else None
+        run.usage = event_pb2.RunEnded(usage=ending.usage, model_usage=ending.model_usage).SerializeToString()
+        run.cost_usd = ending.usage.cost_usd
+        head.active_run = None
+        if head.interrupt_run == run_id:
+            head.interrupt_run = None
+        session = await tx.get_one(Session, session_id)
+        session.usage = _sum(session.usage, ending.usage)
+        events.append(LogEvent.of(event, run_id))
+        last_of_run = len(events)
+        if (change := state_change(session_before, _state(head))) is not None:
+            events.append(change)
+        await tx.flush()
+        stored = await append_control(tx, session_id, events)
+        run.last_sequence = stored[last_of_run - 1].sequence
+        return stored
+
+
+async def request_approval(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, approval: approval_pb2.Approval
+) -> list[StoredEvent]:
+    """Store an approval and let the run wait for it. Raises LeaseLostError."""
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        return await approvals.request_approval(tx, head, run, approval)
+
+
+async def resolutions(
+    database: Database, session_id: UUID, approval_ids: Sequence[UUID]
+) -> dict[UUID, tuple[str, approval_pb2.Resolution]]:
+    """State and answer of those approvals that are not pending any more."""
+    async with database.transaction() as tx:
+        rows = await tx.execute(
+            select(Approval.id, Approval.state, Approval.resolution).where(
+                Approval.session_id == session_id, Approval.id.in_(approval_ids), Approval.state != "PENDING"
+            )
+        )
+        return {row[0]: (row[1], approval_pb2.Resolution.FromString(row[2] or b"")) for row in rows}
+
+
+async def grants(database: Database, session_id: UUID) -> list[str]:
+    """The rules that answers "for the session" have added."""
+    async with database.transaction() as tx:
+        return list(await tx.scalars(select(SessionGrant.rule).where(SessionGrant.session_id == session_id)))
+
+
+async def calls_in_doubt(database: Database, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
+    """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
+    async with database.transaction() as tx:
+        rows = await tx.execute(
+            select(ToolCallRow.tool_use_id, ToolCallRow.tool_name).where(
+                ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id, ToolCallRow.outcome.is_(None)
+            )
+        )
+        return [(row[0], row[1]) for row in rows]
+
+
+async def cancel_orphaned_approvals(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int
+) -> list[StoredEvent]:
+    """After a takeover: what the lost worker asked waits for nothing any more."""
+    async with database.transaction() as tx:
+        head, _ = await _held(tx, session_id, run_id, epoch)
+        before = _state(head)
+        events = await approvals.cancel_pending(tx, head, run_id)
+        if not events:
+            return []
+        if (change := state_change(before, _state(head))) is not None:
+            events.append(change)
+        await tx.flush()
+        return await append_control(tx, session_id, events)
+
+
+async def load_options(database: Database, session_id: UUID) -> bytes:
+    """The session's options as they are now, serialized."""
+    async with database.transaction() as tx:
+        options = await tx.scalar(select(Session.options).where(Session.id == session_id))
+        return options or b""
+
+
+async def mark_agent(database: Database, session_id: UUID, claude_session_id: UUID, version: str) -> None:
+    """Note which CLI wrote the session's transcript, and under which id."""
+    async with database.transaction() as tx:
+        session = await tx.get_one(Session, session_id)
+        session.claude_session_id = claude_session_id
+        session.agent_version = version
+
+
+def state_change(before: SessionState, after: SessionState) -> LogEvent | None:
+    """`session_state_changed`, if it did change."""
+    if before == after:
+        return None
+    event = event_pb2.Event(
+        session_state_changed=event_pb2.SessionStateChanged(
+            previous_state=session_pb2.Session.State.Value(f"STATE_{before}"),
+            state=session_pb2.Session.State.Value(f"STATE_{after}"),
+        )
+    )
+    event.time.FromDatetime(clock.utcnow())
+    return LogEvent.of(event, None)
+
+
+async def _held(tx: AsyncSession, session_id: UUID, run_id: UUID, epoch: int) -> tuple[SessionHead, Run]:
+    head = await lock_head(tx, session_id)
+    if head is None or head.epoch != epoch:
+        raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+    return head, await tx.get_one(Run, run_id)
+
+
+def _state(head: SessionHead) -> SessionState:
+    return session_state(
+        closed=SessionState(head.closed) if head.closed else None,
+        active=head.active_run is not None,
+        queued=head.queued,
+        pending_approvals=head.pending_approvals,
+    )
+
+
+def _sum(stored: bytes, usage: common_pb2.Usage) -> bytes:
+    total = common_pb2.Usage.FromString(stored)
+    for name in common_pb2.Usage.DESCRIPTOR.fields_by_name:
+        setattr(total, name, getattr(total, name) + getattr(usage, name))
+    return total.SerializeToString()
