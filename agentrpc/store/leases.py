@@ -92,19 +92,28 @@ async def renew_lease(database: Database, worker_id: UUID, ttl: float) -> bool:
     return bool(done)
 
 
-async def declare_dead(database: Database, worker_ids: Sequence[UUID] | None = None, *, host: str | None = None) -> int:
+async def declare_dead(
+    database: Database,
+    worker_ids: Sequence[UUID] | None = None,
+    *,
+    host: str | None = None,
+    pid: int | None = None,
+) -> int:
     """Say that workers are dead for certain: their process trees are gone. Takeover is at once.
 
     Args:
         database: The store.
         worker_ids: These workers.
         host: All workers of this host instead.
+        pid: Of that host only the process with this id.
 
     Returns:
         How many were alive until now.
     """
     query = update(Worker).where(Worker.dead_time.is_(None)).values(dead_time=text("now()"))
     query = query.where(Worker.id.in_(worker_ids)) if worker_ids is not None else query.where(Worker.host == host)
+    if pid is not None:
+        query = query.where(Worker.pid == pid)
     async with database.transaction() as tx:
         return len((await tx.execute(query.returning(Worker.id))).all())
 

@@ -23,6 +23,7 @@ from agentrpc.services.session_host.actor import Environment, SessionActor, Toke
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
+from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
     claim_next,
@@ -181,17 +182,7 @@ class SessionHost:
             return False
         # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
         oldest = min(idle, key=lambda actor: actor.idle_since)
-        return await self._has_waiting() and await self._evict(oldest)
-
-    async def _has_waiting(self) -> bool:
-        async with self._database.connection() as connection:
-            return bool(
-                await connection.fetchval(
-                    "SELECT EXISTS (SELECT 1 FROM session_heads"
-                    " WHERE queued > 0 AND active_run IS NULL AND closed IS NULL AND worker IS DISTINCT FROM $1)",
-                    self.worker_id,
-                )
-            )
+        return await has_waiting(self._database, self.worker_id) and await self._evict(oldest)
 
     def _begin(self, claim: Claim) -> None:
         session_id = claim.session.id
@@ -280,12 +271,6 @@ class SessionHost:
 
     async def _clean_closed(self) -> None:
         """Remove the files of archived and deleted sessions that nobody holds."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "UPDATE sessions SET clean_time = now() FROM session_heads h"
-                " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
-                " AND sessions.clean_time IS NULL RETURNING sessions.id"
-            )
-        for row in rows:
-            folder = self._settings.data_dir / "sessions" / str(row[0])
+        for session_id in await take_sessions_to_clean(self._database):
+            folder = self._settings.data_dir / "sessions" / str(session_id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

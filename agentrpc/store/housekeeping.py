@@ -1,0 +1,51 @@
+"""What is done now and then: figures for the gauges, old request ids, files of closed sessions."""
+
+from uuid import UUID
+
+from agentrpc.store.database import Database
+
+__all__ = ["forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
+
+
+async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
+    """Runs that have not ended by state, and the age in seconds of the oldest that waits for a worker."""
+    async with database.connection() as connection:
+        # Index runs_open.
+        rows = await connection.fetch(
+            "SELECT state, count(*) FROM runs WHERE state IN ('QUEUED', 'RUNNING', 'REQUIRES_ACTION') GROUP BY state"
+        )
+        # Index session_heads_queue.
+        oldest = await connection.fetchval(
+            "SELECT extract(epoch FROM now() - min(queued_since))::float8 FROM session_heads"
+            " WHERE queued > 0 AND active_run IS NULL AND closed IS NULL"
+        )
+    return {row[0]: row[1] for row in rows}, max(oldest or 0.0, 0.0)
+
+
+async def forget_requests(database: Database) -> None:
+    """Drop request ids that are older than the day for which they count."""
+    async with database.connection() as connection:
+        await connection.execute("DELETE FROM requests WHERE create_time < now() - interval '25 hours'")
+
+
+async def has_waiting(database: Database, worker_id: UUID) -> bool:
+    """Whether a run waits in a session that this worker does not hold."""
+    async with database.connection() as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT EXISTS (SELECT 1 FROM session_heads WHERE queued > 0 AND active_run IS NULL"
+                " AND closed IS NULL AND worker IS DISTINCT FROM $1)",
+                worker_id,
+            )
+        )
+
+
+async def take_sessions_to_clean(database: Database) -> list[UUID]:
+    """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "UPDATE sessions SET clean_time = now() FROM session_heads h"
+            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
+            " AND sessions.clean_time IS NULL RETURNING sessions.id"
+        )
+    return [row[0] for row in rows]

@@ -1,0 +1,1 @@
+"""Workers and the scheduler: the processes that do things, and the queue that wakes them."""

@@ -1,0 +1,59 @@
+"""The scheduler: approvals past their deadline, partitions of the coming months, old request ids, gauges.
+
+Any number may run: each step takes its rows under locks and is found done by the others.
+"""
+
+import asyncio
+
+import structlog
+
+from agentrpc import clock
+from agentrpc.errors import AgentRpcError
+from agentrpc.services.approvals import Approvals
+from agentrpc.store.database import Database
+from agentrpc.store.housekeeping import forget_requests, queue_figures
+from agentrpc.store.schema import ensure_partitions
+from agentrpc.telemetry import QUEUE_AGE, RUNS
+
+__all__ = ["Scheduler"]
+
+log = structlog.get_logger()
+
+_TICK = 1.0
+_HOUSEKEEPING = 600.0
+
+
+class Scheduler:
+    """The loop.
+
+    Args:
+        database: The store.
+        approvals: Expires them.
+    """
+
+    def __init__(self, database: Database, approvals: Approvals) -> None:
+        self._database = database
+        self._approvals = approvals
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        next_housekeeping = 0.0
+        while True:
+            try:
+                await self._approvals.expire_due()
+                await self._measure()
+                if clock.monotonic() >= next_housekeeping:
+                    await ensure_partitions(self._database, clock.utcnow())
+                    await forget_requests(self._database)
+                    next_housekeeping = clock.monotonic() + _HOUSEKEEPING
+            except AgentRpcError as error:
+                log.warning("scheduler_paused", reason=error.reason)
+            except Exception:
+                log.exception("scheduler_failed")
+            await asyncio.sleep(clock.jitter(_TICK, 0.2))
+
+    async def _measure(self) -> None:
+        states, oldest = await queue_figures(self._database)
+        for state in ("QUEUED", "RUNNING", "REQUIRES_ACTION"):
+            RUNS.labels(state).set(states.get(state, 0))
+        QUEUE_AGE.set(oldest)
