@@ -102,7 +102,7 @@ class EmbeddedRedis:
         configuration = self._folder / "redis.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave \"\"\nappendonly no\n"
+            f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\n'
             f"dir {self._folder}\ndaemonize no\nlogfile {self._folder / 'redis.log'}\n"
         )
         self._process = await asyncio.create_subprocess_exec(

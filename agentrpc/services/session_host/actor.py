@@ -257,7 +257,11 @@ class SessionActor:
                 return turn.result()
             if self._stopping.done():
                 return self._stopping.result()
-            if run.timeout is not None and run.start_time is not None and clock.utcnow() >= run.start_time + run.timeout:
+            if (
+                run.timeout is not None
+                and run.start_time is not None
+                and clock.utcnow() >= run.start_time + run.timeout
+            ):
                 return _Stop(RunState.EXPIRED, "its time-out passed")
             return None
         finally:

@@ -14,7 +14,11 @@ _INLINE = 256 * 1024
 # Subtypes of the CLI's result frame that are not success.
 _SUBTYPES = {
     "error_max_turns": ("REASON_MAX_TURNS", "max_turns was reached: raise it, or create a run that goes on", False),
-    "error_max_budget_usd": ("REASON_MAX_COST", "max_cost_usd was reached: raise it, or create a run that goes on", False),
+    "error_max_budget_usd": (
+        "REASON_MAX_COST",
+        "max_cost_usd was reached: raise it, or create a run that goes on",
+        False,
+    ),
     "error_max_structured_output_retries": (
         "REASON_OUTPUT_INVALID",
         "the answer did not follow output_schema_json: simplify the schema or the task",
@@ -46,9 +50,7 @@ def failed(reason: str, message: str, *, retryable: bool = False, usage: Ending 
     """
     ending = Ending(
         RunState.FAILED,
-        error=run_pb2.RunError(
-            reason=run_pb2.RunError.Reason.Value(reason), message=message, retryable=retryable
-        ),
+        error=run_pb2.RunError(reason=run_pb2.RunError.Reason.Value(reason), message=message, retryable=retryable),
     )
     if usage is not None:
         ending.usage, ending.model_usage = usage.usage, usage.model_usage

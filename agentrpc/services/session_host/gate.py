@@ -198,9 +198,7 @@ class SessionGate:
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
         self._waiting[approval_id] = answered
         try:
-            events = await lifecycle.request_approval(
-                self._database, self._session_id, run_id, self._epoch, approval
-            )
+            events = await lifecycle.request_approval(self._database, self._session_id, run_id, self._epoch, approval)
             self._writer.committed(events[-1].sequence)
             await publish(self._bus, self._session_id, events)
             left = (approval.expire_time.ToDatetime(tzinfo=clock.utcnow().tzinfo) - clock.utcnow()).total_seconds()
@@ -227,9 +225,7 @@ class SessionGate:
         updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
         return await self._start(call, run_id, updated)
 
-    def _approval(
-        self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision
-    ) -> approval_pb2.Approval:
+    def _approval(self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision) -> approval_pb2.Approval:
         workspace = os.path.realpath(self._workspace)
         approval = approval_pb2.Approval(
             name=approval_name(self._session_id, approval_id),
@@ -260,7 +256,6 @@ class SessionGate:
 
 def _mode(options: session_pb2.SessionOptions) -> str:
 
-
     name = common_pb2.PermissionMode.Name(options.permission_mode).removeprefix("PERMISSION_MODE_")
     return "DEFAULT" if name == "UNSPECIFIED" else name
 
@@ -274,5 +269,5 @@ def _title(call: ToolCall) -> str:
         value = call.input.get(key)
         if isinstance(value, str):
             short = " ".join(value.split())
-            return f"Claude wants to {verb}: {short[:200]}{'…' if len(short) > 200 else ''}"  # noqa: PLR2004
+            return f"Claude wants to {verb}: {short[:200]}{'…' if len(short) > 200 else ''}"
     return f"Claude wants to call {call.tool_name}"

@@ -44,9 +44,7 @@ class Ending:
     model_usage: Sequence[common_pb2.ModelUsage] = ()
 
 
-async def end_run(
-    database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending
-) -> list[StoredEvent]:
+async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending) -> list[StoredEvent]:
     """End the active run: its row, its waiting approvals, the head row, the session's totals, and `run_ended`.
 
     Returns:
