@@ -1,0 +1,1 @@
+"""The Claude Agent SDK and its CLI: launching, options, raw frames, transcripts. The only place that imports the SDK."""

@@ -1,0 +1,261 @@
+"""One live CLI process.
+
+Its frames are the raw dictionaries of the SDK's control protocol and not the SDK's typed messages, which lose fields.
+`client._query` is private to the SDK: the version is pinned, and tests with the real CLI cover every use of it.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import claude_agent_sdk
+from claude_agent_sdk import ClaudeSDKClient, HookMatcher, PermissionResultAllow, PermissionResultDeny
+
+from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
+from agentrpc.claude.options import agent_environment, agent_options
+from agentrpc.claude.transcripts import TranscriptMirror
+from agentrpc.domain.gate import Gate, ToolCall, Verdict
+from agentrpc.v1 import session_pb2
+
+__all__ = ["AgentCrashedError", "AgentProcess", "AgentSpec", "AgentStartError", "bundled_cli"]
+
+_STDERR_LINES = 50
+# Longer than the longest approval: some hook time-outs fail open, and the gate has a deadline of its own.
+_HOOK_TIMEOUT = 40 * 86400
+
+
+class AgentStartError(Exception):
+    """The CLI is missing, crashed or hung at its start.
+
+    Attributes:
+        detail: For the log; callers see only the message.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class AgentCrashedError(Exception):
+    """The CLI ended unasked."""
+
+    def __init__(self, exit_code: int | None, stderr_tail: str) -> None:
+        super().__init__(f"the CLI ended by itself with status {exit_code}")
+        self.exit_code = exit_code
+        self.stderr_tail = stderr_tail
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """What a process is started with.
+
+    Attributes:
+        session_id: The session.
+        claude_session_id: The CLI's id of it.
+        resume: Whether there is a transcript to go on from.
+        options: The session's options, with the model set.
+        paths: The session's folders, made.
+        gateway_url: The model gateway.
+        token: The run token for it.
+        isolation: How the tree is kept apart.
+        gate: Judges every call.
+        on_transcript: Gets (subpath, lines); must only enqueue.
+        cli_path: Another CLI than the bundled one.
+    """
+
+    session_id: UUID
+    claude_session_id: str
+    resume: bool
+    options: session_pb2.SessionOptions
+    paths: SessionPaths
+    gateway_url: str
+    token: str
+    isolation: Isolation
+    gate: Gate
+    on_transcript: Callable[[str, list[bytes]], None]
+    cli_path: Path | None = None
+
+
+def bundled_cli() -> Path:
+    """The CLI in the SDK's wheel."""
+    return Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+
+
+class AgentProcess:
+    """A live CLI. Made by `start`; `frames` has to be drained for as long as it lives."""
+
+    def __init__(self, client: ClaudeSDKClient, stderr: deque[str]) -> None:
+        self._client = client
+        self._stderr = stderr
+        self._prompts = 0
+        self._stopping: asyncio.Task[StopReceipt] | None = None
+
+    @classmethod
+    async def start(cls, spec: AgentSpec, *, timeout: float) -> "AgentProcess":
+        """Start a CLI and wait until it is ready.
+
+        Args:
+            spec: With what.
+            timeout: Seconds after which a CLI that does not answer counts as hung.
+
+        Raises:
+            AgentStartError: It is missing, crashed or hung. Nothing of it is left.
+        """
+        cli = (spec.cli_path or bundled_cli()).resolve()
+        if not cli.is_file():
+            raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
+        environment = agent_environment(spec.paths, spec.gateway_url, spec.token)
+        script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
+        stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        gatekeeper = _Gatekeeper(spec.gate)
+        rest: dict[str, Any] = {
+            "cli_path": str(script),
+            # The mirror checks paths against it here, in our process; the launcher sets it for the CLI.
+            "env": {"CLAUDE_CONFIG_DIR": str(spec.paths.config)},
+            "stderr": stderr.append,
+            "session_store": TranscriptMirror(spec.on_transcript),
+            "session_store_flush": "eager",
+            "hooks": {"PreToolUse": [HookMatcher(hooks=[gatekeeper.hook], timeout=_HOOK_TIMEOUT, on_failure="block")]},
+            "can_use_tool": gatekeeper.can_use_tool,
+            ("resume" if spec.resume else "session_id"): spec.claude_session_id,
+        }
+        client = ClaudeSDKClient(agent_options(spec.options, spec.paths, rest))
+        agent = cls(client, stderr)
+        connecting = asyncio.create_task(client.connect(), name="connect")
+        try:
+            done, _ = await asyncio.wait({connecting}, timeout=timeout)
+            if not done:
+                raise AgentStartError(f"the CLI did not answer within {timeout:.0f} s of its start", agent.stderr_tail)
+            connecting.result()
+        except BaseException as error:
+            # The tree goes first: the SDK's own way takes up to 20 s and misses what tools have started.
+            await asyncio.shield(stop_tree(agent.pid))
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            if isinstance(error, (AgentStartError, asyncio.CancelledError)):
+                raise
+            detail = f"{type(error).__name__}: {error}; {agent.stderr_tail}"
+            raise AgentStartError("the CLI ended while it was starting", detail) from error
+        return agent
+
+    @property
+    def pid(self) -> int | None:
+        """The root of the process tree."""
+        process = getattr(self._client._transport, "_process", None)
+        return process.pid if process is not None else None
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last lines that the CLI printed, for the log."""
+        return "\n".join(self._stderr)
+
+    def memory(self) -> int:
+        """Bytes that the tree uses."""
+        return tree_memory(self.pid) if self.pid is not None else 0
+
+    def exhausted(self, options: session_pb2.SessionOptions) -> bool:
+        """Whether another run needs another process: the CLI counts cost for its whole life, we count it for a run."""
+        return self._prompts > 0 and options.HasField("max_cost_usd")
+
+    async def frames(self) -> AsyncIterator[dict[str, Any]]:
+        """Raw frames, until `stop`.
+
+        Raises:
+            AgentCrashedError: The CLI ended unasked.
+        """
+        assert self._client._query is not None
+        exit_code: int | None = 0
+        try:
+            async for frame in self._client._query.receive_messages():
+                yield frame
+        except Exception as error:
+            exit_code = getattr(error, "exit_code", None)
+            self._stderr.append(f"{type(error).__name__}: {error}")
+        if self._stopping is None:
+            raise AgentCrashedError(exit_code, self.stderr_tail)
+
+    async def send_prompt(self, text: str, *, uuid: str) -> None:
+        """Begin a turn. `uuid` becomes the prompt's place in the transcript."""
+        self._prompts += 1
+        message = {
+            "type": "user",
+            "message": {"role": "user", "content": text},
+            "parent_tool_use_id": None,
+            "session_id": "default",
+            "uuid": uuid,
+            "client_composed": True,
+        }
+        assert self._client._transport is not None
+        await self._client._transport.write(json.dumps(message) + "\n")
+
+    async def interrupt(self) -> None:
+        """Ask the CLI to end the turn, as Esc does."""
+        await self._client.interrupt()
+
+    async def stop(self, *, grace: float = 2.0) -> StopReceipt:
+        """End the whole tree. Goes on even if the caller is cancelled.
+
+        Args:
+            grace: Seconds for the CLI to leave by itself after the end of its input.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace), name="stop-agent")
+        return await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace: float) -> StopReceipt:
+        pid = self.pid
+        transport = self._client._transport
+        process = getattr(transport, "_process", None)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(grace):
+                assert transport is not None
+                await transport.end_input()
+                if process is not None:
+                    await process.wait()
+        receipt = await stop_tree(pid)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(5):
+                await self._client.disconnect()
+        return receipt
+
+
+class _Gatekeeper:
+    """Puts the gate where the CLI asks: in its hook before every call, and in its permission prompt.
+
+    The prompt comes for what the CLI would ask a person even after a hook has allowed it (leaving plan mode). It is
+    there too because AskUserQuestion exists only for a host that has it.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._allowed: dict[str, Verdict] = {}
+
+    async def hook(self, given: Any, tool_use_id: str | None, _: Any) -> dict[str, Any]:  # noqa: ANN401 - the SDK's
+        call = ToolCall(
+            tool_use_id=tool_use_id or given.get("tool_use_id", ""),
+            tool_name=given.get("tool_name", ""),
+            input=given.get("tool_input") or {},
+            agent_id=given.get("agent_id"),
+        )
+        verdict = await self._gate(call)
+        answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecision": "deny"}
+        if verdict.allow:
+            self._allowed[call.tool_use_id] = verdict
+            answer["permissionDecision"] = "allow"
+            if verdict.updated_input is not None:
+                answer["updatedInput"] = verdict.updated_input
+        else:
+            answer["permissionDecisionReason"] = verdict.message
+        return {"hookSpecificOutput": answer}
+
+    async def can_use_tool(self, _: str, given: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - the SDK's
+        verdict = self._allowed.pop(context.tool_use_id, None)
+        if verdict is None:
+            return PermissionResultDeny(message="the call did not pass the gate")
+        return PermissionResultAllow(updated_input=verdict.updated_input or given)

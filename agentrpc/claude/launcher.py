@@ -1,0 +1,267 @@
+"""How a CLI's process tree is launched apart from everything else, measured and ended.
+
+Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment and enters a
+bubblewrap sandbox, where that works: a PID and IPC namespace of its own, system folders read-only, only the session's
+folders writable, nothing else of the host visible. Otherwise a child subreaper (`supervisor.py`) holds the tree
+together, so that at least nothing of it survives. Whatever is secret goes by files with mode 0600, never by argv.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+__all__ = ["Isolation", "SessionPaths", "StopReceipt", "choose_isolation", "stop_tree", "tree_memory", "write_launcher"]
+
+_PROBE_TIMEOUT = 10.0
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+class Isolation(StrEnum):
+    """How a process tree is kept apart."""
+
+    BUBBLEWRAP = "bubblewrap"
+    SUBREAPER = "subreaper"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPaths:
+    """The folders of one session; all of mode 0700."""
+
+    root: Path
+
+    @classmethod
+    def under(cls, data_dir: Path, session_id: UUID) -> "SessionPaths":
+        """Where the files of a session are."""
+        return cls(data_dir.resolve() / "sessions" / str(session_id))
+
+    @property
+    def home(self) -> Path:
+        """The agent's HOME."""
+        return self.root / "home"
+
+    @property
+    def config(self) -> Path:
+        """The CLI's CLAUDE_CONFIG_DIR."""
+        return self.root / "config"
+
+    @property
+    def workspace(self) -> Path:
+        """Where the agent works."""
+        return self.root / "workspace"
+
+    @property
+    def launch(self) -> Path:
+        """What the launcher reads. Not visible to the agent, except `options`."""
+        return self.root / "launch"
+
+    @property
+    def options(self) -> Path:
+        """Big or secret options that the CLI reads."""
+        return self.launch / "options"
+
+    def create(self) -> None:
+        """Make what is missing."""
+        for folder in (self.root, self.home, self.config, self.workspace, self.launch, self.options):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write_option(self, name: str, text: str) -> Path:
+        """Write a file that only its owner may read, and return its path."""
+        return _write_private(self.options / name, text.encode())
+
+
+def choose_isolation(wanted: str) -> tuple[Isolation, str]:
+    """The isolation to use, and why.
+
+    Args:
+        wanted: `auto`, `bubblewrap` or `subreaper`.
+
+    Raises:
+        RuntimeError: bubblewrap was asked for and does not work here.
+    """
+    if wanted == Isolation.SUBREAPER:
+        return Isolation.SUBREAPER, "as configured"
+    trouble = _bubblewrap_trouble()
+    if trouble is None:
+        return Isolation.BUBBLEWRAP, "bubblewrap works"
+    if wanted == Isolation.BUBBLEWRAP:
+        msg = f"isolation=bubblewrap is set, but {trouble}"
+        raise RuntimeError(msg)
+    return Isolation.SUBREAPER, f"{trouble}: agents of one worker can see each other's files and processes"
+
+
+@lru_cache
+def _bubblewrap_trouble() -> str | None:
+    """What keeps bubblewrap from working here; None when it works."""
+    binary = shutil.which("bwrap")
+    if binary is None:
+        return "bubblewrap is not installed (`apt-get install bubblewrap`)"
+    try:
+        done = subprocess.run(  # noqa: S603
+            [
+                binary,
+                "--unshare-pid",
+                "--unshare-ipc",
+                "--ro-bind",
+                "/",
+                "/",
+                "--proc",
+                "/proc",
+                "--dev",
+                "/dev",
+                "true",
+            ],
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap does not start ({type(error).__name__})"
+    if done.returncode:
+        return f"bubblewrap does not work here ({done.stderr.decode(errors='replace').strip()[:200]})"
+    return None
+
+
+def write_launcher(paths: SessionPaths, isolation: Isolation, cli: Path, environment: Mapping[str, str]) -> Path:
+    """Write the script that the SDK runs as its CLI.
+
+    Args:
+        paths: The session's folders.
+        isolation: How the tree is kept apart.
+        cli: The real CLI.
+        environment: All that the agent's environment will hold.
+    """
+    if isolation is Isolation.BUBBLEWRAP:
+        arguments = _bubblewrap_arguments(paths, cli, environment)
+        secret = _write_private(paths.launch / "bwrap.args", b"\0".join(map(os.fsencode, arguments)))
+        bwrap = shutil.which("bwrap") or "bwrap"
+        # `env -i` first: in /proc the wrapper must not show the environment of the worker.
+        body = f'exec 9<{shlex.quote(str(secret))}\nexec env -i {bwrap} --args 9 -- {shlex.quote(str(cli))} "$@"\n'
+    else:
+        plan = {"cli": str(cli), "cwd": str(paths.workspace), "env": dict(environment)}
+        secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
+        command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
+        body = f'exec {command} "$@"\n'
+    script = paths.launch / "cli"
+    _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\n{body}".encode(), mode=0o700)
+    return script
+
+
+def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
+    arguments = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    for folder in _SYSTEM:
+        path = Path(folder)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), folder]
+        elif path.is_dir():
+            arguments += ["--ro-bind", folder, folder]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
+    # The resolver's file is often a link into /run.
+    resolver = Path("/etc/resolv.conf").resolve()
+    if resolver.is_relative_to("/run") and resolver.exists():
+        arguments += ["--ro-bind", str(resolver), str(resolver)]
+    arguments += ["--ro-bind", str(cli), str(cli)]
+    for folder in (paths.home, paths.config, paths.workspace):
+        arguments += ["--bind", str(folder), str(folder)]
+    arguments += ["--ro-bind", str(paths.options), str(paths.options), "--chdir", str(paths.workspace), "--clearenv"]
+    for name, value in environment.items():
+        arguments += ["--setenv", name, value]
+    return arguments
+
+
+def _write_private(path: Path, data: bytes, mode: int = 0o600) -> Path:
+    # A new file each time: one that is being executed cannot be written to, and an old one may have another mode.
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+    fresh.replace(path)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class StopReceipt:
+    """What became of a process tree.
+
+    Attributes:
+        processes: How many were seen in it.
+        elapsed: Seconds that it took.
+        confirmed: Whether /proc shows none of them any more.
+    """
+
+    processes: int
+    elapsed: float
+    confirmed: bool
+
+
+async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
+    """End a process and everything below it; repeat until /proc shows nothing of it.
+
+    Children are killed before the root: in both kinds of isolation the root, or the namespace's init below it, is where
+    orphans go, so that what a child leaves behind is still found below it.
+    """
+    began = time.monotonic()
+    seen: dict[int, psutil.Process] = {}
+    if pid is None:
+        return StopReceipt(0, 0.0, confirmed=True)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        seen[pid] = root
+        while time.monotonic() - began < timeout:
+            try:
+                below = root.children(recursive=True)
+            except psutil.NoSuchProcess:
+                break
+            seen.update({process.pid: process for process in below})
+            living = [process for process in below if _lives(process)]
+            if not living:
+                break
+            for process in living:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root.kill()
+    while True:
+        left = [process for process in seen.values() if _lives(process)]
+        if not left or time.monotonic() - began > timeout:
+            return StopReceipt(len(seen), time.monotonic() - began, confirmed=not left)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        await asyncio.sleep(0.01)
+
+
+def _lives(process: psutil.Process) -> bool:
+    # A zombie holds nothing but its number, which its parent has yet to collect.
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def tree_memory(pid: int) -> int:
+    """Bytes that a process tree uses: its proportional set size, which counts shared pages once."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1]) * 1024
+    return total

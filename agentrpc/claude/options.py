@@ -1,0 +1,133 @@
+"""A session's options as the SDK wants them.
+
+Allow and deny rules never go to the CLI: the gate decides about every call. What is big or secret goes by file.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import claude_agent_sdk
+from claude_agent_sdk import ClaudeAgentOptions
+
+from agentrpc.claude.launcher import SessionPaths
+from agentrpc.v1 import common_pb2, session_pb2
+
+__all__ = ["agent_environment", "agent_options"]
+
+# What the CLI would otherwise do besides its work: telemetry, updates, calls home, memories, scheduled wake-ups.
+_SWITCHES = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+    "CLAUDE_CODE_DISABLE_CRON": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "DISABLE_TELEMETRY": "1",
+    # What the SDK would set and the cleared environment loses.
+    "CLAUDE_AGENT_SDK_VERSION": claude_agent_sdk.__version__,
+    "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
+    "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",
+    "CLAUDE_AGENT_SDK_CLIENT_APP": "agentrpc",
+}
+_MODES = {
+    common_pb2.PERMISSION_MODE_ACCEPT_EDITS: "acceptEdits",
+    common_pb2.PERMISSION_MODE_PLAN: "plan",
+}
+_EFFORTS = {
+    session_pb2.EFFORT_LOW: "low",
+    session_pb2.EFFORT_MEDIUM: "medium",
+    session_pb2.EFFORT_HIGH: "high",
+    session_pb2.EFFORT_XHIGH: "xhigh",
+    session_pb2.EFFORT_MAX: "max",
+}
+# A line holds a whole message with its pictures; the SDK's limit of 1 MiB would end the reader.
+_MAX_LINE = 64 * 1024 * 1024
+
+
+def agent_environment(paths: SessionPaths, gateway_url: str, token: str) -> dict[str, str]:
+    """All that the agent's environment holds."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        "SHELL": "/bin/bash",
+        "USER": "agent",
+        "HOME": str(paths.home),
+        "PWD": str(paths.workspace),
+        "CLAUDE_CONFIG_DIR": str(paths.config),
+        "ANTHROPIC_BASE_URL": gateway_url,
+        "ANTHROPIC_AUTH_TOKEN": token,
+        **_SWITCHES,
+    }
+
+
+def agent_options(
+    options: session_pb2.SessionOptions, paths: SessionPaths, rest: Mapping[str, Any]
+) -> ClaudeAgentOptions:
+    """The SDK's options.
+
+    Args:
+        options: The session's, valid, with its model set.
+        paths: The session's folders, for what goes by file.
+        rest: What belongs to the process: cli_path, session_id or resume, hooks, store.
+    """
+    arguments: dict[str, Any] = {
+        "model": options.model or None,
+        "cwd": str(paths.workspace),
+        "permission_mode": _MODES.get(options.permission_mode, "default"),
+        "include_partial_messages": True,
+        "forward_subagent_text": True,
+        "setting_sources": [],
+        "strict_mcp_config": True,
+        "max_buffer_size": _MAX_LINE,
+        # Callers' prompts are delivered as written: no @path that reads a file past the gate, no slash command.
+        "verbatim_prompts": True,
+        "extra_args": {},
+        **rest,
+    }
+    arguments["system_prompt"] = _system_prompt(options, paths, arguments["extra_args"])
+    if options.HasField("tools"):
+        arguments["tools"] = list(options.tools.names)
+    if options.HasField("max_turns"):
+        arguments["max_turns"] = options.max_turns
+    if options.HasField("max_cost_usd"):
+        arguments["max_budget_usd"] = options.max_cost_usd
+    if options.HasField("thinking"):
+        arguments["thinking"] = _thinking(options.thinking)
+    if options.effort:
+        arguments["effort"] = _EFFORTS[options.effort]
+    if options.output_schema_json:
+        arguments["output_format"] = {"type": "json_schema", "schema": json.loads(options.output_schema_json)}
+    if options.mcp_servers:
+        servers = {server.name: _mcp_server(server) for server in options.mcp_servers}
+        arguments["mcp_servers"] = str(paths.write_option("mcp.json", json.dumps({"mcpServers": servers})))
+    return ClaudeAgentOptions(**arguments)
+
+
+def _system_prompt(options: session_pb2.SessionOptions, paths: SessionPaths, extra: dict[str, Any]) -> Any:  # noqa: ANN401
+    # By file: one argument may have at most 128 KiB, and a prompt is nobody's business who can read argv.
+    which = options.system_prompt.WhichOneof("prompt")
+    if which == "custom":
+        return {"type": "file", "path": str(paths.write_option("system-prompt", options.system_prompt.custom))}
+    if which == "append":
+        extra["append-system-prompt-file"] = str(paths.write_option("append-prompt", options.system_prompt.append))
+    return {"type": "preset", "preset": "claude_code"}
+
+
+def _thinking(thinking: session_pb2.Thinking) -> dict[str, Any]:
+    mode = thinking.WhichOneof("mode")
+    if mode == "disabled" and thinking.disabled:
+        return {"type": "disabled"}
+    display = {"display": "summarized" if thinking.summarized else "omitted"}
+    if mode == "budget_tokens":
+        return {"type": "enabled", "budget_tokens": thinking.budget_tokens, **display}
+    return {"type": "adaptive", **display}
+
+
+def _mcp_server(server: session_pb2.McpServer) -> dict[str, Any]:
+    if server.HasField("stdio"):
+        stdio = server.stdio
+        return {"type": "stdio", "command": stdio.command, "args": list(stdio.args), "env": dict(stdio.env)}
+    kind = "sse" if server.HasField("sse") else "http"
+    remote = server.sse if kind == "sse" else server.http
+    return {"type": kind, "url": remote.url, "headers": dict(remote.headers)}
