@@ -9,7 +9,6 @@ from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-
 from redis.exceptions import RedisError
 
 from agentrpc.clock import jitter

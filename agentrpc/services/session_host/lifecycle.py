@@ -11,19 +11,21 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
-from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, SessionState, may_follow, session_state
+from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, may_follow
 from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
+from agentrpc.services.views import head_state
 from agentrpc.store.database import Database
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, Session, SessionGrant, SessionHead, ToolCallRow
-from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2
 
 __all__ = [
     "Ending",
     "calls_in_doubt",
+    "cancel_orphaned_approvals",
     "end_run",
     "grants",
     "load_options",
@@ -59,7 +61,7 @@ async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int
         if before in TERMINAL_RUN_STATES:
             return []
         assert may_follow(before, ending.state)
-        session_before = _state(head)
+        session_before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
 
         ended = event_pb2.RunEnded(
@@ -84,8 +86,7 @@ async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int
         session.usage = _sum(session.usage, ending.usage)
         events.append(LogEvent.of(event, run_id))
         last_of_run = len(events)
-        if (change := state_change(session_before, _state(head))) is not None:
-            events.append(change)
+        events += approvals.session_state_event(session_before, headhead_state(head))
         await tx.flush()
         stored = await append_control(tx, session_id, events)
         run.last_sequence = stored[last_of_run - 1].sequence
@@ -94,7 +95,7 @@ async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int
 
 async def request_approval(
     database: Database, session_id: UUID, run_id: UUID, epoch: int, approval: approval_pb2.Approval
-) -> list[StoredEvent]:
+) -> Sequence[StoredEvent]:
     """Store an approval and let the run wait for it. Raises LeaseLostError."""
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
@@ -137,12 +138,11 @@ async def cancel_orphaned_approvals(
     """After a takeover: what the lost worker asked waits for nothing any more."""
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
-        before = _state(head)
+        before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
         if not events:
             return []
-        if (change := state_change(before, _state(head))) is not None:
-            events.append(change)
+        events += approvals.session_state_event(before, headhead_state(head))
         await tx.flush()
         return await append_control(tx, session_id, events)
 
@@ -162,34 +162,11 @@ async def mark_agent(database: Database, session_id: UUID, claude_session_id: UU
         session.agent_version = version
 
 
-def state_change(before: SessionState, after: SessionState) -> LogEvent | None:
-    """`session_state_changed`, if it did change."""
-    if before == after:
-        return None
-    event = event_pb2.Event(
-        session_state_changed=event_pb2.SessionStateChanged(
-            previous_state=session_pb2.Session.State.Value(f"STATE_{before}"),
-            state=session_pb2.Session.State.Value(f"STATE_{after}"),
-        )
-    )
-    event.time.FromDatetime(clock.utcnow())
-    return LogEvent.of(event, None)
-
-
 async def _held(tx: AsyncSession, session_id: UUID, run_id: UUID, epoch: int) -> tuple[SessionHead, Run]:
     head = await lock_head(tx, session_id)
     if head is None or head.epoch != epoch:
         raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
     return head, await tx.get_one(Run, run_id)
-
-
-def _state(head: SessionHead) -> SessionState:
-    return session_state(
-        closed=SessionState(head.closed) if head.closed else None,
-        active=head.active_run is not None,
-        queued=head.queued,
-        pending_approvals=head.pending_approvals,
-    )
 
 
 def _sum(stored: bytes, usage: common_pb2.Usage) -> bytes:

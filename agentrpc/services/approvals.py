@@ -1,0 +1,335 @@
+"""Approvals: questions of agents to people.
+
+Every change of an approval locks its session's head row first, so that an answer, a deadline and the end of a run
+cannot pass each other.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentrpc import clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.principal import Principal
+from agentrpc.domain.states import ApprovalState, RunState, SessionState
+from agentrpc.errors import FailedPrecondition, InvalidArgument
+from agentrpc.names import approval_name, parse_approval, parse_run, parse_session_or_wildcard, run_name, user_name
+from agentrpc.services.access import require_visible, require_write, visible_owner
+from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.signals import Doorbell, publish
+from agentrpc.services.validation import Faults, check_enums, json_object
+from agentrpc.services.views import approval_message, head_state
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.store.leases import lock_head
+from agentrpc.store.log import LogEvent, StoredEvent, append_control
+from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
+from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2, session_pb2
+
+__all__ = ["Approvals", "cancel_pending", "request_approval", "session_state_event"]
+
+_EXPIRE_AT_ONCE = 50
+_ALLOW = approval_pb2.Resolution.DECISION_ALLOW
+
+
+class Approvals:
+    """The use cases."""
+
+    def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self._database = database
+        self._bus = bus
+        self._doorbell = doorbell
+        self._pager = Pager(settings.signing_key.get_secret_value())
+
+    async def get(self, principal: Principal, name: str) -> approval_pb2.Approval:
+        """GetApproval."""
+        session_id, approval_id = parse_approval(name)
+        async with self._database.transaction() as tx:
+            return approval_message(await _visible(tx, principal, session_id, approval_id))
+
+    async def list(
+        self, principal: Principal, request: approval_service_pb2.ListApprovalsRequest
+    ) -> approval_service_pb2.ListApprovalsResponse:
+        """ListApprovals, oldest first."""
+        session_id = parse_session_or_wildcard(request.parent)
+        size = page_size(request.page_size)
+        faults = Faults()
+        check_enums(request, faults)
+        faults.done()
+        query = select(Approval).order_by(Approval.id).limit(size + 1)
+        if (owner := visible_owner(principal)) is not None:
+            query = query.where(Approval.tenant == owner)
+        if request.states:
+            names = [approval_pb2.Approval.State.Name(state).removeprefix("STATE_") for state in request.states]
+            query = query.where(Approval.state.in_(names))
+        if request.run:
+            query = query.where(Approval.run_id == parse_run(request.run, field="run")[1])
+        if (after := self._pager.read(request, principal.user_id)) is not None:
+            query = query.where(Approval.id > UUID(after[0]))
+        async with self._database.transaction() as tx:
+            if session_id is not None:
+                head = await tx.get(SessionHead, session_id)
+                require_visible(principal, head.tenant if head else None, "Session", request.parent)
+                query = query.where(Approval.session_id == session_id)
+            rows = list(await tx.scalars(query))
+        response = approval_service_pb2.ListApprovalsResponse(approvals=map(approval_message, rows[:size]))
+        if len(rows) > size:
+            response.next_page_token = self._pager.issue(request, principal.user_id, [str(rows[size - 1].id)])
+        return response
+
+    async def current(
+        self, owner: UUID | None, session_id: UUID | None, since: datetime | None
+    ) -> Sequence[approval_pb2.Approval]:
+        """What a watcher has to know: the pending ones, and those that changed since a time.
+
+        Args:
+            owner: Of the sessions; None for everyone's.
+            session_id: Only of this session.
+            since: Also those with a final state that changed at or after this time.
+        """
+        wanted = Approval.state == "PENDING"
+        query = select(Approval).order_by(Approval.id)
+        query = query.where(wanted if since is None else or_(wanted, Approval.update_time >= since))
+        if owner is not None:
+            query = query.where(Approval.tenant == owner)
+        if session_id is not None:
+            query = query.where(Approval.session_id == session_id)
+        async with self._database.transaction() as tx:
+            return [approval_message(row) for row in await tx.scalars(query)]
+
+    async def resolve(
+        self, principal: Principal, name: str, resolution: approval_pb2.Resolution
+    ) -> approval_pb2.Approval:
+        """ResolveApproval: the first answer counts; the same answer of the same caller again changes nothing."""
+        session_id, approval_id = parse_approval(name)
+        require_write(principal, "approvals.resolve")
+        answer = _answer(resolution, principal)
+        async with self._database.transaction() as tx:
+            head = await lock_head(tx, session_id)
+            row = await _visible(tx, principal, session_id, approval_id)
+            assert head is not None
+            if row.state != ApprovalState.PENDING:
+                if row.resolution is not None and _same(approval_pb2.Resolution.FromString(row.resolution), answer):
+                    return approval_message(row)
+                raise _not_pending(row)
+            now = clock.utcnow()
+            if now >= row.expire_time:
+                raise FailedPrecondition(
+                    "the deadline of the approval has passed, so it counts as denied",
+                    reason="APPROVAL_EXPIRED",
+                    metadata={"expire_time": row.expire_time.isoformat()},
+                )
+            question = approval_pb2.Approval.FromString(row.question)
+            if answer.scope == approval_pb2.Resolution.SCOPE_SESSION and not question.session_rules:
+                raise InvalidArgument.field(
+                    "resolution.scope", "no rule would be narrow enough for this call: allow it once"
+                )
+            answer.resolve_time.FromDatetime(now)
+            allowed = answer.decision == _ALLOW
+            if allowed and answer.scope == approval_pb2.Resolution.SCOPE_SESSION:
+                for rule in question.session_rules:
+                    await tx.merge(SessionGrant(session_id=session_id, rule=rule, approval_id=approval_id))
+            row.resolution = answer.SerializeToString()
+            state = ApprovalState.ALLOWED if allowed else ApprovalState.DENIED
+            events = await _settle(tx, head, row, state, answer)
+            worker = head.worker
+            message = approval_message(row)
+        await publish(self._bus, session_id, events)
+        if worker is not None:
+            await self._bus.signal_worker(worker, session_id)
+        return message
+
+    async def expire_due(self) -> int:
+        """Let approvals past their deadline expire; how many did. Any number of schedulers may do this."""
+        query = select(Approval.session_id, Approval.id).where(
+            Approval.state == "PENDING", Approval.expire_time <= clock.utcnow()
+        )
+        async with self._database.transaction() as tx:
+            due = (await tx.execute(query.limit(_EXPIRE_AT_ONCE))).all()
+        for session_id, approval_id in due:
+            async with self._database.transaction() as tx:
+                head = await lock_head(tx, session_id)
+                row = await tx.get(Approval, approval_id)
+                if head is None or row is None or row.state != ApprovalState.PENDING:
+                    continue
+                events = await _settle(tx, head, row, ApprovalState.EXPIRED, None)
+                worker = head.worker
+            await publish(self._bus, session_id, events)
+            if worker is not None:
+                await self._bus.signal_worker(worker, session_id)
+        return len(due)
+
+
+async def request_approval(
+    tx: AsyncSession, head: SessionHead, run: Run, approval: approval_pb2.Approval
+) -> Sequence[StoredEvent]:
+    """Store a question of a run; the caller holds the head row's lock and has checked its epoch."""
+    before = head_state(head)
+    now = clock.utcnow()
+    question = approval_pb2.Approval()
+    question.CopyFrom(approval)
+    for name in ("state", "create_time", "expire_time", "resolution"):
+        question.ClearField(name)
+    tx.add(
+        Approval(
+            id=parse_approval(approval.name)[1],
+            session_id=head.session_id,
+            tenant=head.tenant,
+            run_id=run.id,
+            state=ApprovalState.PENDING,
+            question=question.SerializeToString(),
+            expire_time=approval.expire_time.ToDatetime(now.tzinfo),
+            create_time=approval.create_time.ToDatetime(now.tzinfo),
+            update_time=now,
+        )
+    )
+    head.pending_approvals += 1
+    asked = event_pb2.Event(
+        run=run_name(head.session_id, run.id),
+        parent_tool_use_id=approval.parent_tool_use_id,
+        approval_requested=event_pb2.ApprovalRequested(approval=approval),
+    )
+    asked.time.FromDatetime(now)
+    events = [LogEvent.of(asked, run.id)]
+    if run.state == RunState.RUNNING:
+        events.append(_run_state(run, RunState.REQUIRES_ACTION, approval.title))
+    events += session_state_event(before, head_state(head))
+    await tx.flush()
+    return await append_control(tx, head.session_id, events)
+
+
+async def cancel_pending(tx: AsyncSession, head: SessionHead, run_id: UUID) -> list[LogEvent]:
+    """Cancel what waits in a run that goes no further; the events are the caller's to append."""
+    rows = list(
+        await tx.scalars(
+            select(Approval).where(
+                Approval.session_id == head.session_id, Approval.run_id == run_id, Approval.state == "PENDING"
+            )
+        )
+    )
+    now = clock.utcnow()
+    for row in rows:
+        row.state = ApprovalState.CANCELLED
+        row.update_time = now
+        head.pending_approvals -= 1
+    return [_resolved(row, None) for row in rows]
+
+
+def session_state_event(before: SessionState, after: SessionState) -> list[LogEvent]:
+    """`session_state_changed`, if it did change."""
+    if before == after:
+        return []
+    event = event_pb2.Event(
+        session_state_changed=event_pb2.SessionStateChanged(
+            previous_state=session_pb2.Session.State.Value(f"STATE_{before}"),
+            state=session_pb2.Session.State.Value(f"STATE_{after}"),
+        )
+    )
+    event.time.FromDatetime(clock.utcnow())
+    return [LogEvent.of(event, None)]
+
+
+async def _settle(
+    tx: AsyncSession,
+    head: SessionHead,
+    row: Approval,
+    state: ApprovalState,
+    answer: approval_pb2.Resolution | None,
+) -> Sequence[StoredEvent]:
+    before = head_state(head)
+    row.state = state
+    row.update_time = clock.utcnow()
+    head.pending_approvals -= 1
+    events = [_resolved(row, answer)]
+    run = await tx.get_one(Run, row.run_id)
+    others = await tx.scalar(
+        select(Approval.id)
+        .where(Approval.session_id == row.session_id, Approval.run_id == run.id, Approval.state == "PENDING")
+        .where(Approval.id != row.id)
+        .limit(1)
+    )
+    if others is None and run.state == RunState.REQUIRES_ACTION:
+        events.append(_run_state(run, RunState.RUNNING, "the approval was answered"))
+    events += session_state_event(before, head_state(head))
+    await tx.flush()
+    return await append_control(tx, head.session_id, events)
+
+
+def _run_state(run: Run, state: RunState, message: str) -> LogEvent:
+    event = event_pb2.Event(
+        run=run_name(run.session_id, run.id),
+        run_state_changed=event_pb2.RunStateChanged(
+            previous_state=run_pb2.Run.State.Value(f"STATE_{run.state}"),
+            state=run_pb2.Run.State.Value(f"STATE_{state}"),
+            message=message,
+        ),
+    )
+    event.time.FromDatetime(clock.utcnow())
+    run.state = state
+    return LogEvent.of(event, run.id)
+
+
+def _resolved(row: Approval, answer: approval_pb2.Resolution | None) -> LogEvent:
+    event = event_pb2.Event(
+        run=run_name(row.session_id, row.run_id),
+        approval_resolved=event_pb2.ApprovalResolved(
+            approval=approval_name(row.session_id, row.id),
+            tool_use_id=approval_pb2.Approval.FromString(row.question).tool_use_id,
+            state=approval_pb2.Approval.State.Value(f"STATE_{row.state}"),
+        ),
+    )
+    if answer is not None:
+        event.approval_resolved.resolution.CopyFrom(answer)
+    event.time.FromDatetime(clock.utcnow())
+    return LogEvent.of(event, row.run_id)
+
+
+async def _visible(tx: AsyncSession, principal: Principal, session_id: UUID, approval_id: UUID) -> Approval:
+    row = await tx.get(Approval, approval_id)
+    if row is not None and row.session_id != session_id:
+        row = None
+    require_visible(principal, row.tenant if row else None, "Approval", approval_name(session_id, approval_id))
+    assert row is not None
+    return row
+
+
+def _answer(resolution: approval_pb2.Resolution, principal: Principal) -> approval_pb2.Resolution:
+    faults = Faults()
+    check_enums(resolution, faults, "resolution.")
+    faults.check(bool(resolution.decision), "resolution.decision", "is required: DECISION_ALLOW or DECISION_DENY")
+    faults.text("resolution.message", resolution.message, 4000)
+    if resolution.decision == _ALLOW:
+        faults.check(not resolution.message, "resolution.message", "goes with DECISION_DENY only")
+        faults.check(not resolution.interrupt, "resolution.interrupt", "goes with DECISION_DENY only")
+    elif resolution.decision:
+        faults.check(not resolution.scope, "resolution.scope", "must be unset with DECISION_DENY")
+        faults.check(
+            not resolution.updated_input_json, "resolution.updated_input_json", "goes with DECISION_ALLOW only"
+        )
+    faults.done()
+    if resolution.updated_input_json:
+        json_object("resolution.updated_input_json", resolution.updated_input_json)
+    answer = approval_pb2.Resolution()
+    answer.CopyFrom(resolution)
+    answer.resolver = user_name(principal.user_id)
+    answer.ClearField("resolve_time")
+    if answer.decision == _ALLOW and not answer.scope:
+        answer.scope = approval_pb2.Resolution.SCOPE_ONCE
+    return answer
+
+
+def _same(stored: approval_pb2.Resolution, answer: approval_pb2.Resolution) -> bool:
+    stored.ClearField("resolve_time")
+    return stored == answer
+
+
+def _not_pending(row: Approval) -> FailedPrecondition:
+    resolver = approval_pb2.Resolution.FromString(row.resolution).resolver if row.resolution else ""
+    return FailedPrecondition(
+        f"the approval has the final state {row.state}: watch for new ones with WatchApprovals",
+        reason="APPROVAL_NOT_PENDING",
+        metadata={"state": f"STATE_{row.state}", "resolver": resolver},
+    )

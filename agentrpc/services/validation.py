@@ -1,0 +1,227 @@
+"""What callers send, checked by hand against the limits that the proto comments state. All faults are told at once."""
+
+import json
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import UUID
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from agentrpc.domain.rules import parse_rule
+from agentrpc.errors import FieldViolation, InvalidArgument
+from agentrpc.v1 import event_pb2, run_pb2, session_pb2
+
+__all__ = ["Faults", "check_enums", "check_run", "check_session", "event_kinds", "json_object", "request_uuid"]
+
+_KIB = 1024
+_MAX_PROMPT = 1024 * _KIB
+_MAX_SYSTEM_PROMPT = 256 * _KIB
+_MAX_SCHEMA = 64 * _KIB
+_MAX_LABELS = 64
+_MAX_RULES = 1000
+_MAX_SERVERS = 32
+_MAX_TURNS = 10_000
+_MIN_BUDGET = 1024
+_LABEL_KEY = re.compile(r"[a-z0-9._/-]{1,63}")
+_SERVER_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_*.-]{1,200}")
+_KINDS = {field.name: field.number for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+
+
+class Faults:
+    """Collects what is wrong with a request; `done` raises it all as one error."""
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+
+    def add(self, field: str, description: str) -> None:
+        """Note a fault."""
+        self._violations.append(FieldViolation(field, description))
+
+    def check(self, good: bool, field: str, description: str) -> None:
+        """Note a fault unless `good`."""
+        if not good:
+            self.add(field, description)
+
+    def text(self, field: str, value: str, limit: int) -> None:
+        """At most `limit` characters, and no NUL."""
+        self.check(len(value) <= limit, field, f"may have at most {limit} characters, not {len(value)}")
+        self.no_nul(field, value)
+
+    def no_nul(self, field: str, value: str) -> None:
+        """No NUL, which neither a shell nor the database takes."""
+        at = value.find("\0")
+        self.check(at < 0, field, f"holds a NUL character at position {at}: remove it")
+
+    def bytes(self, field: str, value: str, limit: int) -> None:
+        """At most `limit` bytes of UTF-8, and no NUL."""
+        self.check(len(value.encode()) <= limit, field, f"may have at most {limit} bytes")
+        self.no_nul(field, value)
+
+    def labels(self, field: str, labels: Iterable[tuple[str, str]]) -> None:
+        """As on sessions and runs."""
+        pairs = list(labels)
+        self.check(len(pairs) <= _MAX_LABELS, field, f"may have at most {_MAX_LABELS} entries")
+        for key, value in pairs:
+            self.check(bool(_LABEL_KEY.fullmatch(key)), field, f"the key {key[:80]!r} is not of [a-z0-9._/-]{{1,63}}")
+            self.text(f"{field}[{key[:80]}]", value, 255)
+
+    def duration(self, field: str, value: Duration, least: timedelta, most: timedelta) -> None:
+        """Between two durations."""
+        try:
+            good = least <= value.ToTimedelta() <= most
+        except (OverflowError, ValueError):
+            good = False
+        self.check(good, field, f"must be between {int(least.total_seconds())} s and {int(most.total_seconds())} s")
+
+    def done(self) -> None:
+        """Raise FIELD_INVALID if there was a fault."""
+        if self._violations:
+            raise InvalidArgument.fields(*self._violations)
+
+
+def check_enums(message: Message, faults: Faults, path: str = "") -> None:
+    """Values of enums that this server does not know: open enums let them through the wire."""
+    for field, value in message.ListFields():
+        where = f"{path}{field.name}"
+        if field.enum_type is not None:
+            for number in value if field.is_repeated else [value]:
+                if number not in field.enum_type.values_by_number:
+                    names = ", ".join(field.enum_type.values_by_name)
+                    faults.add(where, f"{number} is not a value of {field.enum_type.name}: use one of {names}")
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for item in value if field.is_repeated else [value]:
+                check_enums(item, faults, f"{where}.")
+
+
+def check_session(session: session_pb2.Session, *, prefix: str = "session") -> None:
+    """All that callers set of a session. Raises FIELD_INVALID or JSON_INVALID."""
+    faults = Faults()
+    check_enums(session, faults, f"{prefix}.")
+    faults.text(f"{prefix}.display_name", session.display_name, 200)
+    faults.text(f"{prefix}.description", session.description, 4000)
+    faults.labels(f"{prefix}.labels", session.labels.items())
+    _options(session.options, faults, f"{prefix}.options")
+    faults.done()
+
+
+def _options(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
+    faults.text(f"{path}.model", options.model, 200)
+    faults.bytes(f"{path}.system_prompt.custom", options.system_prompt.custom, _MAX_SYSTEM_PROMPT)
+    faults.bytes(f"{path}.system_prompt.append", options.system_prompt.append, _MAX_SYSTEM_PROMPT)
+    for name in options.tools.names:
+        faults.check(bool(_TOOL_NAME.fullmatch(name)), f"{path}.tools.names", f"{name[:80]!r} is not a tool's name")
+    for field in ("allowed_tools", "disallowed_tools"):
+        rules = getattr(options, field)
+        faults.check(len(rules) <= _MAX_RULES, f"{path}.{field}", f"may have at most {_MAX_RULES} rules")
+        for rule in rules:
+            try:
+                parse_rule(rule)
+            except ValueError as error:
+                faults.add(f"{path}.{field}", f"{rule[:80]!r}: {error}")
+            faults.no_nul(f"{path}.{field}", rule)
+    if options.HasField("max_turns"):
+        good = 1 <= options.max_turns <= _MAX_TURNS
+        faults.check(good, f"{path}.max_turns", f"must be between 1 and {_MAX_TURNS}")
+    if options.HasField("max_cost_usd"):
+        good = 0 < options.max_cost_usd < float("inf")
+        faults.check(good, f"{path}.max_cost_usd", "must be above 0")
+    if options.thinking.WhichOneof("mode") == "budget_tokens":
+        good = options.thinking.budget_tokens >= _MIN_BUDGET
+        faults.check(good, f"{path}.thinking.budget_tokens", f"must be {_MIN_BUDGET} or more")
+    if options.HasField("approval_timeout"):
+        wait = options.approval_timeout
+        faults.duration(f"{path}.approval_timeout", wait, timedelta(seconds=1), timedelta(days=30))
+    _servers(options, faults, f"{path}.mcp_servers")
+    if options.output_schema_json:
+        faults.bytes(f"{path}.output_schema_json", options.output_schema_json, _MAX_SCHEMA)
+        json_object(f"{path}.output_schema_json", options.output_schema_json)
+
+
+def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
+    names = [server.name for server in options.mcp_servers]
+    faults.check(len(names) <= _MAX_SERVERS, path, f"may have at most {_MAX_SERVERS} servers")
+    faults.check(len(set(names)) == len(names), path, "two servers have the same name")
+    for server in options.mcp_servers:
+        where = f"{path}[{server.name[:64]}]"
+        faults.check(bool(_SERVER_NAME.fullmatch(server.name)), where, "the name is not of [a-zA-Z0-9_-]{1,64}")
+        transport = server.WhichOneof("transport")
+        if transport == "stdio":
+            faults.check(bool(server.stdio.command), f"{where}.stdio.command", "is required")
+            for text in [server.stdio.command, *server.stdio.args, *server.stdio.env.values(), *server.stdio.env]:
+                faults.no_nul(f"{where}.stdio", text)
+        elif transport in {"sse", "http"}:
+            remote = getattr(server, transport)
+            good = remote.url.startswith(("http://", "https://"))
+            faults.check(good, f"{where}.{transport}.url", "must begin with http:// or https://")
+            for text in [remote.url, *remote.headers, *remote.headers.values()]:
+                faults.check(not re.search(r"[\0\r\n]", text), f"{where}.{transport}", "holds NUL or a line break")
+        else:
+            faults.add(where, "needs one of stdio, sse and http")
+
+
+def check_run(run: run_pb2.Run) -> None:
+    """All that callers set of a run. Raises TOO_LARGE or FIELD_INVALID."""
+    size = len(run.prompt.encode())
+    if size > _MAX_PROMPT:
+        raise InvalidArgument(
+            f"run.prompt has {size} bytes, at most {_MAX_PROMPT} are taken: put the rest into a file of the workspace",
+            reason="TOO_LARGE",
+            metadata={"field": "run.prompt", "limit": str(_MAX_PROMPT), "actual": str(size)},
+        )
+    faults = Faults()
+    check_enums(run, faults, "run.")
+    faults.check(size > 0, "run.prompt", "is required: say what the agent is to do")
+    faults.no_nul("run.prompt", run.prompt)
+    faults.labels("run.labels", run.labels.items())
+    if run.HasField("timeout"):
+        faults.duration("run.timeout", run.timeout, timedelta(seconds=1), timedelta(days=7))
+    faults.done()
+
+
+def json_object(field: str, text: str) -> None:
+    """Raise JSON_INVALID unless the text is a JSON object."""
+    good = False
+    try:
+        good = isinstance(json.loads(text, parse_constant=_refuse), dict)
+    except (ValueError, RecursionError):
+        good = False
+    if not good or "\0" in text or "\\u0000" in text:
+        raise InvalidArgument(
+            f"{field} is not the text of a JSON object", reason="JSON_INVALID", metadata={"field": field}
+        )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def request_uuid(text: str) -> UUID | None:
+    """The request_id of a request; None when there is none. Raises FIELD_INVALID."""
+    if not text:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidArgument.field("request_id", "must be a UUID, such as uuidgen prints") from None
+
+
+def event_kinds(names: Iterable[str]) -> frozenset[int] | None:
+    """Names of event types as numbers of fields; None when there are none, which means all.
+
+    Raises:
+        InvalidArgument: EVENT_TYPE_UNKNOWN.
+    """
+    numbers = set()
+    for name in names:
+        if name not in _KINDS:
+            raise InvalidArgument(
+                f"there is no event type {name[:80]!r}: use the names of the fields of Event.payload, "
+                f"such as assistant_message",
+                reason="EVENT_TYPE_UNKNOWN",
+                metadata={"event_type": name[:80]},
+            )
+        numbers.add(_KINDS[name])
+    return frozenset(numbers) or None

@@ -1,0 +1,151 @@
+"""Rows as messages of the contract."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agentrpc.domain.states import SessionState, session_state
+from agentrpc.names import approval_name, run_name, session_name, user_name
+from agentrpc.store.tables import Approval, Run, Session, SessionHead, User
+from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+
+__all__ = ["approval_message", "head_state", "public_options", "run_message", "session_message", "user_message"]
+
+_LIST_TEXT = 1024
+
+
+def head_state(head: SessionHead) -> SessionState:
+    """The state of a session."""
+    return session_state(
+        closed=SessionState(head.closed) if head.closed else None,
+        active=head.active_run is not None,
+        queued=head.queued,
+        pending_approvals=head.pending_approvals,
+    )
+
+
+def session_message(session: Session, head: SessionHead, pending: Sequence[UUID] = ()) -> session_pb2.Session:
+    """`agentrpc.v1.Session`."""
+    message = session_pb2.Session(
+        name=session_name(session.id),
+        display_name=session.display_name,
+        description=session.description,
+        labels=session.labels,
+        owner=user_name(session.owner),
+        state=session_pb2.Session.State.Value(f"STATE_{head_state(head)}"),
+        options=public_options(session.options),
+        active_run=run_name(session.id, head.active_run) if head.active_run else "",
+        pending_approvals=[approval_name(session.id, approval) for approval in pending],
+        last_sequence=head.last_sequence,
+        usage=common_pb2.Usage.FromString(session.usage),
+        run_count=head.run_count,
+        tool_call_count=head.tool_call_count,
+        claude_session_id=str(session.claude_session_id),
+        etag=f'"{session.revision}"',
+    )
+    _time(message.create_time, session.create_time)
+    _time(message.update_time, session.update_time)
+    if session.archive_time:
+        _time(message.archive_time, session.archive_time)
+    if session.delete_time:
+        _time(message.delete_time, session.delete_time)
+    return message
+
+
+def public_options(stored: bytes) -> session_pb2.SessionOptions:
+    """Options without the values of secrets: the keys stay, so that one sees what is set."""
+    options = session_pb2.SessionOptions.FromString(stored)
+    for server in options.mcp_servers:
+        transport = server.WhichOneof("transport")
+        secrets = server.stdio.env if transport == "stdio" else getattr(server, transport or "http").headers
+        for key in secrets:
+            secrets[key] = ""
+    return options
+
+
+def run_message(
+    run: Run, *, head: SessionHead | None = None, pending: Sequence[UUID] = (), in_list: bool = False
+) -> run_pb2.Run:
+    """`agentrpc.v1.Run`.
+
+    Args:
+        run: The row.
+        head: The session's head, for what moves while the run is under way.
+        pending: Its approvals that wait.
+        in_list: Lists cut prompt and result.
+    """
+    message = run_pb2.Run(
+        name=run_name(run.session_id, run.id),
+        prompt=run.prompt,
+        conflict_policy=run_pb2.Run.ConflictPolicy.Value(f"CONFLICT_POLICY_{run.conflict_policy}"),
+        labels=run.labels,
+        state=run_pb2.Run.State.Value(f"STATE_{run.state}"),
+        creator=user_name(run.creator),
+        attempt=run.attempt,
+        pending_approvals=[approval_name(run.session_id, approval) for approval in pending],
+        first_sequence=run.first_sequence,
+        last_sequence=run.last_sequence,
+    )
+    if head is not None and head.active_run == run.id:
+        message.last_sequence = head.last_sequence
+    if run.timeout is not None:
+        message.timeout.FromTimedelta(run.timeout)
+    _time(message.create_time, run.create_time)
+    if run.start_time:
+        _time(message.start_time, run.start_time)
+    if run.end_time:
+        _time(message.end_time, run.end_time)
+    if run.result is not None:
+        message.result.ParseFromString(run.result)
+    if run.error is not None:
+        message.error.ParseFromString(run.error)
+    if run.usage:
+        used = event_pb2.RunEnded.FromString(run.usage)
+        message.usage.CopyFrom(used.usage)
+        message.model_usage.extend(used.model_usage)
+    if in_list:
+        _cut(message)
+    return message
+
+
+def _cut(message: run_pb2.Run) -> None:
+    prompt = message.prompt.encode()
+    if len(prompt) > _LIST_TEXT:
+        message.prompt = prompt[:_LIST_TEXT].decode(errors="ignore")
+        message.prompt_omitted.CopyFrom(_omission(prompt))
+    text = message.result.text.encode()
+    if len(text) > _LIST_TEXT:
+        message.result.text = text[:_LIST_TEXT].decode(errors="ignore")
+        if not message.result.HasField("omitted"):
+            message.result.omitted.CopyFrom(_omission(text))
+
+
+def _omission(data: bytes) -> common_pb2.Omission:
+    return common_pb2.Omission(total_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def approval_message(row: Approval) -> approval_pb2.Approval:
+    """`agentrpc.v1.Approval`."""
+    message = approval_pb2.Approval.FromString(row.question)
+    message.state = approval_pb2.Approval.State.Value(f"STATE_{row.state}")
+    _time(message.create_time, row.create_time)
+    _time(message.expire_time, row.expire_time)
+    if row.resolution is not None:
+        message.resolution.ParseFromString(row.resolution)
+    return message
+
+
+def user_message(user: User) -> auth_pb2.User:
+    """`agentrpc.v1.User`."""
+    message = auth_pb2.User(
+        name=user_name(user.id), username=user.username, role=auth_pb2.User.Role.Value(f"ROLE_{user.role}")
+    )
+    _time(message.create_time, user.create_time)
+    return message
+
+
+def _time(out: Timestamp, value: datetime) -> None:
+    out.FromDatetime(value)
