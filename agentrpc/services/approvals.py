@@ -27,7 +27,7 @@ from agentrpc.store.database import Database
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
-from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2
 
 __all__ = ["Approvals", "cancel_pending", "request_approval", "session_state_event"]
 
@@ -224,8 +224,8 @@ def session_state_event(before: SessionState, after: SessionState) -> list[LogEv
         return []
     event = event_pb2.Event(
         session_state_changed=event_pb2.SessionStateChanged(
-            previous_state=session_pb2.Session.State.Value(f"STATE_{before}"),
-            state=session_pb2.Session.State.Value(f"STATE_{after}"),
+            previous_state=f"STATE_{before}",
+            state=f"STATE_{after}",
         )
     )
     event.time.FromDatetime(clock.utcnow())
@@ -262,8 +262,8 @@ def _run_state(run: Run, state: RunState, message: str) -> LogEvent:
     event = event_pb2.Event(
         run=run_name(run.session_id, run.id),
         run_state_changed=event_pb2.RunStateChanged(
-            previous_state=run_pb2.Run.State.Value(f"STATE_{run.state}"),
-            state=run_pb2.Run.State.Value(f"STATE_{state}"),
+            previous_state=f"STATE_{run.state}",
+            state=f"STATE_{state}",
             message=message,
         ),
     )
@@ -278,7 +278,7 @@ def _resolved(row: Approval, answer: approval_pb2.Resolution | None) -> LogEvent
         approval_resolved=event_pb2.ApprovalResolved(
             approval=approval_name(row.session_id, row.id),
             tool_use_id=approval_pb2.Approval.FromString(row.question).tool_use_id,
-            state=approval_pb2.Approval.State.Value(f"STATE_{row.state}"),
+            state=f"STATE_{row.state}",
         ),
     )
     if answer is not None:

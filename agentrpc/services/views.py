@@ -35,7 +35,7 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         description=session.description,
         labels=session.labels,
         owner=user_name(session.owner),
-        state=session_pb2.Session.State.Value(f"STATE_{head_state(head)}"),
+        state=f"STATE_{head_state(head)}",
         options=public_options(session.options),
         active_run=run_name(session.id, head.active_run) if head.active_run else "",
         pending_approvals=[approval_name(session.id, approval) for approval in pending],
@@ -80,9 +80,9 @@ def run_message(
     message = run_pb2.Run(
         name=run_name(run.session_id, run.id),
         prompt=run.prompt,
-        conflict_policy=run_pb2.Run.ConflictPolicy.Value(f"CONFLICT_POLICY_{run.conflict_policy}"),
+        conflict_policy=f"CONFLICT_POLICY_{run.conflict_policy}",
         labels=run.labels,
-        state=run_pb2.Run.State.Value(f"STATE_{run.state}"),
+        state=f"STATE_{run.state}",
         creator=user_name(run.creator),
         attempt=run.attempt,
         pending_approvals=[approval_name(run.session_id, approval) for approval in pending],
@@ -140,9 +140,7 @@ def approval_message(row: Approval) -> approval_pb2.Approval:
 
 def user_message(user: User) -> auth_pb2.User:
     """`agentrpc.v1.User`."""
-    message = auth_pb2.User(
-        name=user_name(user.id), username=user.username, role=auth_pb2.User.Role.Value(f"ROLE_{user.role}")
-    )
+    message = auth_pb2.User(name=user_name(user.id), username=user.username, role=f"ROLE_{user.role}")
     _time(message.create_time, user.create_time)
     return message
 

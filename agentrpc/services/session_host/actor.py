@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
@@ -57,7 +57,10 @@ _CONTINUE = (
 class TokenIssuer(Protocol):
     """The model gateway, as far as a session needs it."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        ...
 
     def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
         """A run token that is good while `may_call` says so."""
@@ -248,9 +251,8 @@ class SessionActor:
         waits = [deadline, None if ceiling is None else ceiling - time.monotonic()]
         left = min((max(wait, 0.0) for wait in waits if wait is not None), default=None)
         try:
-            await asyncio.wait(
-                {turn, self._stopping, self._writer.lost}, timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
+            waited: set[asyncio.Future[Any]] = {turn, self._stopping, self._writer.lost}
+            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if self._writer.lost.done():
                 raise LeaseLostError("the session's writer has stopped")
             if turn.done():
@@ -356,7 +358,8 @@ class SessionActor:
             await self._stop_agent()
         starting = asyncio.create_task(self._start_agent(options, wanted))
         try:
-            await asyncio.wait({starting, self._stopping, self._writer.lost}, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {starting, self._stopping, self._writer.lost}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
@@ -409,9 +412,9 @@ class SessionActor:
         try:
             async for frame in agent.frames():
                 for item in translate(frame):
-                    if type(item) is Delta:
+                    if isinstance(item, Delta):
                         put_delta(item)
-                    elif type(item) is TurnEnded:
+                    elif isinstance(item, TurnEnded):
                         self._turns.put_nowait(item)
                     else:
                         put(item)

@@ -50,7 +50,7 @@ def failed(reason: str, message: str, *, retryable: bool = False, usage: Ending 
     """
     ending = Ending(
         RunState.FAILED,
-        error=run_pb2.RunError(reason=run_pb2.RunError.Reason.Value(reason), message=message, retryable=retryable),
+        error=run_pb2.RunError(reason=reason, message=message, retryable=retryable),
     )
     if usage is not None:
         ending.usage, ending.model_usage = usage.usage, usage.model_usage
@@ -93,7 +93,7 @@ def _error(turn: TurnEnded) -> run_pb2.RunError:
         known = ("REASON_INTERNAL", "the agent ended with an error of its own: see the result", True)
     reason, message, retryable = known
     return run_pb2.RunError(
-        reason=run_pb2.RunError.Reason.Value(reason),
+        reason=reason,
         message=message,
         retryable=retryable,
         http_status=turn.http_status,

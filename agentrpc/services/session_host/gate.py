@@ -76,7 +76,7 @@ class SessionGate:
         self._translator = translator
         self._session_id = session_id
         self._epoch = epoch
-        self._workspace = workspace
+        self._workspace = os.path.realpath(workspace)
         self._may_begin = may_begin
         self._options = session_pb2.SessionOptions()
         self._allowed: list[Rule] = []
@@ -149,7 +149,7 @@ class SessionGate:
         decision = decide(
             call.tool_name,
             call.input,
-            workspace=os.path.realpath(self._workspace),
+            workspace=self._workspace,
             mode=self._mode,
             allowed=self._allowed,
             disallowed=self._disallowed,
@@ -226,7 +226,6 @@ class SessionGate:
         return await self._start(call, run_id, updated)
 
     def _approval(self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision) -> approval_pb2.Approval:
-        workspace = os.path.realpath(self._workspace)
         approval = approval_pb2.Approval(
             name=approval_name(self._session_id, approval_id),
             run=run_name(self._session_id, run_id),
@@ -237,7 +236,7 @@ class SessionGate:
             title=_title(call),
             reason=decision.reason,
             blocked_path=decision.blocked_path,
-            session_rules=session_rules(call.tool_name, call.input, workspace),
+            session_rules=session_rules(call.tool_name, call.input, self._workspace),
             parent_tool_use_id=self._translator.parent_of(call.agent_id),
         )
         text = self._translator.input_of(call.tool_use_id) or json.dumps(call.input, ensure_ascii=False)

@@ -256,7 +256,7 @@ class SessionHost:
             if now - measured > _MEMORY_INTERVAL:
                 measured = now
                 actors = list(self._actors.values())
-                AGENT_MEMORY.set(await asyncio.to_thread(lambda: sum(actor.memory() for actor in actors)))
+                AGENT_MEMORY.set(await asyncio.to_thread(_memory, actors))
                 await self._clean_closed()
 
     async def _evict(self, actor: SessionActor) -> bool:
@@ -274,3 +274,7 @@ class SessionHost:
         for session_id in await take_sessions_to_clean(self._database):
             folder = self._settings.data_dir / "sessions" / str(session_id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _memory(actors: list[SessionActor]) -> int:
+    return sum(actor.memory() for actor in actors)

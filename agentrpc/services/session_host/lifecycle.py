@@ -64,9 +64,7 @@ async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int
         session_before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
 
-        ended = event_pb2.RunEnded(
-            state=run_pb2.Run.State.Value(f"STATE_{ending.state}"), usage=ending.usage, model_usage=ending.model_usage
-        )
+        ended = event_pb2.RunEnded(state=f"STATE_{ending.state}", usage=ending.usage, model_usage=ending.model_usage)
         if ending.result is not None:
             ended.result.CopyFrom(ending.result)
         if ending.error is not None:
@@ -86,7 +84,7 @@ async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int
         session.usage = _sum(session.usage, ending.usage)
         events.append(LogEvent.of(event, run_id))
         last_of_run = len(events)
-        events += approvals.session_state_event(session_before, headhead_state(head))
+        events += approvals.session_state_event(session_before, head_state(head))
         await tx.flush()
         stored = await append_control(tx, session_id, events)
         run.last_sequence = stored[last_of_run - 1].sequence
@@ -142,7 +140,7 @@ async def cancel_orphaned_approvals(
         events = await approvals.cancel_pending(tx, head, run_id)
         if not events:
             return []
-        events += approvals.session_state_event(before, headhead_state(head))
+        events += approvals.session_state_event(before, head_state(head))
         await tx.flush()
         return await append_control(tx, session_id, events)
 

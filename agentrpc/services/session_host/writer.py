@@ -7,7 +7,7 @@ makes large batches when much does. Deltas are not stored; while they wait, neig
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -21,7 +21,7 @@ from agentrpc.claude.translation import Delta
 from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import run_name
 from agentrpc.store.database import Database
-from agentrpc.store.log import Batch, LogEvent, append, number_events
+from agentrpc.store.log import Batch, LogEvent, StoredEvent, append, number_events
 from agentrpc.telemetry import EVENTS_APPENDED
 from agentrpc.v1 import event_pb2
 
@@ -275,7 +275,7 @@ class SessionWriter:
 
     async def _write(self, items: list[_Durable | _Live | _Pieces], transcript: list[tuple[str, bytes]]) -> None:
         durable = [item for item in items if type(item) is _Durable]
-        numbered = iter(())
+        numbered: Iterator[StoredEvent] = iter(())
         if durable or transcript:
             batch = Batch(
                 events=[item.event for item in durable],

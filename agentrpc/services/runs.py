@@ -1,0 +1,248 @@
+"""Runs: accepting them, reading them, stopping them. A worker carries them out.
+
+A QUEUED row is its own outbox: once it is committed it will be run, whatever becomes of this process or of Redis.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentrpc import clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.principal import Principal
+from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState
+from agentrpc.errors import InvalidArgument, ResourceExhausted
+from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, run_name, session_name
+from agentrpc.services.access import require_visible, require_write, visible_owner
+from agentrpc.services.approvals import session_state_event
+from agentrpc.services.idempotency import check_same, request_hash
+from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.sessions import busy, not_active
+from agentrpc.services.signals import Doorbell, publish
+from agentrpc.services.validation import Faults, check_enums, check_run, request_uuid
+from agentrpc.services.views import head_state, run_message
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.store.leases import lock_head
+from agentrpc.store.log import LogEvent, StoredEvent, append_control
+from agentrpc.store.requests import remember_request
+from agentrpc.store.tables import Approval, Run, Session, SessionHead
+from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2
+
+__all__ = ["Runs"]
+
+_REJECT = run_pb2.Run.CONFLICT_POLICY_REJECT
+_SCOPE = "CreateRun"
+
+
+class Runs:
+    """The use cases."""
+
+    def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self._database = database
+        self._bus = bus
+        self._doorbell = doorbell
+        self._settings = settings
+        self._pager = Pager(settings.signing_key.get_secret_value())
+
+    async def create(
+        self, principal: Principal, request: run_service_pb2.CreateRunRequest | run_service_pb2.StreamRunRequest
+    ) -> run_pb2.Run:
+        """CreateRun, and the first half of StreamRun: a known request_id gives the run that it made."""
+        session_id = parse_session(request.parent, field="parent")
+        require_write(principal, "runs.create")
+        check_run(request.run)
+        request_id = request_uuid(request.request_id)
+        only_check = isinstance(request, run_service_pb2.CreateRunRequest) and request.validate_only
+        # CreateRun and StreamRun share their ids: the hash is of what they have in common.
+        body = request_hash(run_service_pb2.CreateRunRequest(parent=request.parent, run=request.run))
+        run = self._new(principal, session_id, request.run)
+        async with self._database.transaction() as tx:
+            head = await lock_head(tx, session_id)
+            session = await tx.get(Session, session_id) if head is not None else None
+            owner = session.owner if session is not None and session.delete_time is None else None
+            require_visible(principal, owner, "Session", session_name(session_id))
+            assert head is not None
+            if request_id is not None and not only_check:
+                resource, stored = await remember_request(
+                    tx,
+                    principal=principal.user_id,
+                    method=_SCOPE,
+                    request_id=request_id,
+                    body_hash=body,
+                    resource_id=run.id,
+                    now=run.create_time,
+                )
+                check_same(body, stored, request.request_id)
+                if resource != run.id:
+                    return await _message(tx, await tx.get_one(Run, resource), head)
+            self._check(head, request.run)
+            if only_check:
+                return run_message(run)
+            before = head_state(head)
+            tx.add(run)
+            head.queued += 1
+            head.run_count += 1
+            head.queued_since = head.queued_since or run.create_time
+            await tx.flush()
+            events: Sequence[StoredEvent] = []
+            if change := session_state_event(before, head_state(head)):
+                events = await append_control(tx, session_id, change)
+            worker = head.worker
+        await publish(self._bus, session_id, events)
+        await self._doorbell.ring(session_id, worker)
+        return run_message(run)
+
+    def _new(self, principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
+        policy = run_pb2.Run.ConflictPolicy.Name(given.conflict_policy).removeprefix("CONFLICT_POLICY_")
+        return Run(
+            id=clock.uuid7(),
+            session_id=session_id,
+            creator=principal.user_id,
+            state=RunState.QUEUED,
+            prompt=given.prompt,
+            conflict_policy="ENQUEUE" if policy == "UNSPECIFIED" else policy,
+            timeout=given.timeout.ToTimedelta() if given.HasField("timeout") else None,
+            labels=dict(given.labels),
+            attempt=0,
+            first_sequence=0,
+            last_sequence=0,
+            create_time=clock.utcnow(),
+        )
+
+    def _check(self, head: SessionHead, given: run_pb2.Run) -> None:
+        if head.closed is not None:
+            raise not_active(head)
+        if given.conflict_policy == _REJECT and (head.active_run is not None or head.queued):
+            raise busy(head)
+        if head.queued >= self._settings.max_queued_runs:
+            raise ResourceExhausted(
+                f"{head.queued} runs wait in the session already: wait for some to end",
+                reason="QUEUE_FULL",
+                metadata={"limit": str(self._settings.max_queued_runs)},
+            )
+
+    async def get(self, principal: Principal, name: str) -> run_pb2.Run:
+        """GetRun."""
+        session_id, run_id = parse_run(name)
+        async with self._database.transaction() as tx:
+            run, head = await _load(tx, principal, session_id, run_id)
+            return await _message(tx, run, head)
+
+    async def list(
+        self, principal: Principal, request: run_service_pb2.ListRunsRequest
+    ) -> run_service_pb2.ListRunsResponse:
+        """ListRuns."""
+        session_id = parse_session_or_wildcard(request.parent)
+        size = page_size(request.page_size)
+        faults = Faults()
+        check_enums(request, faults)
+        faults.done()
+        if request.order_by.strip() not in {"", "create_time", "create_time asc", "create_time desc"}:
+            raise InvalidArgument.field("order_by", "must be `create_time` or `create_time desc`")
+        descending = request.order_by.strip() in {"", "create_time desc"}
+        # Ids are UUIDv7: their order is that of creation.
+        query = select(Run, SessionHead).join(SessionHead, SessionHead.session_id == Run.session_id)
+        query = query.order_by(Run.id.desc() if descending else Run.id).limit(size + 1)
+        if (owner := visible_owner(principal)) is not None:
+            query = query.where(SessionHead.tenant == owner)
+        if request.states:
+            names = [run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states]
+            query = query.where(Run.state.in_(names))
+        if request.labels:
+            query = query.where(Run.labels.contains(dict(request.labels)))
+        if request.HasField("create_time_from"):
+            query = query.where(Run.create_time >= request.create_time_from.ToDatetime(UTC))
+        if request.HasField("create_time_before"):
+            query = query.where(Run.create_time < request.create_time_before.ToDatetime(UTC))
+        if (after := self._pager.read(request, principal.user_id)) is not None:
+            last = UUID(after[0])
+            query = query.where(Run.id < last if descending else Run.id > last)
+        async with self._database.transaction() as tx:
+            if session_id is not None:
+                session = await tx.get(Session, session_id)
+                owner = session.owner if session is not None and session.delete_time is None else None
+                require_visible(principal, owner, "Session", request.parent)
+                query = query.where(Run.session_id == session_id)
+            rows = [(row[0], row[1]) for row in await tx.execute(query)]
+        response = run_service_pb2.ListRunsResponse(
+            runs=[run_message(run, head=head, in_list=True) for run, head in rows[:size]]
+        )
+        if len(rows) > size:
+            keyset = [str(rows[size - 1][0].id)]
+            response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
+        return response
+
+    async def interrupt(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:
+        """InterruptRun: a queued run ends here; one under way ends on its worker, which reads the intent."""
+        session_id, run_id = parse_run(name)
+        require_write(principal, "runs.interrupt")
+        faults = Faults()
+        faults.text("reason", reason, 1000)
+        faults.done()
+        events: Sequence[StoredEvent] = []
+        async with self._database.transaction() as tx:
+            head = await lock_head(tx, session_id)
+            run, _ = await _load(tx, principal, session_id, run_id)
+            assert head is not None
+            if run.state in TERMINAL_RUN_STATES:
+                return await _message(tx, run, head)
+            run.interrupt_reason = reason
+            if run.state == RunState.QUEUED:
+                events = await _cancel_queued(tx, head, run)
+            else:
+                head.interrupt_run = run_id
+            worker = head.worker
+            await tx.flush()
+            await tx.refresh(head)
+            message = await _message(tx, run, head)
+        await publish(self._bus, session_id, events)
+        if worker is not None:
+            await self._bus.signal_worker(worker, session_id)
+        return message
+
+
+async def _cancel_queued(tx: AsyncSession, head: SessionHead, run: Run) -> Sequence[StoredEvent]:
+    before = head_state(head)
+    run.state = RunState.CANCELLED
+    run.end_time = clock.utcnow()
+    head.queued -= 1
+    await tx.flush()
+    head.queued_since = await tx.scalar(
+        select(Run.create_time)
+        .where(Run.session_id == head.session_id, Run.state == RunState.QUEUED)
+        .order_by(Run.id)
+        .limit(1)
+    )
+    ended = event_pb2.Event(
+        run=run_name(run.session_id, run.id), run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED)
+    )
+    ended.time.FromDatetime(run.end_time)
+    await tx.flush()
+    events = await append_control(
+        tx, head.session_id, [LogEvent.of(ended, run.id), *session_state_event(before, head_state(head))]
+    )
+    run.first_sequence = run.last_sequence = events[0].sequence
+    return events
+
+
+async def _load(tx: AsyncSession, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:
+    run = await tx.get(Run, run_id)
+    session = await tx.get(Session, session_id)
+    known = run is not None and run.session_id == session_id and session is not None and session.delete_time is None
+    owner = session.owner if known and session is not None else None
+    require_visible(principal, owner, "Run", run_name(session_id, run_id))
+    assert run is not None
+    return run, await tx.get_one(SessionHead, session_id)
+
+
+async def _message(tx: AsyncSession, run: Run, head: SessionHead) -> run_pb2.Run:
+    pending: list[UUID] = []
+    if run.state == RunState.REQUIRES_ACTION:
+        query = select(Approval.id).where(Approval.run_id == run.id, Approval.state == "PENDING")
+        query = query.where(Approval.session_id == run.session_id).order_by(Approval.id)
+        pending = list(await tx.scalars(query))
+    return run_message(run, head=head, pending=pending)

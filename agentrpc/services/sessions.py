@@ -1,0 +1,427 @@
+"""Sessions: what callers set, list and close. Their runs are in `runs.py`, their process on a worker."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentrpc import clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.principal import Principal
+from agentrpc.errors import Aborted, FailedPrecondition, InvalidArgument, SequenceAhead
+from agentrpc.names import parse_run, parse_session, parse_user, run_name, session_name
+from agentrpc.services.access import require_visible, require_write, visible_owner
+from agentrpc.services.approvals import session_state_event
+from agentrpc.services.idempotency import check_same, request_hash
+from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.signals import Doorbell, publish
+from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
+from agentrpc.services.views import head_state, session_message
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.store.leases import lock_head
+from agentrpc.store.log import StoredEvent, append_control, read_events
+from agentrpc.store.requests import remember_request
+from agentrpc.store.tables import Approval, Session, SessionHead
+from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
+
+__all__ = ["Sessions"]
+
+_PAGE_BYTES = 1024 * 1024
+_SETTABLE = ("display_name", "description", "labels", "options")
+_COLUMNS = {
+    "create_time": Session.create_time,
+    "update_time": Session.update_time,
+    "display_name": Session.display_name,
+}
+_STATES: dict[str, ColumnElement[bool]] = {
+    "ARCHIVED": SessionHead.closed == "ARCHIVED",
+    "FAILED": SessionHead.closed == "FAILED",
+    "IDLE": SessionHead.closed.is_(None) & SessionHead.active_run.is_(None) & (SessionHead.queued == 0),
+    "REQUIRES_ACTION": SessionHead.closed.is_(None) & (SessionHead.pending_approvals > 0),
+    "RUNNING": SessionHead.closed.is_(None)
+    & (SessionHead.pending_approvals == 0)
+    & (SessionHead.active_run.is_not(None) | (SessionHead.queued > 0)),
+}
+
+
+class Sessions:
+    """The use cases."""
+
+    def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self._database = database
+        self._bus = bus
+        self._doorbell = doorbell
+        self._pager = Pager(settings.signing_key.get_secret_value())
+
+    async def create(
+        self, principal: Principal, request: session_service_pb2.CreateSessionRequest
+    ) -> session_pb2.Session:
+        """CreateSession."""
+        require_write(principal, "sessions.create")
+        check_session(request.session)
+        request_id = request_uuid(request.request_id)
+        now = clock.utcnow()
+        given = request.session
+        session = Session(
+            id=clock.uuid7(),
+            owner=principal.user_id,
+            display_name=given.display_name,
+            description=given.description,
+            labels=dict(given.labels),
+            options=given.options.SerializeToString(deterministic=True),
+            revision=1,
+            claude_session_id=uuid4(),
+            usage=b"",
+            create_time=now,
+            update_time=now,
+        )
+        head = SessionHead(
+            session_id=session.id,
+            tenant=principal.user_id,
+            last_sequence=0,
+            queued=0,
+            pending_approvals=0,
+            run_count=0,
+            tool_call_count=0,
+        )
+        if request.validate_only:
+            return session_message(session, head)
+        async with self._database.transaction() as tx:
+            if request_id is not None:
+                body = request_hash(request)
+                resource, stored = await remember_request(
+                    tx,
+                    principal=principal.user_id,
+                    method="CreateSession",
+                    request_id=request_id,
+                    body_hash=body,
+                    resource_id=session.id,
+                    now=now,
+                )
+                check_same(body, stored, request.request_id)
+                if resource != session.id:
+                    return await self._message(tx, *(await _load(tx, principal, resource)))
+            tx.add(session)
+            await tx.flush()
+            tx.add(head)
+        return session_message(session, head)
+
+    async def get(self, principal: Principal, session_id: UUID) -> session_pb2.Session:
+        """GetSession."""
+        async with self._database.transaction() as tx:
+            return await self._message(tx, *(await _load(tx, principal, session_id)))
+
+    async def list(
+        self, principal: Principal, request: session_service_pb2.ListSessionsRequest
+    ) -> session_service_pb2.ListSessionsResponse:
+        """ListSessions."""
+        size = page_size(request.page_size)
+        faults = Faults()
+        check_enums(request, faults)
+        faults.done()
+        query = select(Session, SessionHead).join(SessionHead, SessionHead.session_id == Session.id)
+        owner = parse_user(request.owner, field="owner") if request.owner else visible_owner(principal)
+        if owner is not None:
+            # Another's sessions look as if there were none.
+            query = query.where(Session.owner == owner)
+            if (mine := visible_owner(principal)) is not None:
+                query = query.where(Session.owner == mine)
+        if not request.show_deleted:
+            query = query.where(Session.delete_time.is_(None))
+        if request.states:
+            names = {session_pb2.Session.State.Name(state).removeprefix("STATE_") for state in request.states}
+            clauses = [_STATES[name] for name in names if name in _STATES]
+            wanted = clauses[0] if clauses else Session.id.is_(None)
+            for clause in clauses[1:]:
+                wanted = wanted | clause
+            query = query.where(wanted)
+        if request.labels:
+            query = query.where(Session.labels.contains(dict(request.labels)))
+        if request.HasField("create_time_from"):
+            query = query.where(Session.create_time >= request.create_time_from.ToDatetime(UTC))
+        if request.HasField("create_time_before"):
+            query = query.where(Session.create_time < request.create_time_before.ToDatetime(UTC))
+        order = _order(request.order_by)
+        query = self._page(query, order, self._pager.read(request, principal.user_id)).limit(size + 1)
+        async with self._database.transaction() as tx:
+            rows = [(row[0], row[1]) for row in await tx.execute(query)]
+            pending = await _pending(tx, [session.id for session, head in rows if head.pending_approvals])
+        response = session_service_pb2.ListSessionsResponse(
+            sessions=[session_message(session, head, pending.get(session.id, ())) for session, head in rows[:size]]
+        )
+        if len(rows) > size:
+            last = rows[size - 1][0]
+            keyset = [_plain(getattr(last, name)) for name, _ in order]
+            response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
+        return response
+
+    def _page(self, query: Select[Any], order: Sequence[tuple[str, bool]], after: Sequence[Any] | None) -> Select[Any]:
+        columns: dict[str, Any] = {**_COLUMNS, "id": Session.id}
+        for name, descending in order:
+            query = query.order_by(columns[name].desc() if descending else columns[name])
+        if after is None:
+            return query
+        values = [_value(name, value) for (name, _), value in zip(order, after, strict=True)]
+        # Row after row, because directions may differ: (a > x) or (a = x and b > y) …
+        clauses = []
+        for at, (name, descending) in enumerate(order):
+            column = columns[name]
+            beyond = column < values[at] if descending else column > values[at]
+            for before in range(at):
+                beyond = beyond & (columns[order[before][0]] == values[before])
+            clauses.append(beyond)
+        wanted = clauses[0]
+        for clause in clauses[1:]:
+            wanted = wanted | clause
+        return query.where(wanted)
+
+    async def update(
+        self, principal: Principal, request: session_service_pb2.UpdateSessionRequest
+    ) -> session_pb2.Session:
+        """UpdateSession."""
+        session_id = parse_session(request.session.name, field="session.name")
+        require_write(principal, "sessions.update")
+        paths = _paths(request.update_mask, request.session)
+        async with self._database.transaction() as tx:
+            head = await lock_head(tx, session_id)
+            session, _ = await _load(tx, principal, session_id)
+            assert head is not None
+            _check_etag(request.session.etag, session)
+            _require_active(head)
+            wanted = session_pb2.Session(
+                display_name=session.display_name,
+                description=session.description,
+                labels=session.labels,
+                options=session_pb2.SessionOptions.FromString(session.options),
+            )
+            stored = session_pb2.SessionOptions()
+            stored.CopyFrom(wanted.options)
+            for path in paths:
+                _copy(request.session, wanted, path.split("."))
+            _keep_secrets(stored, wanted.options)
+            check_session(wanted)
+            options = wanted.options.SerializeToString(deterministic=True)
+            before = (session.display_name, session.description, session.labels, session.options)
+            after = (wanted.display_name, wanted.description, dict(wanted.labels), options)
+            if before != after:
+                session.display_name, session.description, session.labels, session.options = after
+                session.revision += 1
+                session.update_time = clock.utcnow()
+            return await self._message(tx, session, head)
+
+    async def archive(self, principal: Principal, name: str, etag: str) -> session_pb2.Session:
+        """ArchiveSession."""
+        return await self._close(principal, parse_session(name), etag, delete=False)
+
+    async def delete(self, principal: Principal, name: str, etag: str) -> None:
+        """DeleteSession."""
+        await self._close(principal, parse_session(name), etag, delete=True)
+
+    async def _close(self, principal: Principal, session_id: UUID, etag: str, *, delete: bool) -> session_pb2.Session:
+        require_write(principal, "sessions.delete" if delete else "sessions.archive")
+        events: Sequence[StoredEvent] = []
+        async with self._database.transaction() as tx:
+            head = await lock_head(tx, session_id)
+            session, _ = await _load(tx, principal, session_id)
+            assert head is not None
+            _check_etag(etag, session)
+            now = clock.utcnow()
+            if head.closed is None:
+                if head.active_run is not None or head.queued:
+                    raise busy(head)
+                before = head_state(head)
+                head.closed = "ARCHIVED"
+                session.archive_time = now
+                await tx.flush()
+                events = await append_control(tx, session_id, session_state_event(before, head_state(head)))
+            if delete:
+                session.delete_time = now
+            worker = head.worker
+            await tx.flush()
+            await tx.refresh(head)
+            message = await self._message(tx, session, head)
+        await publish(self._bus, session_id, events)
+        if worker is not None:
+            await self._bus.signal_worker(worker, session_id)
+        return message
+
+    async def list_events(
+        self, principal: Principal, request: session_service_pb2.ListSessionEventsRequest
+    ) -> session_service_pb2.ListSessionEventsResponse:
+        """ListSessionEvents."""
+        session_id = parse_session(request.parent, field="parent")
+        size = page_size(request.page_size, default=100, limit=1000)
+        kinds = event_kinds(request.event_types)
+        run_id = parse_run(request.run, field="run")[1] if request.run else None
+        if request.order_by.strip() not in {"", "sequence", "sequence desc", "sequence asc"}:
+            raise InvalidArgument.field("order_by", "must be `sequence` or `sequence desc`")
+        descending = request.order_by.strip().endswith("desc")
+        if request.after_sequence < 0:
+            raise InvalidArgument.field("after_sequence", "must not be negative")
+        session = await self.get(principal, session_id)
+        if request.after_sequence > session.last_sequence:
+            raise SequenceAhead(request.after_sequence, session.last_sequence)
+        page = self._pager.read(request, principal.user_id)
+        after, up_to = request.after_sequence, 2**62
+        if page is not None:
+            after, up_to = (after, page[0]) if descending else (page[0], up_to)
+        rows = await read_events(
+            self._database,
+            session_id,
+            after=after,
+            up_to=up_to,
+            kinds=None if kinds is None else sorted(kinds),
+            run_id=run_id,
+            limit=size + 1,
+            descending=descending,
+        )
+        response = session_service_pb2.ListSessionEventsResponse()
+        size_left = _PAGE_BYTES
+        for row in rows[:size]:
+            if response.events and len(row.data) > size_left:
+                break
+            response.events.append(event_pb2.Event.FromString(row.data))
+            size_left -= len(row.data)
+        if len(rows) > len(response.events):
+            last = response.events[-1].sequence
+            response.next_page_token = self._pager.issue(request, principal.user_id, [last])
+        return response
+
+    async def _message(self, tx: AsyncSession, session: Session, head: SessionHead) -> session_pb2.Session:
+        pending = await _pending(tx, [session.id]) if head.pending_approvals else {}
+        return session_message(session, head, pending.get(session.id, ()))
+
+
+async def _load(tx: AsyncSession, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
+    session = await tx.get(Session, session_id)
+    owner = session.owner if session is not None and session.delete_time is None else None
+    require_visible(principal, owner, "Session", session_name(session_id))
+    assert session is not None
+    return session, await tx.get_one(SessionHead, session_id)
+
+
+async def _pending(tx: AsyncSession, session_ids: Sequence[UUID]) -> dict[UUID, list[UUID]]:
+    found: dict[UUID, list[UUID]] = {}
+    if session_ids:
+        query = select(Approval.session_id, Approval.id).where(Approval.state == "PENDING")
+        for row in await tx.execute(query.where(Approval.session_id.in_(session_ids)).order_by(Approval.id)):
+            found.setdefault(row[0], []).append(row[1])
+    return found
+
+
+def busy(head: SessionHead) -> FailedPrecondition:
+    """SESSION_BUSY."""
+    active = run_name(head.session_id, head.active_run) if head.active_run else ""
+    return FailedPrecondition(
+        "a run is under way or waits: wait for its end, or interrupt it",
+        reason="SESSION_BUSY",
+        metadata={"active_run": active},
+    )
+
+
+def _require_active(head: SessionHead) -> None:
+    if head.closed is not None:
+        raise not_active(head)
+
+
+def not_active(head: SessionHead) -> FailedPrecondition:
+    """SESSION_NOT_ACTIVE."""
+    return FailedPrecondition(
+        f"the session is {str(head.closed).lower()}: create a new one",
+        reason="SESSION_NOT_ACTIVE",
+        metadata={"state": f"STATE_{head.closed}"},
+    )
+
+
+def _check_etag(etag: str, session: Session) -> None:
+    current = f'"{session.revision}"'
+    if etag and etag != current:
+        raise Aborted(
+            "the session was changed meanwhile: read it, apply your change to it, and try again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": current},
+        )
+
+
+def _order(text: str) -> list[tuple[str, bool]]:
+    """AIP-132: fields with ` desc` if wanted; the id decides among equals."""
+    order: list[tuple[str, bool]] = []
+    for part in text.split(",") if text.strip() else ["create_time desc"]:
+        name, _, direction = part.strip().partition(" ")
+        if name not in _COLUMNS or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
+            raise InvalidArgument.field("order_by", f"{part.strip()!r}: use {', '.join(_COLUMNS)}, each with ` desc`")
+        order.append((name, direction.strip() == "desc"))
+    order.append(("id", order[0][1]))
+    return order
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _value(name: str, text: str) -> object:
+    if name == "id":
+        return UUID(text)
+    return datetime.fromisoformat(text) if name.endswith("_time") else text
+
+
+def _paths(mask: FieldMask, given: session_pb2.Session) -> list[str]:
+    """The paths to set. Unset: the populated ones; `*`: all; output-only ones are passed over (AIP-134)."""
+    if not mask.paths:
+        return [field.name for field, _ in given.ListFields() if field.name in _SETTABLE]
+    if list(mask.paths) == ["*"]:
+        return list(_SETTABLE)
+    paths = []
+    for path in mask.paths:
+        descriptor = session_pb2.Session.DESCRIPTOR
+        parts = path.split(".")
+        for at, part in enumerate(parts):
+            field = descriptor.fields_by_name.get(part)
+            last = at == len(parts) - 1
+            if field is None or (not last and (field.is_repeated or field.message_type is None)):
+                raise InvalidArgument(
+                    f"update_mask names {path!r}, which does not exist: use such as display_name or options.model",
+                    reason="UPDATE_MASK_INVALID",
+                    metadata={"path": path},
+                )
+            descriptor = field.message_type
+        if parts[0] in _SETTABLE:
+            paths.append(path)
+    return paths
+
+
+def _copy(source: Message, target: Message, parts: Sequence[str]) -> None:
+    name = parts[0]
+    field = source.DESCRIPTOR.fields_by_name[name]
+    if len(parts) > 1:
+        _copy(getattr(source, name), getattr(target, name), parts[1:])
+        return
+    target.ClearField(name)
+    if field.is_repeated:
+        getattr(target, name).MergeFrom(getattr(source, name))
+    elif field.message_type is not None:
+        if source.HasField(name):
+            getattr(target, name).CopyFrom(getattr(source, name))
+    elif not field.has_presence or source.HasField(name):
+        setattr(target, name, getattr(source, name))
+
+
+def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:
+    """A secret that comes back empty, as it was read, keeps its stored value."""
+    known = {server.name: server for server in stored.mcp_servers}
+    for server in wanted.mcp_servers:
+        transport = server.WhichOneof("transport")
+        before = known.get(server.name)
+        if before is None or transport is None or before.WhichOneof("transport") != transport:
+            continue
+        field = "env" if transport == "stdio" else "headers"
+        old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
+        for key, value in new.items():
+            if not value and key in old:
+                new[key] = old[key]
