@@ -16,7 +16,7 @@ def request_hash(request: Message) -> bytes:
     """A hash over the known fields that say what to do."""
     content = type(request)()
     content.CopyFrom(request)
-    content.DiscardUnknownFields()  # type: ignore[no-untyped-call]
+    content.DiscardUnknownFields()
     for name in _NOT_CONTENT:
         if name in content.DESCRIPTOR.fields_by_name:
             content.ClearField(name)

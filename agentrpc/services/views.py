@@ -130,7 +130,7 @@ def _omission(data: bytes) -> common_pb2.Omission:
 def approval_message(row: Approval) -> approval_pb2.Approval:
     """`agentrpc.v1.Approval`."""
     message = approval_pb2.Approval.FromString(row.question)
-    message.state = approval_pb2.Approval.State.Value(f"STATE_{row.state}")
+    message.MergeFrom(approval_pb2.Approval(state=f"STATE_{row.state}"))
     _time(message.create_time, row.create_time)
     _time(message.expire_time, row.expire_time)
     if row.resolution is not None:

@@ -1,0 +1,196 @@
+"""All that one edge process watches: one Pub/Sub connection, a feed for each session, one tick a second for all.
+
+Pub/Sub is a hint. Once a second one query asks Postgres how long the watched logs are; what a feed lacks it reads. So
+without Redis a watcher lags at most two seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from agentrpc.bus.live import LiveBatch
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.errors import AgentRpcError
+from agentrpc.rpc.feed import Feed
+from agentrpc.store.database import Database
+from agentrpc.store.log import StoredEvent, last_sequences, read_events
+
+__all__ = ["Hub", "Ticked"]
+
+log = structlog.get_logger()
+
+_TICK = 1.0
+_KEEP_IDLE = 5.0
+
+
+class Ticked(Protocol):
+    """A stream: it is looked at once a second, which costs less than a timer for each."""
+
+    def tick(self, now: float) -> None:
+        """Wake up if something is due."""
+        ...
+
+
+class Hub:
+    """The feeds of one edge process.
+
+    Args:
+        database: The store.
+        bus: The live tail.
+        replay_concurrency: How many reads of the store go on at once for all watchers.
+    """
+
+    def __init__(self, database: Database, bus: Bus, replay_concurrency: int) -> None:
+        self._database = database
+        self._subscriptions = bus.event_subscriptions(self._on_frame)
+        self._feeds: dict[UUID, Feed] = {}
+        self._idle: dict[UUID, float] = {}
+        self._streams: set[Ticked] = set()
+        self._reads = asyncio.Semaphore(replay_concurrency)
+        self._flights: dict[tuple[object, ...], asyncio.Task[list[StoredEvent]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._answered = time.monotonic()
+        self.on_tick: Callable[[], None] = lambda: None
+        self.draining = False
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._task = asyncio.create_task(self._run(), name="hub")
+
+    async def close(self) -> None:
+        """End it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for feed in self._feeds.values():
+            await feed.close()
+        await self._subscriptions.close()
+
+    def drain(self) -> None:
+        """All streams are to end."""
+        self.draining = True
+        for feed in self._feeds.values():
+            feed.wake()
+        for stream in list(self._streams):
+            stream.tick(float("inf"))
+
+    @property
+    def store_away(self) -> float:
+        """For how many seconds Postgres has not answered."""
+        return max(time.monotonic() - self._answered - _TICK, 0.0)
+
+    def add(self, stream: Ticked) -> None:
+        """Tick a stream from now on."""
+        self._streams.add(stream)
+
+    def remove(self, stream: Ticked) -> None:
+        """The reverse."""
+        self._streams.discard(stream)
+
+    async def join(self, session_id: UUID) -> Feed:
+        """The feed of a session, subscribed; give it back with `leave`.
+
+        Raises:
+            StoreUnavailable: The length of the log is not known.
+        """
+        feed = self._feeds.get(session_id)
+        if feed is None:
+            feed = self._feeds[session_id] = Feed(session_id, lambda after, limit: self._tail(session_id, after, limit))
+        feed.watchers += 1
+        self._idle.pop(session_id, None)
+        try:
+            if feed.tip < 0:
+                # Confirmed before the log is measured: nothing can fall between the two.
+                await self._subscriptions.subscribe(session_id)
+                found = await last_sequences(self._database, [session_id])
+                last, closed = found.get(session_id, (0, None))
+                feed.begin(last)
+                feed.committed(last, closed)
+        except BaseException:
+            self.leave(feed)
+            raise
+        return feed
+
+    def leave(self, feed: Feed) -> None:
+        """A watcher has gone. The feed stays for some seconds: it may come back."""
+        feed.watchers -= 1
+        if not feed.watchers:
+            self._idle[feed.session_id] = time.monotonic()
+
+    async def read(
+        self,
+        session_id: UUID,
+        after: int,
+        up_to: int,
+        *,
+        kinds: frozenset[int] | None,
+        limit: int,
+    ) -> list[StoredEvent]:
+        """A page of the log. Watchers that ask for the same page share one read."""
+        key = (session_id, after, up_to, kinds, limit)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.create_task(self._page(session_id, after, up_to, kinds, limit))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        return await asyncio.shield(flight)
+
+    async def _page(
+        self, session_id: UUID, after: int, up_to: int, kinds: frozenset[int] | None, limit: int
+    ) -> list[StoredEvent]:
+        async with self._reads:
+            return await read_events(
+                self._database,
+                session_id,
+                after=after,
+                up_to=up_to,
+                kinds=None if kinds is None else sorted(kinds),
+                limit=limit,
+            )
+
+    async def _tail(self, session_id: UUID, after: int, limit: int) -> list[StoredEvent]:
+        return await self.read(session_id, after, 2**62, kinds=None, limit=limit)
+
+    def _on_frame(self, session_id: UUID, frame: bytes) -> None:
+        feed = self._feeds.get(session_id)
+        if feed is None:
+            return
+        try:
+            batch = LiveBatch.decode(frame)
+        except ValueError:
+            log.warning("frame_not_understood", session=str(session_id), size=len(frame))
+            return
+        feed.offer(batch)
+
+    async def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await self._measure()
+                self._answered = time.monotonic()
+            except AgentRpcError as error:
+                log.warning("hub_without_store", reason=error.reason)
+            except Exception:
+                log.exception("hub_failed")
+            now = time.monotonic()
+            for stream in list(self._streams):
+                stream.tick(now)
+            self.on_tick()
+            await asyncio.sleep(max(0.05, _TICK - (time.monotonic() - began)))
+
+    async def _measure(self) -> None:
+        now = time.monotonic()
+        for session_id, since in list(self._idle.items()):
+            if now - since > _KEEP_IDLE:
+                del self._idle[session_id]
+                feed = self._feeds.pop(session_id)
+                await feed.close()
+                await self._subscriptions.unsubscribe(session_id)
+        if self._feeds:
+            for session_id, (last, closed) in (await last_sequences(self._database, list(self._feeds))).items():
+                if (feed := self._feeds.get(session_id)) is not None:
+                    feed.committed(last, closed)

@@ -1,0 +1,327 @@
+"""The gRPC server: every handler of the contract behind one wrapper, with health and reflection beside it.
+
+The wrapper takes raw bytes and decodes them itself, so that a request that is not valid UTF-8 or not the message gets a
+clear error; it knows who calls, keeps the limits, measures, and turns every error into a status. Whatever is not in the
+error tree reaches callers as INTERNAL with an id. Handlers are registered as one dictionary: the generated
+`add_*_to_server` would register others that win over them.
+"""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from agentrpc import __version__, clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.principal import Principal
+from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
+from agentrpc.rpc.methods import ServiceMethods
+from agentrpc.rpc.status import internal_error, to_status
+from agentrpc.rpc.streams import StalledError
+from agentrpc.services.accounts import Accounts
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.telemetry import OPEN_STREAMS, RPC_LATENCY
+from agentrpc.v1 import approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2
+
+__all__ = ["EdgeServer"]
+
+log = structlog.get_logger()
+
+_SERVICES = (approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2)
+_PUBLIC = {"/agentrpc.v1.AuthService/Login", "/agentrpc.v1.AuthService/RefreshToken"}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_HEALTH_INTERVAL = 2.0
+_UNHEALTHY_AFTER = 5.0
+
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.so_reuseport", 0),
+    # A prompt of 10 MB is to get TOO_LARGE and not a bare status.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    # Clients that ping every 30 s are not sent away.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # A burst of streams is queued rather than shed at random.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 30_000),
+)
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC as its handler sees it."""
+
+    principal: Principal | None
+    peer: str
+    request_id: str
+    metadata: list[tuple[str, str]]
+
+
+class EdgeServer:
+    """The server.
+
+    Args:
+        settings: Where to listen, TLS, limits.
+        database: For the health check.
+        bus: For rate limits.
+        accounts: Who calls.
+        methods: What each RPC does.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, bus: Bus, accounts: Accounts, methods: ServiceMethods
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._bus = bus
+        self._accounts = accounts
+        self._methods = methods
+        self._streams: Counter[object] = Counter()
+        self._draining = False
+        self._health = HealthServicer()
+        self._checking: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(options=_OPTIONS)
+        names = []
+        for module in _SERVICES:
+            for service in module.DESCRIPTOR.services_by_name.values():
+                handlers = {method.name: self._handler(service.full_name, method) for method in service.methods}
+                self._server.add_generic_rpc_handlers(
+                    (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+                )
+                names.append(service.full_name)
+        self._names = [*names, ""]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+
+    async def start(self) -> int:
+        """Listen; the port."""
+        await self._set_health(serving=True)
+        if self._settings.tls_cert is not None and self._settings.tls_key is not None:
+            ca = self._settings.tls_client_ca
+            credentials = grpc.ssl_server_credentials(
+                [(self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())],
+                root_certificates=ca.read_bytes() if ca is not None else None,
+                require_client_auth=ca is not None,
+            )
+            port = self._server.add_secure_port(self._settings.listen, credentials)
+        else:
+            port = self._server.add_insecure_port(self._settings.listen)
+        await self._server.start()
+        self._methods.start()
+        self._checking = asyncio.create_task(self._check_health(), name="health")
+        log.info("serving", port=port, tls=self._settings.tls_cert is not None)
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Leave no client guessing: not healthy, no new calls, streams end with their resume point, then stop."""
+        self._draining = True
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
+        await self._set_health(serving=False)
+        self._methods.drain()
+        deadline = time.monotonic() + grace
+        while self._streams.total() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await self._server.stop(max(deadline - time.monotonic(), 0.2))
+        await self._methods.close()
+
+    async def _check_health(self) -> None:
+        answered = time.monotonic()
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    await connection.fetchval("SELECT 1")
+                answered = time.monotonic()
+            except AgentRpcError:
+                pass
+            except Exception:
+                log.exception("health_check_failed")
+            await self._set_health(serving=time.monotonic() - answered < _UNHEALTHY_AFTER)
+            await asyncio.sleep(_HEALTH_INTERVAL)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._names:
+            await self._health.set(name, state)
+
+    # ---- One RPC ----
+
+    def _handler(self, service: str, method: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":  # noqa: ANN401 - a descriptor
+        path = f"/{service}/{method.name}"
+        request_class = GetMessageClass(method.input_type)
+        target = self._methods.of(method.name)
+        if method.server_streaming:
+
+            async def stream(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+                await self._stream(path, request_class, target, data, context)
+
+            return grpc.unary_stream_rpc_method_handler(stream)
+
+        async def unary(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+            return await self._unary(path, request_class, target, data, context)
+
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+    async def _unary(
+        self,
+        path: str,
+        request_class: type[Message],
+        target: Callable[..., Awaitable[Message]],
+        data: bytes,
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+    ) -> bytes:
+        async def work(call: Call) -> bytes:
+            request = _decode(request_class, data)
+            if call.principal is not None:
+                await self._limit(call.principal)
+            response = await target(call, request)
+            await context.send_initial_metadata(call.metadata)
+            return response.SerializeToString()
+
+        result = await self._guard(path, context, work)
+        assert result is not None
+        return result
+
+    async def _stream(
+        self,
+        path: str,
+        request_class: type[Message],
+        target: Callable[..., Awaitable[None]],
+        data: bytes,
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+    ) -> None:
+        async def work(call: Call) -> bytes | None:
+            assert call.principal is not None
+            request = _decode(request_class, data)
+            user = call.principal.user_id
+            if self._streams[user] >= self._settings.max_streams_per_user:
+                raise ResourceExhausted(
+                    f"you have {self._streams[user]} streams open: close some, or watch with fewer",
+                    reason="TOO_MANY_STREAMS",
+                    metadata={"limit": str(self._settings.max_streams_per_user)},
+                )
+            opened = False
+
+            async def send(response: bytes) -> None:
+                nonlocal opened
+                if not opened:
+                    opened = True
+                    await context.send_initial_metadata(call.metadata)
+                await context.write(response)
+
+            self._streams[user] += 1
+            OPEN_STREAMS.labels(path).inc()
+            try:
+                await target(call, request, send)
+            finally:
+                OPEN_STREAMS.labels(path).dec()
+                self._streams[user] -= 1
+                if not self._streams[user]:
+                    del self._streams[user]
+            return None
+
+        await self._guard(path, context, work)
+
+    async def _guard(
+        self,
+        path: str,
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+        work: Callable[[Call], Awaitable[bytes | None]],
+    ) -> bytes | None:
+        """Run one RPC: who, how long, and every error as a status."""
+        began = time.monotonic()
+        given = dict(context.invocation_metadata() or ())
+        wanted = given.get("x-request-id", "")
+        request_id = wanted if isinstance(wanted, str) and _REQUEST_ID.fullmatch(wanted) else str(clock.uuid7())
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request=request_id, method=path)
+        metadata = [("x-request-id", request_id), ("agentrpc-version", __version__)]
+        code = "OK"
+        try:
+            if self._draining:
+                raise Unavailable(
+                    "this server is shutting down; nothing was changed: another one answers",
+                    reason="DRAINING",
+                    retry_after=1.0,
+                )
+            principal = await self._principal(path, given)
+            call = Call(principal, _address(context.peer()), request_id, metadata)
+            return await work(call)
+        except AgentRpcError as error:
+            code = error.code
+            status = to_status(error, request_id)
+        except StalledError:
+            code = "UNAVAILABLE"
+            slow = Unavailable("the stream was not read for too long: resume it", reason="DRAINING", retry_after=1.0)
+            status = to_status(slow, request_id)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            if context.cancelled() or context.done():
+                raise
+            # Not the client's doing: without a status it would wait for its deadline.
+            gone = Unavailable("the call was cut off by the server: try again", reason="DRAINING", retry_after=1.0)
+            status = to_status(gone, request_id)
+        except Exception:
+            code = "INTERNAL"
+            error_id = str(clock.uuid7())
+            log.exception("rpc_failed", error_id=error_id)
+            status = to_status(internal_error(error_id), request_id)
+        finally:
+            RPC_LATENCY.labels(path, code).observe(time.monotonic() - began)
+            log.debug("rpc", code=code, seconds=round(time.monotonic() - began, 4))
+        with suppress(asyncio.InvalidStateError):
+            await context.send_initial_metadata(metadata)
+        await context.abort_with_status(status)
+        return None
+
+    async def _principal(self, path: str, given: dict[str, Any]) -> Principal | None:
+        if path in _PUBLIC:
+            return None
+        scheme, _, token = str(given.get("authorization", "")).partition(" ")
+        if not token or scheme.lower() != "bearer":
+            raise Unauthenticated(
+                "there is no token: send the metadata `authorization: Bearer {access_token}` from AuthService.Login",
+                reason="CREDENTIALS_MISSING",
+            )
+        return await self._accounts.authenticate(token.strip())
+
+    async def _limit(self, principal: Principal) -> None:
+        rate = self._settings.requests_per_second
+        wait = await self._bus.take_token(f"rpc:{principal.user_id}", rate=rate, burst=rate * 2)
+        if wait:
+            raise ResourceExhausted(
+                f"more than {rate:.0f} requests a second: try again in {wait:.2f} s",
+                reason="RATE_LIMITED",
+                retry_after=wait,
+            )
+
+
+def _decode(request_class: type[Message], data: bytes) -> Message:
+    try:
+        return request_class.FromString(data)
+    except (DecodeError, UnicodeDecodeError):
+        raise InvalidArgument.field(
+            "request", f"is not a valid {request_class.DESCRIPTOR.name}: strings must be UTF-8 without lone surrogates"
+        ) from None
+
+
+def _address(peer: str) -> str:
+    """The address in gRPC's `ipv4:127.0.0.1:5000`, without the port."""
+    return peer.rpartition(":")[0]

@@ -1,0 +1,479 @@
+"""The streaming RPCs: replay from Postgres, then the live tail from the hub, each durable event once and in order.
+
+A stream is the RPC's own task and a cursor: no task, timer or copy of its own besides. What it sends is joined from
+bytes that other watchers share; only control fields are encoded for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from agentrpc import clock
+from agentrpc.bus.live import LiveBatch
+from agentrpc.domain.principal import Principal
+from agentrpc.errors import InvalidArgument, SequenceAhead, StoreUnavailable
+from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard
+from agentrpc.rpc.feed import Feed, Key
+from agentrpc.rpc.hub import Hub
+from agentrpc.services.access import visible_owner
+from agentrpc.services.accounts import Accounts
+from agentrpc.services.approvals import Approvals
+from agentrpc.services.runs import Runs
+from agentrpc.services.sessions import Sessions
+from agentrpc.services.validation import event_kinds
+from agentrpc.settings import Settings
+from agentrpc.store.log import StoredEvent
+from agentrpc.telemetry import EVENTS_RELAYED, EVENTS_SHED
+from agentrpc.v1 import (
+    approval_pb2,
+    approval_service_pb2,
+    event_pb2,
+    run_pb2,
+    run_service_pb2,
+    session_pb2,
+    session_service_pb2,
+    stream_pb2,
+)
+
+__all__ = ["Send", "StalledError", "Streams"]
+
+Send = Callable[[bytes], Awaitable[None]]
+SetMetadata = Callable[[str, str], None]
+
+_REPLAY_BYTES = 256 * 1024
+_REPLAY_ROWS = 500
+_RECHECK = 60.0
+_STORE_PATIENCE = 10.0
+_RUN_ENDED = event_pb2.Event.RUN_ENDED_FIELD_NUMBER
+_TERMINAL = run_pb2.Run.STATE_SUCCEEDED
+_OVERLAP = timedelta(seconds=30)
+
+_Response = session_service_pb2.WatchSessionResponse
+_End = stream_pb2.StreamEnd
+
+
+class StalledError(Exception):
+    """Nobody read the stream for too long; it is cut, and the client resumes from what it has."""
+
+
+@dataclass(slots=True)
+class _Ended(Exception):
+    """The stream ends with this reason."""
+
+    reason: int
+    retry_delay: float = 0.0
+
+
+class _Stream:
+    """What all streams share: ticks, stalls, heartbeats, and the reasons to end."""
+
+    def __init__(self, hub: Hub, settings: Settings, accounts: Accounts, principal: Principal, send: Send) -> None:
+        now = time.monotonic()
+        self._hub = hub
+        self._settings = settings
+        self._accounts = accounts
+        self._principal = principal
+        self._send = send
+        self._task = asyncio.current_task()
+        self._writing_since = 0.0
+        self._stalled = False
+        self._heartbeat_at = now + settings.heartbeat_interval
+        self._rotate_at = now + clock.jitter(settings.stream_max_age, 0.1)
+        self._recheck_at = now + clock.jitter(_RECHECK, 0.3)
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tick(self, now: float) -> None:
+        """Once a second: cut a stalled write, wake for what is due."""
+        if self._writing_since and now - self._writing_since > self._settings.stream_stall_timeout:
+            self._stalled = True
+            if self._task is not None:
+                self._task.cancel()
+        elif now >= min(self._heartbeat_at, self._rotate_at, self._recheck_at) or self._hub.store_away:
+            self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def write(self, data: bytes) -> None:
+        self._writing_since = time.monotonic()
+        try:
+            await self._send(data)
+        except asyncio.CancelledError:
+            if self._stalled:
+                raise StalledError from None
+            raise
+        finally:
+            self._writing_since = 0.0
+        self._heartbeat_at = time.monotonic() + self._settings.heartbeat_interval
+
+    async def check(self) -> bool:
+        """Raise _Ended if the stream has to end. True: a heartbeat is due."""
+        now = time.monotonic()
+        if self._hub.draining:
+            raise _Ended(_End.REASON_DRAINING, clock.jitter(1.0))
+        if now >= self._rotate_at:
+            raise _Ended(_End.REASON_ROTATED)
+        if self._hub.store_away > _STORE_PATIENCE:
+            raise _Ended(_End.REASON_UNAVAILABLE, clock.jitter(2.0))
+        if now >= self._recheck_at:
+            self._recheck_at = now + _RECHECK
+            if not await self._accounts.still_allowed(self._principal):
+                raise _Ended(_End.REASON_ACCESS_REVOKED)
+            limit = self._principal.expire_time + timedelta(seconds=self._settings.refresh_token_ttl)
+            if clock.utcnow() > limit:
+                raise _Ended(_End.REASON_CREDENTIALS_EXPIRED)
+        return now >= self._heartbeat_at
+
+    def opened(self, last_sequence: int) -> stream_pb2.StreamOpened:
+        message = stream_pb2.StreamOpened(last_sequence=last_sequence)
+        message.heartbeat_interval.FromMilliseconds(int(self._settings.heartbeat_interval * 1000))
+        return message
+
+    @staticmethod
+    def heartbeat() -> stream_pb2.Heartbeat:
+        message = stream_pb2.Heartbeat()
+        message.time.FromDatetime(clock.utcnow())
+        return message
+
+    @staticmethod
+    def end(ended: _Ended) -> stream_pb2.StreamEnd:
+        message = stream_pb2.StreamEnd(reason=ended.reason)  # type: ignore[arg-type]  # a value of the enum
+        if ended.retry_delay:
+            message.retry_delay.FromMilliseconds(int(ended.retry_delay * 1000))
+        return message
+
+
+class _SessionStream(_Stream):
+    """One watcher of a session or a run."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        settings: Settings,
+        accounts: Accounts,
+        principal: Principal,
+        send: Send,
+        *,
+        feed: Feed,
+        kinds: frozenset[int] | None,
+        run_id: UUID | None,
+        deltas: bool,
+        after: int,
+    ) -> None:
+        super().__init__(hub, settings, accounts, principal, send)
+        self._feed = feed
+        self._kinds = kinds
+        self._run_id = run_id
+        self._deltas = deltas
+        self._key: Key = (kinds, run_id.bytes if run_id else None, deltas)
+        self._sent = after
+        self._cursor = feed.end
+        self._live = feed.live_at(feed.end)
+        self._shed = 0
+        self._run_ended_at = 0
+
+    async def run(self, first: _Response, last_of_run: int) -> _Ended:
+        """Send everything until the stream ends; returns why, with nothing sent about it yet.
+
+        Args:
+            first: With what belongs on the first response.
+            last_of_run: The number of the watched run's last event, if it has ended.
+        """
+        self._run_ended_at = last_of_run
+        first.opened.CopyFrom(self.opened(self._feed.tip))
+        first.resume_after_sequence = self._sent
+        await self.write(first.SerializeToString())
+        try:
+            await self._replay()
+            await self._catch_up()
+            while True:
+                await self._next()
+        except _Ended as ended:
+            return ended
+
+    @property
+    def resume_after(self) -> int:
+        return self._sent
+
+    async def _replay(self) -> None:
+        """From Postgres up to the tip, page by page."""
+        cursor, live = self._feed.end, self._feed.live_at(self._feed.end)
+        target = self._feed.tip
+        while self._sent < target and not self._over():
+            rows = await self._page(target)
+            if not rows:
+                self._sent = target
+                break
+            at = 0
+            while at < len(rows) and not self._over():
+                at = await self._send_rows(rows, at)
+            if len(rows) < _REPLAY_ROWS:
+                self._sent = max(self._sent, target)
+        self._cursor, self._live = cursor, live
+        if self._over():
+            raise _Ended(_End.REASON_RUN_ENDED)
+
+    async def _page(self, target: int) -> list[StoredEvent]:
+        # The end of a run must be seen even where its kind is filtered out.
+        kinds = None if self._run_id is not None else self._kinds
+        while True:
+            try:
+                return list(
+                    await self._hub.read(self._feed.session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS)
+                )
+            except StoreUnavailable:
+                await self.check()
+                await asyncio.sleep(clock.jitter(0.5))
+
+    async def _send_rows(self, rows: Sequence[StoredEvent], at: int) -> int:
+        chosen = []
+        size = 0
+        while at < len(rows) and size < _REPLAY_BYTES:
+            row = rows[at]
+            at += 1
+            self._sent = row.sequence
+            if self._run_id is None or row.run_id == self._run_id:
+                if self._kinds is None or row.kind in self._kinds:
+                    chosen.append((row.sequence, row.kind, row.run_id, row.data))
+                    size += len(row.data)
+                if row.kind == _RUN_ENDED and self._run_id is not None:
+                    self._run_ended_at = row.sequence
+                    break
+        if chosen:
+            body, count, _ = LiveBatch.of(0, chosen).select(None, None, deltas=True)
+            await self.write(body + _Response(resume_after_sequence=self._sent).SerializeToString())
+            EVENTS_RELAYED.inc(count)
+        return at
+
+    async def _catch_up(self) -> None:
+        response = _Response(
+            resume_after_sequence=self._sent, caught_up=stream_pb2.CaughtUp(last_sequence=self._feed.tip)
+        )
+        if self._deltas:
+            # What the open blocks hold so far; the pieces that follow join on to it.
+            for event in self._feed.preview(self._key[1]):
+                if self._kinds is None or event.DESCRIPTOR.fields_by_name[str(event.WhichOneof("payload"))].number in (
+                    self._kinds
+                ):
+                    response.events.append(event)
+            self._cursor, self._live = self._skip_previewed()
+        await self.write(response.SerializeToString())
+
+    def _skip_previewed(self) -> tuple[int, int]:
+        """Behind the live-only batches that the preview has told; durable ones are still to be sent."""
+        feed = self._feed
+        if self._sent >= feed.tip:
+            return feed.end, feed.live_at(feed.end)
+        return self._cursor, self._live
+
+    async def _next(self) -> None:
+        feed = self._feed
+        if self._cursor < feed.base:
+            # Too slow for the ring: live events are gone, durable ones come from Postgres.
+            lost = feed.live_at(feed.end) - self._live if self._deltas else 0
+            if lost > 0:
+                self._shed += lost
+                EVENTS_SHED.inc(lost)
+            await self._replay()
+            await self.write(_Response(resume_after_sequence=self._sent, shed_count=self._shed).SerializeToString())
+            return
+        if self._cursor < feed.end:
+            chosen = feed.select(self._cursor, self._key, self._sent)
+            self._cursor = chosen.cursor
+            self._live = feed.live_at(chosen.cursor)
+            self._sent = max(self._sent, chosen.last)
+            self._run_ended_at = chosen.run_ended or self._run_ended_at
+            if chosen.count:
+                await self.write(chosen.body + _resume(self._sent, self._shed))
+                EVENTS_RELAYED.inc(chosen.count)
+            if self._over():
+                raise _Ended(_End.REASON_RUN_ENDED)
+            return
+        if self._over():
+            raise _Ended(_End.REASON_RUN_ENDED)
+        if feed.closed and self._sent >= feed.tip:
+            raise _Ended(_End.REASON_SESSION_CLOSED)
+        if await self.check():
+            await self.write(
+                _Response(
+                    resume_after_sequence=self._sent, shed_count=self._shed, heartbeat=self.heartbeat()
+                ).SerializeToString()
+            )
+            return
+        self._waiter = feed.wait()
+        await self._waiter
+
+    def _over(self) -> bool:
+        return bool(self._run_ended_at) and self._sent >= self._run_ended_at
+
+
+class Streams:
+    """The streaming use cases of the edge."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        sessions: Sessions,
+        runs: Runs,
+        approvals: Approvals,
+        accounts: Accounts,
+        settings: Settings,
+    ) -> None:
+        self._hub = hub
+        self._sessions = sessions
+        self._runs = runs
+        self._approvals = approvals
+        self._accounts = accounts
+        self._settings = settings
+
+    async def watch_session(
+        self, principal: Principal, request: session_service_pb2.WatchSessionRequest, send: Send
+    ) -> None:
+        """WatchSession."""
+        session_id = parse_session(request.name)
+        kinds = event_kinds(request.event_types)
+        run_id = _run_of(request.run, session_id)
+        run = await self._runs.get(principal, request.run) if request.run else None
+        session = await self._sessions.get(principal, session_id)
+        await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, request.after_sequence,
+                          session=session, run=run, with_run=False)  # fmt: skip
+
+    async def stream_run(
+        self,
+        principal: Principal,
+        request: run_service_pb2.StreamRunRequest,
+        send: Send,
+        set_metadata: SetMetadata,
+    ) -> None:
+        """StreamRun: the run is stored before anything is sent; leaving never stops it."""
+        kinds = event_kinds(request.event_types)
+        if request.after_sequence < 0:
+            raise InvalidArgument.field("after_sequence", "must not be negative")
+        run = await self._runs.create(principal, request)
+        session_id, run_id = parse_run(run.name)
+        set_metadata("agentrpc-run", run.name)
+        after = request.after_sequence or max(run.first_sequence - 1, 0)
+        await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, after,
+                          session=None, run=run, with_run=True)  # fmt: skip
+
+    async def _watch(
+        self,
+        principal: Principal,
+        send: Send,
+        session_id: UUID,
+        kinds: frozenset[int] | None,
+        run_id: UUID | None,
+        deltas: bool,
+        after: int,
+        *,
+        session: session_pb2.Session | None,
+        run: run_pb2.Run | None,
+        with_run: bool,
+    ) -> None:
+        if after < 0:
+            raise InvalidArgument.field("after_sequence", "must not be negative")
+        feed = await self._hub.join(session_id)
+        stream: _SessionStream | None = None
+        try:
+            if after > feed.tip:
+                raise SequenceAhead(after, feed.tip)
+            stream = _SessionStream(
+                self._hub, self._settings, self._accounts, principal, send,
+                feed=feed, kinds=kinds, run_id=run_id, deltas=deltas, after=after,
+            )  # fmt: skip
+            self._hub.add(stream)
+            first = _Response()
+            if session is not None:
+                first.session.CopyFrom(session)
+            elif run is not None:
+                # Field 10 of both responses is a message of its own kind.
+                first = _Response.FromString(run_service_pb2.StreamRunResponse(run=run).SerializeToString())
+            ended_run = run if run is not None and run.state >= _TERMINAL else None
+            ended = await stream.run(first, ended_run.last_sequence if ended_run is not None else 0)
+            last = _Response(resume_after_sequence=stream.resume_after, end=stream.end(ended)).SerializeToString()
+            if with_run and run is not None and ended.reason == _End.REASON_RUN_ENDED:
+                finished = await self._runs.get(principal, run.name)
+                last += run_service_pb2.StreamRunResponse(run=finished).SerializeToString()
+            await stream.write(last)
+        finally:
+            if stream is not None:
+                self._hub.remove(stream)
+            self._hub.leave(feed)
+
+    async def watch_approvals(
+        self, principal: Principal, request: approval_service_pb2.WatchApprovalsRequest, send: Send
+    ) -> None:
+        """WatchApprovals: level-triggered, polled like the log, and each state of an approval sent once."""
+        session_id = parse_session_or_wildcard(request.parent)
+        if session_id is not None:
+            await self._sessions.get(principal, session_id)
+        stream = _Stream(self._hub, self._settings, self._accounts, principal, send)
+        owner = visible_owner(principal)
+        sent: dict[str, int] = {}
+        response = approval_service_pb2.WatchApprovalsResponse(opened=stream.opened(0))
+        self._hub.add(stream)
+        began = clock.utcnow()
+        caught_up = False
+        try:
+            await stream.write(response.SerializeToString())
+            while True:
+                # The overlap covers transactions that commit late and clocks that differ a little.
+                since = None if not caught_up else max(began, clock.utcnow() - _OVERLAP)
+                with suppress(StoreUnavailable):
+                    current = await self._approvals.current(owner, session_id, since)
+                    response = approval_service_pb2.WatchApprovalsResponse(approvals=_news(current, sent))
+                    if not caught_up:
+                        response.caught_up.SetInParent()
+                        caught_up = True
+                    if response.approvals or response.HasField("caught_up"):
+                        await stream.write(response.SerializeToString())
+                if await stream.check():
+                    response = approval_service_pb2.WatchApprovalsResponse(heartbeat=stream.heartbeat())
+                    await stream.write(response.SerializeToString())
+                await asyncio.sleep(clock.jitter(0.5, 0.2))
+        except _Ended as ended:
+            response = approval_service_pb2.WatchApprovalsResponse(end=stream.end(ended))
+            await stream.write(response.SerializeToString())
+        finally:
+            self._hub.remove(stream)
+
+
+def _news(current: Sequence[approval_pb2.Approval], sent: dict[str, int]) -> list[approval_pb2.Approval]:
+    """Those whose state was not sent yet. What is neither pending nor in the overlap any more is forgotten."""
+    news = [approval for approval in current if sent.get(approval.name) != approval.state]
+    names = {approval.name for approval in current}
+    for name in [name for name in sent if name not in names]:
+        del sent[name]
+    sent.update({approval.name: approval.state for approval in current})
+    return news
+
+
+def _run_of(name: str, session_id: UUID) -> UUID | None:
+    if not name:
+        return None
+    of_session, run_id = parse_run(name, field="run")
+    if of_session != session_id:
+        raise InvalidArgument.field("run", "belongs to another session")
+    return run_id
+
+
+def _resume(sent: int, shed: int) -> bytes:
+    """Fields 2 and 6 of a response, encoded."""
+    out = bytearray(b"\x10")
+    _varint(out, sent)
+    if shed:
+        out.append(0x30)
+        _varint(out, shed)
+    return bytes(out)
+
+
+def _varint(out: bytearray, value: int) -> None:
+    while value > 0x7F:
+        out.append((value & 0x7F) | 0x80)
+        value >>= 7
+    out.append(value)
