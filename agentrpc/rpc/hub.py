@@ -6,7 +6,6 @@ without Redis a watcher lags at most two seconds.
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
@@ -54,7 +53,6 @@ class Hub:
         self._flights: dict[tuple[object, ...], asyncio.Task[list[StoredEvent]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._answered = time.monotonic()
-        self.on_tick: Callable[[], None] = lambda: None
         self.draining = False
 
     def start(self) -> None:
@@ -179,7 +177,6 @@ class Hub:
             now = time.monotonic()
             for stream in list(self._streams):
                 stream.tick(now)
-            self.on_tick()
             await asyncio.sleep(max(0.05, _TICK - (time.monotonic() - began)))
 
     async def _measure(self) -> None:
@@ -187,8 +184,7 @@ class Hub:
         for session_id, since in list(self._idle.items()):
             if now - since > _KEEP_IDLE:
                 del self._idle[session_id]
-                feed = self._feeds.pop(session_id)
-                await feed.close()
+                await self._feeds.pop(session_id).close()
                 await self._subscriptions.unsubscribe(session_id)
         if self._feeds:
             for session_id, (last, closed) in (await last_sequences(self._database, list(self._feeds))).items():

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
@@ -148,9 +148,9 @@ class Sessions:
         if request.HasField("create_time_before"):
             query = query.where(Session.create_time < request.create_time_before.ToDatetime(UTC))
         order = _order(request.order_by)
-        query = self._page(query, order, self._pager.read(request, principal.user_id)).limit(size + 1)
+        paged = self._page(query, order, self._pager.read(request, principal.user_id)).limit(size + 1)
         async with self._database.transaction() as tx:
-            rows = [(row[0], row[1]) for row in await tx.execute(query)]
+            rows: list[tuple[Session, SessionHead]] = [(row[0], row[1]) for row in await tx.execute(paged)]
             pending = await _pending(tx, [session.id for session, head in rows if head.pending_approvals])
         response = session_service_pb2.ListSessionsResponse(
             sessions=[session_message(session, head, pending.get(session.id, ())) for session, head in rows[:size]]
@@ -161,7 +161,7 @@ class Sessions:
             response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
         return response
 
-    def _page(self, query: Select[Any], order: Sequence[tuple[str, bool]], after: Sequence[Any] | None) -> Select[Any]:
+    def _page(self, query: Any, order: Sequence[tuple[str, bool]], after: Sequence[Any] | None) -> Any:
         columns: dict[str, Any] = {**_COLUMNS, "id": Session.id}
         for name, descending in order:
             query = query.order_by(columns[name].desc() if descending else columns[name])
@@ -390,7 +390,7 @@ def _paths(mask: FieldMask, given: session_pb2.Session) -> list[str]:
                     reason="UPDATE_MASK_INVALID",
                     metadata={"path": path},
                 )
-            descriptor = field.message_type
+            descriptor = field.message_type or descriptor
         if parts[0] in _SETTABLE:
             paths.append(path)
     return paths

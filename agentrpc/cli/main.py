@@ -1,0 +1,292 @@
+"""The typer app: global options, and the commands that talk to a service."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import MessageToDict, MessageToJson
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from agentrpc.cli import talk
+from agentrpc.cli.checks import run_checks
+from agentrpc.cli.connection import connection, credentials_path, fail, run_command
+from agentrpc.cli.render import print_line, state_name
+from agentrpc.client import AgentRpcClient
+from agentrpc.v1 import (
+    approval_pb2,
+    approval_service_pb2,
+    run_service_pb2,
+    session_pb2,
+    session_service_pb2,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="agentrpc",
+    help="A self-hosted control service for Claude agents, spoken over gRPC.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+sessions_app = typer.Typer(help="Sessions.", no_args_is_help=True)
+runs_app = typer.Typer(help="Runs.", no_args_is_help=True)
+approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_help=True)
+app.add_typer(sessions_app, name="sessions")
+app.add_typer(runs_app, name="runs")
+app.add_typer(approvals_app, name="approvals")
+
+console = Console()
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(
+    server: Annotated[str, typer.Option(envvar="AGENTRPC_SERVER", help="host:port")] = "127.0.0.1:7400",
+    token: Annotated[str, typer.Option(envvar="AGENTRPC_TOKEN", help="An access token.")] = "",
+    tls: Annotated[bool, typer.Option(help="Encrypt, and trust the system's authorities.")] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help="Encrypt, and trust this PEM authority.")] = None,
+) -> None:
+    """Options of all commands that talk to a service."""
+    connection.server, connection.token, connection.tls, connection.tls_ca = server, token, tls, tls_ca
+
+
+def _print(message: Message) -> None:
+    print(MessageToJson(message, preserving_proto_field_name=True))
+
+
+def _json_line(message: Message) -> str:
+    return json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
+
+
+def _session_name(text: str) -> str:
+    return text if text.startswith("sessions/") else f"sessions/{text}"
+
+
+@app.command()
+def login(
+    username: str = "admin",
+    password_stdin: Annotated[bool, typer.Option(help="Read the password from standard input.")] = False,
+) -> None:
+    """Log in, and keep the tokens in a file that only you may read."""
+    password = sys.stdin.readline().rstrip("\n") if password_stdin else typer.prompt("Password", hide_input=True)
+
+    async def work(client: AgentRpcClient) -> None:
+        user = await client.login(username, password)
+        console.print(f"logged in as [b]{user.username}[/] at {connection.server} [dim]({credentials_path()})[/]")
+
+    run_command(work)
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, typer.Argument(help="What the agent is to do; - reads standard input.")],
+    session: Annotated[str, typer.Option(help="An existing session.")] = "",
+    model: str = "",
+    allow: Annotated[list[str] | None, typer.Option(help="A rule that allows calls; may be repeated.")] = None,
+    approve: Annotated[str, typer.Option(help="ask, all or none.")] = "ask",
+    as_json: Annotated[bool, typer.Option("--json", help="One event a line.")] = False,
+) -> None:
+    """Run a prompt and print the answer.
+
+    Exit status: 0 succeeded, 1 failed, 3 cancelled, 4 expired, 5 unknown outcome, 6 an approval and nobody to ask.
+    """
+    if approve not in {"ask", "all", "none"}:
+        raise fail("--approve must be ask, all or none", 2)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    wanted = session_pb2.Session(options=session_pb2.SessionOptions(model=model, allowed_tools=allow or []))
+
+    async def work(client: AgentRpcClient) -> int:
+        name = _session_name(session) if session else (await client.create_session(wanted)).name
+        return await talk.run_once(client, name, text, approve=approve, as_json=as_json)
+
+    run_command(work)
+
+
+@app.command()
+def chat(
+    session: Annotated[str, typer.Argument(help="An existing session; a new one when left out.")] = "",
+    model: str = "",
+    system: Annotated[str, typer.Option(help="Text to add to the system prompt.")] = "",
+    permission_mode: Annotated[str, typer.Option(help="default, accept_edits, plan or dont_ask.")] = "default",
+    allow: Annotated[list[str] | None, typer.Option(help="A rule that allows calls; may be repeated.")] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="A rule that denies calls; may be repeated.")] = None,
+) -> None:
+    """Talk with an agent. Ctrl-C interrupts it; twice leaves."""
+    mode = f"PERMISSION_MODE_{permission_mode.upper()}"
+    try:
+        given = session_pb2.SessionOptions(
+            model=model, permission_mode=mode, allowed_tools=allow or [], disallowed_tools=deny or []
+        )
+    except ValueError:
+        raise fail("--permission-mode must be default, accept_edits, plan or dont_ask", 2) from None
+    if system:
+        given.system_prompt.append = system
+
+    async def work(client: AgentRpcClient) -> None:
+        name = _session_name(session) if session else ""
+        name = name or (await client.create_session(session_pb2.Session(options=given))).name
+        await talk.chat(client, name)
+
+    run_command(work)
+
+
+@app.command()
+def watch(
+    session: str,
+    after: Annotated[int, typer.Option(help="Begin after this sequence.")] = 0,
+    deltas: Annotated[bool, typer.Option(help="Live events too.")] = False,
+    types: Annotated[list[str] | None, typer.Option("--type", help="Only this type; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One event a line.")] = False,
+) -> None:
+    """Watch a session; goes on by itself after a lost connection."""
+
+    async def work(client: AgentRpcClient) -> None:
+        name = _session_name(session)
+        async for event in client.watch(name, after_sequence=after, include_deltas=deltas, event_types=types or ()):
+            if as_json:
+                print(_json_line(event), flush=True)
+            else:
+                print_line(console, event)
+
+    run_command(work)
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine has and whether the service answers; each finding comes with its remedy."""
+    raise SystemExit(asyncio.run(run_checks(console)))
+
+
+@sessions_app.command("list")
+def list_sessions(page_size: int = 20, as_json: Json = False) -> None:
+    """List sessions, newest first."""
+
+    async def work(client: AgentRpcClient) -> None:
+        request = session_service_pb2.ListSessionsRequest(page_size=page_size)
+        response = await client.call(client.sessions.ListSessions, request)
+        if as_json:
+            _print(response)
+            return
+        table = Table("session", "state", "runs", "tool calls", "cost", "name", box=None)
+        for found in response.sessions:
+            state = session_pb2.Session.State.Name(found.state).removeprefix("STATE_")
+            cost = f"${found.usage.cost_usd:.4f}"
+            table.add_row(found.name, state, str(found.run_count), str(found.tool_call_count), cost, found.display_name)
+        console.print(table)
+
+    run_command(work)
+
+
+@sessions_app.command("get")
+def get_session(session: str) -> None:
+    """Show a session."""
+    _call(lambda client: client.get_session(_session_name(session)))
+
+
+@sessions_app.command("create")
+def create_session(display_name: str = "", model: str = "") -> None:
+    """Create a session."""
+    wanted = session_pb2.Session(display_name=display_name, options=session_pb2.SessionOptions(model=model))
+    _call(lambda client: client.create_session(wanted))
+
+
+@sessions_app.command("archive")
+def archive_session(session: str) -> None:
+    """Close a session for good."""
+    request = session_service_pb2.ArchiveSessionRequest(name=_session_name(session))
+    _call(lambda client: client.call(client.sessions.ArchiveSession, request))
+
+
+@sessions_app.command("delete")
+def delete_session(session: str) -> None:
+    """Delete a session."""
+    request = session_service_pb2.DeleteSessionRequest(name=_session_name(session))
+    _call(lambda client: client.call(client.sessions.DeleteSession, request))
+
+
+@runs_app.command("list")
+def list_runs(session: str = "-", page_size: int = 20, as_json: Json = False) -> None:
+    """List runs, newest first."""
+
+    async def work(client: AgentRpcClient) -> None:
+        request = run_service_pb2.ListRunsRequest(parent=_session_name(session), page_size=page_size)
+        response = await client.call(client.runs.ListRuns, request)
+        if as_json:
+            _print(response)
+            return
+        table = Table("run", "state", "prompt", box=None)
+        for found in response.runs:
+            table.add_row(found.name, state_name(found), " ".join(found.prompt.split())[:60])
+        console.print(table)
+
+    run_command(work)
+
+
+@runs_app.command("get")
+def get_run(name: str) -> None:
+    """Show a run."""
+    _call(lambda client: client.get_run(name))
+
+
+@runs_app.command("interrupt")
+def interrupt_run(name: str, reason: str = "") -> None:
+    """Interrupt a run."""
+    _call(lambda client: client.interrupt(name, reason))
+
+
+@approvals_app.command("list")
+def list_approvals(session: str = "-", everything: Annotated[bool, typer.Option("--all")] = False) -> None:
+    """List approvals that wait, or --all."""
+
+    async def work(client: AgentRpcClient) -> None:
+        states = [] if everything else [approval_pb2.Approval.STATE_PENDING]
+        request = approval_service_pb2.ListApprovalsRequest(parent=_session_name(session), states=states)
+        response = await client.call(client.approvals.ListApprovals, request)
+        table = Table("approval", "state", "question", box=None)
+        for found in response.approvals:
+            state = approval_pb2.Approval.State.Name(found.state).removeprefix("STATE_")
+            table.add_row(found.name, state, found.title)
+        console.print(table)
+
+    run_command(work)
+
+
+@approvals_app.command("watch")
+def watch_approvals(session: str = "-") -> None:
+    """Watch approvals."""
+
+    async def work(client: AgentRpcClient) -> None:
+        async for found in client.watch_approvals(_session_name(session)):
+            state = approval_pb2.Approval.State.Name(found.state).removeprefix("STATE_")
+            console.print(f"{found.name} [b]{state}[/] {found.title}", highlight=False)
+
+    run_command(work)
+
+
+@approvals_app.command("resolve")
+def resolve_approval(
+    name: str,
+    allow: Annotated[bool, typer.Option("--allow/--deny")],
+    for_session: Annotated[bool, typer.Option(help="Allow calls like it for the rest of the session.")] = False,
+    message: Annotated[str, typer.Option(help="With --deny: what the agent is told.")] = "",
+) -> None:
+    """Answer an approval."""
+    resolution = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_DENY, message=message)
+    if allow:
+        resolution = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
+        if for_session:
+            resolution.scope = approval_pb2.Resolution.SCOPE_SESSION
+    _call(lambda client: client.resolve(name, resolution))
+
+
+def _call(make: Any) -> None:  # noqa: ANN401 - a call of any message
+    async def work(client: AgentRpcClient) -> None:
+        _print(await make(client))
+
+    run_command(work)

@@ -1,0 +1,81 @@
+"""Events for people: tool calls in a line each, approvals as questions."""
+
+import json
+
+from rich.console import Console
+from rich.markup import escape
+
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
+
+__all__ = ["event_line", "state_name", "summary"]
+
+_Outcome = event_pb2.ToolCallFinished
+_MARKS = {
+    _Outcome.OUTCOME_SUCCEEDED: "[green]✓[/]",
+    _Outcome.OUTCOME_FAILED: "[red]✗[/]",
+    _Outcome.OUTCOME_DENIED: "[yellow]⊘[/]",
+    _Outcome.OUTCOME_INTERRUPTED: "[yellow]■[/]",
+    _Outcome.OUTCOME_UNKNOWN: "[red]?[/]",
+}
+_WIDTH = 100
+
+
+def summary(tool: str, input_json: str) -> str:
+    """A call in a few words: the command, the path, or the beginning of its input."""
+    try:
+        given = json.loads(input_json or "{}")
+    except ValueError:
+        given = {}
+    for key in ("command", "file_path", "url", "pattern", "query", "description", "plan"):
+        if isinstance(given, dict) and isinstance(given.get(key), str):
+            return f"{tool} {_short(given[key])}"
+    return f"{tool} {_short(input_json)}" if input_json not in {"", "{}"} else tool
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _WIDTH else f"{flat[: _WIDTH - 1]}…"
+
+
+def state_name(run: run_pb2.Run) -> str:
+    """Such as `SUCCEEDED`."""
+    return run_pb2.Run.State.Name(run.state).removeprefix("STATE_")
+
+
+def event_line(event: event_pb2.Event) -> str | None:
+    """An event as one line of rich markup; None for those that say nothing to people."""
+    kind = event.WhichOneof("payload")
+    if kind == "run_started":
+        return f"[dim]run started (attempt {event.run_started.attempt})[/]"
+    if kind == "run_ended":
+        ended = event.run_ended
+        state = run_pb2.Run.State.Name(ended.state).removeprefix("STATE_")
+        colour = "green" if ended.state == run_pb2.Run.STATE_SUCCEEDED else "red"
+        why = f": {escape(ended.error.message)}" if ended.HasField("error") else ""
+        return f"[{colour}]{state}[/]{why} [dim]{ended.usage.output_tokens} tokens, ${ended.usage.cost_usd:.4f}[/]"
+    if kind == "assistant_message":
+        calls = [b.tool_use for b in event.assistant_message.blocks if b.HasField("tool_use")]
+        return "\n".join(f"[cyan]●[/] {escape(summary(c.tool_name, c.input_json))}" for c in calls) or None
+    if kind == "tool_call_finished":
+        done = event.tool_call_finished
+        seconds = done.duration.ToTimedelta().total_seconds()
+        text = next((b.text.text for b in done.content if b.HasField("text")), "")
+        reason = done.denial_reason or text
+        return f"  {_MARKS.get(done.outcome, '·')} [dim]{seconds:.1f} s  {escape(_short(reason))}[/]"
+    if kind == "approval_requested":
+        return f"[yellow]?[/] {escape(event.approval_requested.approval.title)}"
+    if kind == "approval_resolved":
+        state = approval_pb2.Approval.State.Name(event.approval_resolved.state).removeprefix("STATE_")
+        return f"  [dim]{state.lower()}[/]"
+    if kind == "notice":
+        return f"[yellow]![/] {escape(event.notice.text)}"
+    if kind == "model_call_retried":
+        retried = event.model_call_retried
+        return f"[yellow]![/] the model did not answer ({retried.error or retried.http_status}); trying again"
+    return None
+
+
+def print_line(console: Console, event: event_pb2.Event) -> None:
+    """Print an event's line, if it has one."""
+    if line := event_line(event):
+        console.print(line, highlight=False)

@@ -1,0 +1,182 @@
+"""`run` and `chat`: a prompt, what streams by, and the questions that the agent asks."""
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import suppress
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.markup import escape
+
+from agentrpc.cli.render import print_line, summary
+from agentrpc.client import AgentRpcClient, Preview, RpcError
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
+
+__all__ = ["chat", "run_once"]
+
+_Resolution = approval_pb2.Resolution
+_STATUS = {
+    run_pb2.Run.STATE_SUCCEEDED: 0,
+    run_pb2.Run.STATE_FAILED: 1,
+    run_pb2.Run.STATE_CANCELLED: 3,
+    run_pb2.Run.STATE_EXPIRED: 4,
+    run_pb2.Run.STATE_UNKNOWN_OUTCOME: 5,
+}
+_NOBODY = 6
+
+
+async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve: str, as_json: bool) -> int:
+    """Run one prompt; the exit status."""
+    notes = Console(stderr=True)
+    preview = Preview()
+    status, nobody = 1, False
+    names: list[str] = []
+
+    def note(run: run_pb2.Run) -> None:
+        names.append(run.name)
+
+    async for event in client.run(session, prompt, include_deltas=True, on_run=note):
+        if as_json:
+            print(json.dumps(MessageToDict(event, preserving_proto_field_name=True), ensure_ascii=False), flush=True)
+        else:
+            text = preview.feed(event)
+            if text:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            elif event.HasField("message_completed"):
+                print(flush=True)
+            else:
+                print_line(notes, event)
+        if event.HasField("approval_requested"):
+            approval = event.approval_requested.approval
+            if approve == "ask" and sys.stdin.isatty():
+                await _answer(client, await asyncio.to_thread(_ask, notes, approval), approval)
+            elif approve == "all":
+                await _answer(client, _Resolution(decision=_Resolution.DECISION_ALLOW), approval)
+            elif approve == "none":
+                deny = _Resolution(decision=_Resolution.DECISION_DENY, message="nobody may be asked")
+                await _answer(client, deny, approval)
+            else:
+                nobody = True
+                notes.print("[red]an approval is asked and there is nobody to ask: use --approve all or none[/]")
+                await client.interrupt(names[0], "nobody to ask")
+        if event.HasField("run_ended"):
+            status = _STATUS.get(event.run_ended.state, 1)
+    return _NOBODY if nobody else status
+
+
+async def chat(client: AgentRpcClient, session: str) -> None:
+    """Talk until the end of input."""
+    console = Console()
+    console.print(f"[dim]{session} · Ctrl-C interrupts, twice leaves, Ctrl-D ends[/]", highlight=False)
+    while True:
+        try:
+            prompt = await asyncio.to_thread(console.input, "[b]> [/]")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if prompt.strip():
+            await _turn(client, console, session, prompt)
+
+
+async def _turn(client: AgentRpcClient, console: Console, session: str, prompt: str) -> None:
+    names: list[str] = []
+    interrupted = 0
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[object]] = set()
+
+    def on_interrupt() -> None:
+        nonlocal interrupted
+        interrupted += 1
+        if interrupted > 1 or not names:
+            raise SystemExit(130)
+        tasks.add(loop.create_task(client.interrupt(names[0], "Ctrl-C")))
+
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    live: Live | None = None
+    preview, text = Preview(), ""
+    try:
+        async for event in client.run(session, prompt, include_deltas=True, on_run=lambda run: names.append(run.name)):
+            fresh = preview.feed(event)
+            if fresh:
+                text += fresh
+                if live is None:
+                    live = Live(console=console, refresh_per_second=12, vertical_overflow="visible")
+                    live.start()
+                live.update(Markdown(text))
+                continue
+            if live is not None and _is_durable(event):
+                live.stop()
+                live, text = None, ""
+            print_line(console, event)
+            if event.HasField("approval_requested"):
+                approval = event.approval_requested.approval
+                await _answer(client, await asyncio.to_thread(_ask, console, approval), approval)
+    finally:
+        if live is not None:
+            live.stop()
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _is_durable(event: event_pb2.Event) -> bool:
+    return event.sequence > 0
+
+
+async def _answer(client: AgentRpcClient, resolution: _Resolution, approval: approval_pb2.Approval) -> None:
+    # Somebody else may have been faster; the stream says so.
+    with suppress(RpcError):
+        await client.resolve(approval.name, resolution)
+
+
+def _ask(console: Console, approval: approval_pb2.Approval) -> _Resolution:
+    """Ask the person at the terminal. Blocking."""
+    allow = _Resolution(decision=_Resolution.DECISION_ALLOW)
+    if approval.kind == approval_pb2.Approval.KIND_QUESTION:
+        allow.updated_input_json = _ask_questions(console, approval.input_json)
+        return allow
+    if approval.kind == approval_pb2.Approval.KIND_PLAN:
+        with suppress(ValueError):
+            console.print(Markdown(str(json.loads(approval.input_json or "{}").get("plan", ""))))
+    console.print(f"[yellow]{escape(approval.title)}[/] [dim]({escape(approval.reason)})[/]", highlight=False)
+    console.print(f"[dim]{escape(summary(approval.tool_name, approval.input_json))}[/]", highlight=False)
+    choices = "y = yes, n = no, e = edit the input"
+    if approval.session_rules:
+        choices += f", s = yes, and {', '.join(approval.session_rules)} for the session"
+    while True:
+        answer = console.input(f"{escape(choices)}: ").strip()
+        if answer in {"y", "yes"}:
+            return allow
+        if answer == "s" and approval.session_rules:
+            allow.scope = _Resolution.SCOPE_SESSION
+            return allow
+        if answer == "e":
+            edited = console.input("input as JSON: ").strip()
+            with suppress(ValueError):
+                if isinstance(json.loads(edited), dict):
+                    allow.updated_input_json = edited
+                    return allow
+            console.print("[red]that is not a JSON object[/]")
+        if answer in {"n", "no"}:
+            message = console.input("what to tell the agent (may be empty): ").strip()
+            return _Resolution(decision=_Resolution.DECISION_DENY, message=message)
+
+
+def _ask_questions(console: Console, input_json: str) -> str:
+    given = json.loads(input_json or "{}")
+    answers: dict[str, str] = {}
+    for question in given.get("questions", []):
+        console.print(f"[b]{escape(question.get('question', ''))}[/]", highlight=False)
+        options = question.get("options", [])
+        for number, option in enumerate(options, 1):
+            console.print(
+                f"  {number}. {escape(option.get('label', ''))} [dim]{escape(option.get('description', ''))}[/]"
+            )
+        said = console.input("number, or your own words: ").strip()
+        picked = [
+            options[int(n) - 1]["label"] for n in said.split(",") if n.strip().isdigit() and 0 < int(n) <= len(options)
+        ]
+        answers[question.get("question", "")] = ", ".join(picked) or said
+    return json.dumps({**given, "answers": answers}, ensure_ascii=False)

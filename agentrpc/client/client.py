@@ -1,0 +1,363 @@
+"""The client."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import Message
+
+from agentrpc.client.errors import RpcError, decode
+from agentrpc.v1 import (
+    approval_pb2,
+    approval_service_pb2,
+    approval_service_pb2_grpc,
+    auth_pb2,
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    event_pb2,
+    run_pb2,
+    run_service_pb2,
+    run_service_pb2_grpc,
+    session_pb2,
+    session_service_pb2,
+    session_service_pb2_grpc,
+    stream_pb2,
+)
+
+__all__ = ["AgentRpcClient"]
+
+_T = TypeVar("_T", bound=Message)
+_Stream = session_service_pb2.WatchSessionResponse | run_service_pb2.StreamRunResponse
+_End = stream_pb2.StreamEnd
+
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+)
+# A stream of this age that says nothing is looked at by its heartbeats; before the first response this long.
+_OPENING = 20.0
+_ATTEMPTS = 6
+_RETRYABLE = {"UNAVAILABLE", "CANCELLED"}
+_FINAL = {_End.REASON_RUN_ENDED, _End.REASON_SESSION_CLOSED, _End.REASON_ACCESS_REVOKED}
+_REFRESH_BEFORE = 30.0
+
+
+class AgentRpcClient:
+    """One connection to the service; use it as an async context manager.
+
+    Args:
+        target: host:port.
+        token: An access token. Or:
+        username: To log in with, when the first call is made.
+        password: With it.
+        refresh_token: Instead of a password.
+        tls_ca: PEM of the certificate authority; with it, or with `tls`, the connection is encrypted.
+        tls: Encrypt and trust the system's authorities.
+        on_tokens: Called with new tokens, to store them.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str = "",
+        username: str = "",
+        password: str = "",
+        refresh_token: str = "",
+        tls: bool = False,
+        tls_ca: bytes | None = None,
+        on_tokens: Callable[[auth_pb2.Tokens], None] | None = None,
+    ) -> None:
+        if tls or tls_ca is not None:
+            credentials = grpc.ssl_channel_credentials(root_certificates=tls_ca)
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self.sessions = session_service_pb2_grpc.SessionServiceStub(self._channel)
+        self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
+        self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
+        self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self._token = token
+        self._expires = float("inf") if token else 0.0
+        self._refresh_token = refresh_token
+        self._login = (username, password) if username else None
+        self._on_tokens = on_tokens
+        self._refreshing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
+
+    # ---- Tokens ----
+
+    async def login(self, username: str, password: str) -> auth_pb2.User:
+        """Log in and keep the tokens."""
+        try:
+            response = await self.auth.Login(auth_service_pb2.LoginRequest(username=username, password=password))
+        except grpc.aio.AioRpcError as error:
+            raise decode(error) from None
+        self._keep(response.tokens)
+        return response.user
+
+    def _keep(self, tokens: auth_pb2.Tokens) -> None:
+        self._token = tokens.access_token
+        left = tokens.access_expire_time.ToDatetime().timestamp() - _utc()
+        self._expires = time.monotonic() + left
+        self._refresh_token = tokens.refresh_token
+        if self._on_tokens is not None:
+            self._on_tokens(tokens)
+
+    async def _metadata(self, *, stale: str = "") -> list[tuple[str, str]]:
+        """The authorization of a call; a token that is nearly over, or was refused, is renewed first, once for all."""
+        async with self._refreshing:
+            if not self._token or self._token == stale or time.monotonic() > self._expires - _REFRESH_BEFORE:
+                await self._renew(required=not self._token or self._token == stale)
+            return [("authorization", f"Bearer {self._token}")]
+
+    async def _renew(self, *, required: bool) -> None:
+        if self._refresh_token:
+            try:
+                request = auth_service_pb2.RefreshTokenRequest(refresh_token=self._refresh_token)
+                self._keep((await self.auth.RefreshToken(request)).tokens)
+            except grpc.aio.AioRpcError as error:
+                self._refresh_token = ""
+                if not self._login:
+                    raise decode(error) from None
+            else:
+                return
+        if self._login:
+            await self.login(*self._login)
+        elif required:
+            raise RpcError("UNAUTHENTICATED", "CREDENTIALS_MISSING", "log in first: `agentrpc login`")
+
+    # ---- Calls ----
+
+    async def call(self, method: Callable[..., Awaitable[_T]], request: Message, *, timeout: float = 30.0) -> _T:
+        """Make a unary call, again if that is safe and may help.
+
+        Safe are reads, answers to approvals and interrupts, which may be said twice, and creations with a request_id,
+        which is set when it is empty.
+
+        Raises:
+            RpcError: It failed for good.
+        """
+        if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:  # type: ignore[attr-defined]
+            request.request_id = str(uuid4())  # type: ignore[attr-defined]
+        stale = ""
+        attempt = 0
+        while True:
+            metadata = await self._metadata(stale=stale)
+            try:
+                return await method(request, metadata=metadata, timeout=timeout)
+            except grpc.aio.AioRpcError as error:
+                failure = decode(error)
+                attempt += 1
+                if failure.reason == "CREDENTIALS_EXPIRED" and not stale:
+                    stale = self._token
+                    continue
+                limited = failure.reason == "RATE_LIMITED"
+                if attempt >= _ATTEMPTS or (failure.code not in _RETRYABLE and not limited):
+                    raise failure from None
+                await asyncio.sleep(failure.retry_after or _backoff(attempt))
+
+    async def create_session(
+        self, session: session_pb2.Session | None = None, *, request_id: str = ""
+    ) -> session_pb2.Session:
+        """CreateSession."""
+        request = session_service_pb2.CreateSessionRequest(session=session, request_id=request_id)
+        return await self.call(self.sessions.CreateSession, request)
+
+    async def get_session(self, name: str) -> session_pb2.Session:
+        """GetSession."""
+        return await self.call(self.sessions.GetSession, session_service_pb2.GetSessionRequest(name=name))
+
+    async def create_run(self, session: str, prompt: str, *, request_id: str = "") -> run_pb2.Run:
+        """CreateRun."""
+        request = run_service_pb2.CreateRunRequest(
+            parent=session, run=run_pb2.Run(prompt=prompt), request_id=request_id
+        )
+        return await self.call(self.runs.CreateRun, request)
+
+    async def get_run(self, name: str) -> run_pb2.Run:
+        """GetRun."""
+        return await self.call(self.runs.GetRun, run_service_pb2.GetRunRequest(name=name))
+
+    async def interrupt(self, run: str, reason: str = "") -> run_pb2.Run:
+        """InterruptRun."""
+        return await self.call(self.runs.InterruptRun, run_service_pb2.InterruptRunRequest(name=run, reason=reason))
+
+    async def resolve(self, approval: str, resolution: approval_pb2.Resolution) -> approval_pb2.Approval:
+        """ResolveApproval."""
+        request = approval_service_pb2.ResolveApprovalRequest(name=approval, resolution=resolution)
+        return await self.call(self.approvals.ResolveApproval, request)
+
+    # ---- Streams ----
+
+    async def watch(
+        self,
+        session: str,
+        *,
+        after_sequence: int = 0,
+        include_deltas: bool = False,
+        event_types: Iterable[str] = (),
+        run: str = "",
+    ) -> AsyncIterator[event_pb2.Event]:
+        """Every durable event after `after_sequence`, in order, each once, and live ones between if wanted.
+
+        Connects again from its resume point, with jitter, until the session is closed, the run (if one is named) has
+        ended, or access is gone.
+
+        Raises:
+            RpcError: The session does not exist, or the arguments are wrong.
+        """
+        request = session_service_pb2.WatchSessionRequest(
+            name=session,
+            after_sequence=after_sequence,
+            include_deltas=include_deltas,
+            event_types=event_types,
+            run=run,
+        )
+        async for response in self.watch_responses(self.sessions.WatchSession, request):
+            for event in response.events:
+                yield event
+
+    async def run(
+        self,
+        session: str,
+        prompt: str,
+        *,
+        include_deltas: bool = False,
+        event_types: Iterable[str] = (),
+        on_run: Callable[[run_pb2.Run], None] | None = None,
+    ) -> AsyncIterator[event_pb2.Event]:
+        """Start a run and give its events to its end, over lost connections too. Leaving does not stop it.
+
+        Args:
+            session: The session.
+            prompt: What the agent is to do.
+            include_deltas: Live events too.
+            event_types: Only these.
+            on_run: Called with the run as it is accepted, and as it ended.
+        """
+        request = run_service_pb2.StreamRunRequest(
+            parent=session,
+            run=run_pb2.Run(prompt=prompt),
+            request_id=str(uuid4()),
+            include_deltas=include_deltas,
+            event_types=event_types,
+        )
+        async for response in self.watch_responses(self.runs.StreamRun, request):
+            if on_run is not None and response.HasField("run"):
+                on_run(response.run)  # type: ignore[union-attr]  # of StreamRun
+            for event in response.events:
+                yield event
+
+    async def watch_responses(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:  # noqa: ANN401
+        """The responses of WatchSession or StreamRun, resumed until a final end. `request.after_sequence` moves on."""
+        stale = ""
+        attempt = 0
+        while True:
+            try:
+                metadata = await self._metadata(stale=stale)
+                call = method(request, metadata=metadata)
+                try:
+                    async for response in _alive(call):
+                        attempt = 0
+                        stale = ""
+                        if response.resume_after_sequence or not response.HasField("opened"):
+                            request.after_sequence = max(request.after_sequence, response.resume_after_sequence)
+                        yield response
+                        if response.HasField("end"):
+                            if response.end.reason in _FINAL:
+                                return
+                            await asyncio.sleep(response.end.retry_delay.ToTimedelta().total_seconds())
+                            if response.end.reason == _End.REASON_CREDENTIALS_EXPIRED:
+                                stale = self._token
+                            break
+                finally:
+                    call.cancel()
+            except grpc.aio.AioRpcError as error:
+                failure = decode(error)
+                if failure.reason == "CREDENTIALS_EXPIRED" and not stale:
+                    stale = self._token
+                    continue
+                if failure.code not in _RETRYABLE | {"UNKNOWN", "DEADLINE_EXCEEDED"}:
+                    raise failure from None
+                attempt += 1
+                await asyncio.sleep(failure.retry_after or _backoff(attempt))
+            except TimeoutError:
+                attempt += 1
+            except RpcError as failure:
+                # The token could not be renewed because nobody answers.
+                if failure.code not in _RETRYABLE:
+                    raise
+                attempt += 1
+                await asyncio.sleep(_backoff(attempt))
+
+    async def watch_approvals(self, parent: str = "sessions/-") -> AsyncIterator[approval_pb2.Approval]:
+        """Pending approvals, then each one that is asked or answered; begins anew after a lost connection."""
+        request = approval_service_pb2.WatchApprovalsRequest(parent=parent)
+        sent: dict[str, int] = {}
+        attempt = 0
+        while True:
+            try:
+                call = self.approvals.WatchApprovals(request, metadata=await self._metadata())
+                async for response in _alive(call):
+                    attempt = 0
+                    for approval in response.approvals:
+                        if sent.get(approval.name) != approval.state:
+                            sent[approval.name] = approval.state
+                            yield approval
+                    if response.HasField("end") and response.end.reason == _End.REASON_ACCESS_REVOKED:
+                        return
+            except grpc.aio.AioRpcError as error:
+                failure = decode(error)
+                if failure.code not in _RETRYABLE | {"UNKNOWN"}:
+                    raise failure from None
+            except TimeoutError:
+                pass
+            attempt += 1
+            await asyncio.sleep(_backoff(attempt))
+
+
+async def _alive(call: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - a streaming call
+    """Responses of a stream; one that is silent for twice its heartbeat is dead. Raises TimeoutError then."""
+    patience = _OPENING
+    try:
+        while True:
+            async with asyncio.timeout(patience):
+                response = await call.read()
+            if response is grpc.aio.EOF:
+                # OK without `end` is not ours: something on the way closed it. The status says if it was an error.
+                return
+            if response.HasField("opened"):
+                patience = 2 * response.opened.heartbeat_interval.ToTimedelta().total_seconds() or _OPENING
+            yield response
+    finally:
+        call.cancel()
+
+
+def _backoff(attempt: int) -> float:
+    """Full jitter below a ceiling that doubles, from 0.2 s to 5 s."""
+    return random.uniform(0.05, min(5.0, 0.2 * 2**attempt))  # noqa: S311 - not a secret
+
+
+def _utc() -> float:
+    from datetime import UTC, datetime  # noqa: PLC0415 - for one number
+
+    return datetime.now(UTC).replace(tzinfo=None).timestamp()
