@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 import uvloop
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import choose_isolation
+from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.rpc.hub import Hub
@@ -96,7 +98,7 @@ async def _work(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         worker = WorkerProcess(settings, process.database, process.bus, isolation)
         await worker.start()
-        waiting = asyncio.create_task(stopped.wait())
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())
         await asyncio.wait({waiting, worker.fatal}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         await worker.stop()
@@ -177,16 +179,24 @@ def migrate_command(revision: str = "head") -> None:
 @app.command(rich_help_panel="Processes")
 def create_admin(username: str = "admin") -> None:
     """Create the first user and print its one-time password; does nothing when there are users."""
-
-    async def create() -> str | None:
-        process = _Process(get_settings())
-        try:
-            return await process.accounts.ensure_admin(username)
-        finally:
-            await process.close()
-
-    password = asyncio.run(create())
+    password = asyncio.run(_create_admin(get_settings(), username))
     print(f"{username} {password}" if password else "there are users already")  # noqa: T201
+
+
+async def _create_admin(settings: Settings, username: str = "admin") -> str | None:
+    process = _Process(settings)
+    try:
+        return await process.accounts.ensure_admin(username)
+    finally:
+        await process.close()
+
+
+async def _admin_for(environment: dict[str, str]) -> str | None:
+    given = {key.removeprefix("AGENTRPC_").lower(): value for key, value in environment.items()}
+    return await _create_admin(Settings.model_validate(given))
+
+
+processes.register(app, _admin_for)
 
 
 def main() -> None:

@@ -263,7 +263,7 @@ class AgentRpcClient:
         )
         async for response in self.watch_responses(self.runs.StreamRun, request):
             if on_run is not None and response.HasField("run"):
-                on_run(response.run)  # type: ignore[union-attr]  # of StreamRun
+                on_run(response.run)
             for event in response.events:
                 yield event
 
