@@ -98,4 +98,6 @@ def _line(error: RpcError) -> str:
         return f"nobody answers at {connection.server}: start it with `agentrpc up`, or set --server"
     if error.code == "UNAUTHENTICATED":
         return f"{error.message} (`agentrpc --server {connection.server} login`)"
-    return f"{error.reason or error.code}: {error.message}"
+    return f"{error.reason or error.code}: {error.message}" + (
+        f" (request {error.request_id})" if error.reason == "INTERNAL" else ""
+    )

@@ -57,7 +57,9 @@ def register(app: typer.Typer, make_admin: AdminMaker) -> None:
         """Boot the stack, run one real session with a tool call and an approval, and keep serving."""
         with tempfile.TemporaryDirectory(prefix="agentrpc-") as scratch:
             folder = data_dir or Path(scratch)
-            stack = Stack(folder, listen="127.0.0.1:7400" if data_dir else "127.0.0.1:0", console=None)
+            # Logs are for `up`; here they would bury what streams by.
+            logs = console if os.environ.get("AGENTRPC_DEBUG") else None
+            stack = Stack(folder, listen="127.0.0.1:7400" if data_dir else "127.0.0.1:0", console=logs)
             status = 0
 
             async def work(stack: Stack, stopped: asyncio.Event) -> None:

@@ -91,7 +91,7 @@ class Stack:
 
     async def _start(self) -> None:
         self._kill_leftovers()
-        database_url = os.environ.get("AGENTRPC_DATABASE_URL") or await asyncio.to_thread(self._postgres.start)
+        database_url: str = os.environ.get("AGENTRPC_DATABASE_URL") or await asyncio.to_thread(self._postgres.start)
         redis_url = os.environ.get("AGENTRPC_REDIS_URL") or await self._redis.start()
         await asyncio.to_thread(migrate, database_url)
         # Under the lock of this data dir, and with nothing of its last life running, its workers are dead for certain.

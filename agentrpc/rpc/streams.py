@@ -177,17 +177,16 @@ class _SessionStream(_Stream):
         self._shed = 0
         self._run_ended_at = 0
 
-    async def run(self, first: _Response, last_of_run: int) -> _Ended:
+    async def run(self, extra: bytes, last_of_run: int) -> _Ended:
         """Send everything until the stream ends; returns why, with nothing sent about it yet.
 
         Args:
-            first: With what belongs on the first response.
+            extra: Encoded fields that go with the first response.
             last_of_run: The number of the watched run's last event, if it has ended.
         """
         self._run_ended_at = last_of_run
-        first.opened.CopyFrom(self.opened(self._feed.tip))
-        first.resume_after_sequence = self._sent
-        await self.write(first.SerializeToString())
+        first = _Response(opened=self.opened(self._feed.tip), resume_after_sequence=self._sent)
+        await self.write(first.SerializeToString() + extra)
         try:
             await self._replay()
             await self._catch_up()
@@ -387,14 +386,9 @@ class Streams:
                 feed=feed, kinds=kinds, run_id=run_id, deltas=deltas, after=after,
             )  # fmt: skip
             self._hub.add(stream)
-            first = _Response()
-            if session is not None:
-                first.session.CopyFrom(session)
-            elif run is not None:
-                # Field 10 of both responses is a message of its own kind.
-                first = _Response.FromString(run_service_pb2.StreamRunResponse(run=run).SerializeToString())
+            extra = _Response(session=session) if session is not None else run_service_pb2.StreamRunResponse(run=run)
             ended_run = run if run is not None and run.state >= _TERMINAL else None
-            ended = await stream.run(first, ended_run.last_sequence if ended_run is not None else 0)
+            ended = await stream.run(extra.SerializeToString(), ended_run.last_sequence if ended_run is not None else 0)
             last = _Response(resume_after_sequence=stream.resume_after, end=stream.end(ended)).SerializeToString()
             if with_run and run is not None and ended.reason == _End.REASON_RUN_ENDED:
                 finished = await self._runs.get(principal, run.name)
