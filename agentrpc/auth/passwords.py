@@ -6,6 +6,7 @@ A hash takes about 130 ms and 64 MiB, which is its purpose (RFC 9106, section 4)
 import asyncio
 import secrets
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["hash_password", "new_password", "verify_password"]
 
@@ -16,20 +17,19 @@ with warnings.catch_warnings():
 
     argon2.set_backend()
 
-_at_once = asyncio.Semaphore(2)
+_few = ThreadPoolExecutor(max_workers=2, thread_name_prefix="argon2")
 _UNKNOWN_USER = argon2.hash(secrets.token_hex(16))  # type: ignore[no-untyped-call]
 
 
 async def hash_password(password: str) -> str:
     """The hash of a password, with its salt and parameters."""
-    async with _at_once:
-        return str(await asyncio.to_thread(argon2.hash, password))
+    return str(await asyncio.get_running_loop().run_in_executor(_few, argon2.hash, password))
 
 
 async def verify_password(password: str, password_hash: str | None) -> bool:
     """Whether the password is right. Without a hash, for an unknown user, it takes as long and is wrong."""
-    async with _at_once:
-        good = await asyncio.to_thread(argon2.verify, password, password_hash or _UNKNOWN_USER)
+    loop = asyncio.get_running_loop()
+    good = await loop.run_in_executor(_few, argon2.verify, password, password_hash or _UNKNOWN_USER)
     return bool(good) and password_hash is not None
 
 

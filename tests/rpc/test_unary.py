@@ -1,0 +1,316 @@
+"""Bad input over a real socket: each gets its code and reason, and nothing internal."""
+
+import asyncio
+import json
+from uuid import uuid4
+
+import grpc
+import jwt
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from agentrpc.client import RpcError
+from agentrpc.client.errors import decode
+from agentrpc.v1 import (
+    approval_pb2,
+    approval_service_pb2,
+    auth_service_pb2,
+    errors_pb2,
+    run_pb2,
+    run_service_pb2,
+    session_pb2,
+    session_service_pb2,
+)
+
+NOWHERE = "sessions/00000000-0000-7000-8000-000000000000"
+
+
+async def failure(awaitable):
+    with pytest.raises(RpcError) as caught:
+        await awaitable
+    error = caught.value
+    if error.reason:
+        errors_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}")
+    assert "Traceback" not in error.message
+    assert "asyncpg" not in error.message
+    return error.code, error.reason
+
+
+def create(client, **fields):
+    return client.create_session(session_pb2.Session(**fields))
+
+
+async def raw(channel, method, data, token=""):
+    call = channel.unary_unary(f"/agentrpc.v1.{method}")
+    try:
+        return await call(data, metadata=[("authorization", f"Bearer {token}")] if token else None)
+    except grpc.aio.AioRpcError as error:
+        raise decode(error) from None
+
+
+async def test_a_session_is_created_read_listed_changed_and_closed(client):
+    made = await create(client, display_name="a", labels={"team": "x"})
+    assert made.state == session_pb2.Session.STATE_IDLE
+    assert await client.get_session(made.name) == made
+    listed = await client.call(
+        client.sessions.ListSessions, session_service_pb2.ListSessionsRequest(labels={"team": "x"})
+    )
+    assert [session.name for session in listed.sessions] == [made.name]
+    changed = await client.call(
+        client.sessions.UpdateSession,
+        session_service_pb2.UpdateSessionRequest(
+            session=session_pb2.Session(name=made.name, etag=made.etag, display_name="b"),
+            update_mask=FieldMask(paths=["display_name", "state"]),
+        ),
+    )
+    assert changed.display_name == "b"
+    assert changed.etag != made.etag
+    stale = client.call(
+        client.sessions.ArchiveSession,
+        session_service_pb2.ArchiveSessionRequest(name=made.name, etag=made.etag),
+    )
+    assert await failure(stale) == ("ABORTED", "ETAG_MISMATCH")
+    for _ in range(2):
+        closed = await client.call(
+            client.sessions.ArchiveSession, session_service_pb2.ArchiveSessionRequest(name=made.name)
+        )
+        assert closed.state == session_pb2.Session.STATE_ARCHIVED
+    assert await failure(client.create_run(made.name, "x")) == ("FAILED_PRECONDITION", "SESSION_NOT_ACTIVE")
+    await client.call(client.sessions.DeleteSession, session_service_pb2.DeleteSessionRequest(name=made.name))
+    assert await failure(client.get_session(made.name)) == ("NOT_FOUND", "NOT_FOUND")
+
+
+async def test_names(client):
+    assert await failure(client.get_session(NOWHERE)) == ("NOT_FOUND", "NOT_FOUND")
+    for name in ["", "sessions/1", "runs/x", NOWHERE.upper(), f"{NOWHERE}/x"]:
+        assert await failure(client.get_session(name)) == ("INVALID_ARGUMENT", "NAME_INVALID")
+
+
+async def test_what_is_anothers_looks_as_if_it_did_not_exist(edge, client):
+    made = await create(client)
+    run = await client.create_run(made.name, "x")
+    async with edge.client("bob") as bob, edge.client("admin") as admin:
+        for call in [bob.get_session(made.name), bob.get_run(run.name), bob.create_run(made.name, "x"),
+                     bob.interrupt(run.name)]:  # fmt: skip
+            assert await failure(call) == ("NOT_FOUND", "NOT_FOUND")
+        listed = await bob.call(bob.sessions.ListSessions, session_service_pb2.ListSessionsRequest())
+        assert not listed.sessions
+        assert (await admin.get_session(made.name)).name == made.name
+    async with edge.client("vic") as viewer:
+        assert await failure(create(viewer)) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+
+
+async def test_tokens(edge, channel):
+    login = auth_service_pb2.LoginRequest(username="ann", password="password").SerializeToString()
+    tokens = auth_service_pb2.LoginResponse.FromString(await raw(channel, "AuthService/Login", login)).tokens
+    assert await raw(channel, "AuthService/GetMe", b"", tokens.access_token)
+    claims = jwt.decode(tokens.access_token, options={"verify_signature": False})
+    key = edge.settings.signing_key.get_secret_value()
+    bad = {
+        "none": jwt.encode(claims, None, algorithm="none"),
+        "key": jwt.encode(claims, "x" * 32, algorithm="HS256"),
+        "audience": jwt.encode({**claims, "aud": "other"}, key, algorithm="HS256"),
+        "issuer": jwt.encode({**claims, "iss": "other"}, key, algorithm="HS256"),
+        "kind": tokens.refresh_token,
+        "cut": tokens.access_token[:-3],
+        "garbage": "x",
+        "without exp": jwt.encode({k: v for k, v in claims.items() if k != "exp"}, key, algorithm="HS256"),
+    }
+    for name, token in bad.items():
+        found = await failure(raw(channel, "AuthService/GetMe", b"", token))
+        assert found == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), name
+    expired = jwt.encode({**claims, "exp": claims["iat"] - 100}, key, algorithm="HS256")
+    assert await failure(raw(channel, "AuthService/GetMe", b"", expired)) == ("UNAUTHENTICATED", "CREDENTIALS_EXPIRED")
+    assert await failure(raw(channel, "AuthService/GetMe", b"")) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
+    wrong = auth_service_pb2.LoginRequest(username="ann", password="nope").SerializeToString()
+    assert await failure(raw(channel, "AuthService/Login", wrong)) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
+
+
+async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_login(channel):
+    login = auth_service_pb2.LoginRequest(username="ann", password="password").SerializeToString()
+    tokens = auth_service_pb2.LoginResponse.FromString(await raw(channel, "AuthService/Login", login)).tokens
+    spend = auth_service_pb2.RefreshTokenRequest(refresh_token=tokens.refresh_token).SerializeToString()
+    fresh = auth_service_pb2.RefreshTokenResponse.FromString(await raw(channel, "AuthService/RefreshToken", spend))
+    assert await raw(channel, "AuthService/GetMe", b"", fresh.tokens.access_token)
+    for token in (tokens.refresh_token, fresh.tokens.refresh_token):
+        again = auth_service_pb2.RefreshTokenRequest(refresh_token=token).SerializeToString()
+        assert await failure(raw(channel, "AuthService/RefreshToken", again)) == (
+            "UNAUTHENTICATED",
+            "CREDENTIALS_INVALID",
+        )
+    assert await failure(raw(channel, "AuthService/GetMe", b"", fresh.tokens.access_token)) == (
+        "UNAUTHENTICATED",
+        "CREDENTIALS_INVALID",
+    )
+
+
+async def test_prompts(client, edge, channel):
+    name = (await create(client)).name
+    assert await failure(client.create_run(name, "")) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert await failure(client.create_run(name, "a\0b")) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert await failure(client.create_run(name, "x" * 10_000_000)) == ("INVALID_ARGUMENT", "TOO_LARGE")
+    run = await client.create_run(name, "ünï ☃ 😀 \u202e")
+    assert (await client.get_run(run.name)).prompt == "ünï ☃ 😀 \u202e"
+    # A lone surrogate is not UTF-8: no stub would send it, a broken client may.
+    request = run_service_pb2.CreateRunRequest(parent=name, run=run_pb2.Run(prompt="AAA")).SerializeToString()
+    token = (await client._metadata())[0][1].removeprefix("Bearer ")
+    broken = raw(channel, "RunService/CreateRun", request.replace(b"AAA", b"\xed\xa0\x80"), token)
+    assert await failure(broken) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert await failure(raw(channel, "RunService/CreateRun", b"\xff\xff", token)) == (
+        "INVALID_ARGUMENT",
+        "FIELD_INVALID",
+    )
+
+
+async def test_options_are_checked_and_all_faults_told(client):
+    options = session_pb2.SessionOptions(
+        allowed_tools=["a b"], max_turns=0, max_cost_usd=-1, permission_mode=99,  # type: ignore[arg-type]
+        mcp_servers=[session_pb2.McpServer(name="x y")],
+    )  # fmt: skip
+    with pytest.raises(RpcError) as caught:
+        await create(client, display_name="x" * 201, labels={"BAD": "x"}, options=options)
+    for field in ("display_name", "labels", "allowed_tools", "max_turns", "max_cost_usd", "permission_mode", "mcp_"):
+        assert field in caught.value.message
+    schema = session_pb2.SessionOptions(output_schema_json="[1]")
+    assert await failure(create(client, options=schema)) == ("INVALID_ARGUMENT", "JSON_INVALID")
+
+
+async def test_masks_and_secrets(client):
+    server = session_pb2.McpServer(name="s", stdio=session_pb2.McpStdio(command="x", env={"KEY": "secret"}))
+    made = await create(client, options=session_pb2.SessionOptions(mcp_servers=[server]))
+    assert dict(made.options.mcp_servers[0].stdio.env) == {"KEY": ""}
+    request = session_service_pb2.UpdateSessionRequest(session=made, update_mask=FieldMask(paths=["nope"]))
+    assert await failure(client.call(client.sessions.UpdateSession, request)) == (
+        "INVALID_ARGUMENT",
+        "UPDATE_MASK_INVALID",
+    )
+    made.options.model = "m"
+    request = session_service_pb2.UpdateSessionRequest(session=made, update_mask=FieldMask(paths=["options"]))
+    changed = await client.call(client.sessions.UpdateSession, request)
+    assert changed.options.model == "m"
+    # Nothing else changed: the secret that came back empty has kept its value.
+    request = session_service_pb2.UpdateSessionRequest(session=changed, update_mask=FieldMask(paths=["options"]))
+    assert (await client.call(client.sessions.UpdateSession, request)).etag == changed.etag
+
+
+async def test_pages(client, edge):
+    for number in range(5):
+        await create(client, display_name=str(number))
+
+    def request(**fields):
+        return session_service_pb2.ListSessionsRequest(page_size=2, order_by="display_name desc", **fields)
+
+    seen, token = [], ""
+    while True:
+        page = await client.call(client.sessions.ListSessions, request(page_token=token))
+        seen += [session.display_name for session in page.sessions]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == ["4", "3", "2", "1", "0"]
+    token = (await client.call(client.sessions.ListSessions, request())).next_page_token
+    for wrong in [request(page_token=token[:-2]), request(page_token="x"), request(page_token=token, owner="users/x")]:
+        code, reason = await failure(client.call(client.sessions.ListSessions, wrong))
+        assert code == "INVALID_ARGUMENT"
+        assert reason in {"PAGE_TOKEN_INVALID", "NAME_INVALID"}
+    async with edge.client("bob") as bob:
+        assert await failure(bob.call(bob.sessions.ListSessions, request(page_token=token))) == (
+            "INVALID_ARGUMENT",
+            "PAGE_TOKEN_INVALID",
+        )
+    negative = session_service_pb2.ListSessionsRequest(page_size=-1)
+    assert await failure(client.call(client.sessions.ListSessions, negative)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    unknown = session_service_pb2.ListSessionsRequest(states=[77])  # type: ignore[list-item]
+    assert await failure(client.call(client.sessions.ListSessions, unknown)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+async def test_events_are_listed_and_bad_queries_refused(client):
+    name = (await create(client)).name
+    for number in range(3):
+        await client.create_run(name, str(number))
+    listed = await client.call(
+        client.sessions.ListSessionEvents, session_service_pb2.ListSessionEventsRequest(parent=name)
+    )
+    assert [event.sequence for event in listed.events] == [1]
+    for fields, expected in [
+        ({"after_sequence": 99}, ("OUT_OF_RANGE", "SEQUENCE_AHEAD")),
+        ({"event_types": ["nope"]}, ("INVALID_ARGUMENT", "EVENT_TYPE_UNKNOWN")),
+        ({"after_sequence": -1}, ("INVALID_ARGUMENT", "FIELD_INVALID")),
+        ({"order_by": "x"}, ("INVALID_ARGUMENT", "FIELD_INVALID")),
+    ]:
+        request = session_service_pb2.ListSessionEventsRequest(parent=name, **fields)
+        assert await failure(client.call(client.sessions.ListSessionEvents, request)) == expected
+
+
+async def test_a_request_id_makes_one_run_however_often(client):
+    name = (await create(client)).name
+    request_id = str(uuid4())
+    runs = await asyncio.gather(*(client.create_run(name, "x", request_id=request_id) for _ in range(50)))
+    assert len({run.name for run in runs}) == 1
+    assert (await client.get_session(name)).run_count == 1
+    assert await failure(client.create_run(name, "y", request_id=request_id)) == (
+        "INVALID_ARGUMENT",
+        "REQUEST_ID_REUSED",
+    )
+    assert await failure(client.create_run(name, "y", request_id="x")) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    one, two = await asyncio.gather(
+        *(client.create_session(session_pb2.Session(), request_id=str(request_id)) for _ in range(2))
+    )
+    assert one.name == two.name
+
+
+async def test_queue_policies_and_interrupting_what_waits(client, settings):
+    name = (await create(client)).name
+    first = await client.create_run(name, "1")
+    reject = run_service_pb2.CreateRunRequest(
+        parent=name, run=run_pb2.Run(prompt="x", conflict_policy=run_pb2.Run.CONFLICT_POLICY_REJECT)
+    )
+    assert await failure(client.call(client.runs.CreateRun, reject)) == ("FAILED_PRECONDITION", "SESSION_BUSY")
+    for _ in range(settings.max_queued_runs - 1):
+        await client.create_run(name, "x")
+    assert await failure(client.create_run(name, "x")) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    archive = session_service_pb2.ArchiveSessionRequest(name=name)
+    assert await failure(client.call(client.sessions.ArchiveSession, archive)) == (
+        "FAILED_PRECONDITION",
+        "SESSION_BUSY",
+    )
+    ended = await client.interrupt(first.name)
+    assert ended.state == run_pb2.Run.STATE_CANCELLED
+    assert ended.first_sequence == ended.last_sequence > 0
+    assert (await client.interrupt(first.name)).state == run_pb2.Run.STATE_CANCELLED
+
+
+async def test_approvals_that_do_not_exist(client):
+    name = f"{NOWHERE}/approvals/{NOWHERE.split('/')[1]}"
+    resolution = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
+    assert await failure(client.resolve(name, resolution)) == ("NOT_FOUND", "NOT_FOUND")
+    assert await failure(client.resolve(name, approval_pb2.Resolution())) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert await failure(client.resolve("x", resolution)) == ("INVALID_ARGUMENT", "NAME_INVALID")
+    listed = await client.call(
+        client.approvals.ListApprovals, approval_service_pb2.ListApprovalsRequest(parent="sessions/-")
+    )
+    assert not listed.approvals
+
+
+async def test_without_postgres_the_error_says_so(client, database_url, edge):
+    await create(client)
+    # The token is known; then nobody answers any more.
+    import asyncpg
+
+    connection = await asyncpg.connect(database_url.replace("/test_", "/postgres?x=test_").split("?x=")[0] + (
+        "?" + database_url.partition("?")[2] if "?" in database_url else ""
+    ))  # fmt: skip
+    name = database_url.partition("?")[0].rpartition("/")[2]
+    await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    try:
+        request = session_service_pb2.CreateSessionRequest()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.sessions.CreateSession(request, metadata=await client._metadata(), timeout=30)
+        error = decode(caught.value)
+        assert (error.code, error.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE"), json.dumps(error.message)
+        assert error.retry_after
+    finally:
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await connection.close()
+    assert await create(client)
