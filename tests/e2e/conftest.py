@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
+import pytest_asyncio
 
 from agentrpc.app import _admin_for
 from agentrpc.client import AgentRpcClient
@@ -22,7 +22,7 @@ class Running:
         return AgentRpcClient(self.stack.address, username="admin", password=self.password)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running():
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-e2e-"))
     stack = Stack(folder, listen="127.0.0.1:0")
@@ -36,7 +36,7 @@ async def running():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def client(running):
     async with running.client() as client:
         yield client

@@ -185,7 +185,7 @@ async def test_interrupting_a_tool_keeps_the_session(client):
     session = await create(client, allowed_tools=["Bash"])
     events, name = [], []
     async with asyncio.timeout(30):
-        async for event in client.run(session, bash("sleep 60"), on_run=lambda run: name.append(run.name)):
+        async for event in client.run(session, bash("sh -c 'exec sleep 60'"), on_run=lambda run: name.append(run.name)):
             events.append(event)
             if event.HasField("tool_call_started"):
                 await client.interrupt(name[0], "enough")
@@ -215,7 +215,7 @@ async def test_time_outs_and_errors_of_the_provider(client):
     made = await client.call(
         client.runs.CreateRun,
         run_service_pb2.CreateRunRequest(
-            parent=session, run=run_pb2.Run(prompt=bash("sleep 60"), timeout=Duration(seconds=2))
+            parent=session, run=run_pb2.Run(prompt=bash("sh -c 'exec sleep 60'"), timeout=Duration(seconds=2))
         ),
     )
     async with asyncio.timeout(20):

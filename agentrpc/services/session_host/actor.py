@@ -132,6 +132,7 @@ class SessionActor:
         self._turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
         self._stopping: asyncio.Future[_Stop] | None = None
         self._closed = False
+        self._marking: asyncio.Task[None] | None = None
         self.run: Run | None = None
         self.idle_since = time.monotonic()
         self._log = log.bind(session=session_name(claim.session.id), epoch=claim.epoch)
@@ -418,7 +419,7 @@ class SessionActor:
                         self._turns.put_nowait(item)
                     else:
                         put(item)
-                        self._note_blocks(item)
+                        self._note(item)
                 await self._writer.room()
         except AgentCrashedError as error:
             crash = error
@@ -429,11 +430,22 @@ class SessionActor:
             self._pump = None
             await self._stop_agent()
 
-    def _note_blocks(self, event: event_pb2.Event) -> None:
+    def _note(self, event: event_pb2.Event) -> None:
         if event.HasField("assistant_message"):
             for block in event.assistant_message.blocks:
                 if block.HasField("tool_use"):
                     self._gate.saw_block(block.tool_use.tool_use_id)
+        elif event.HasField("agent_initialized"):
+            self._marking = asyncio.create_task(self._mark(event.agent_initialized), name="mark-agent")
+
+    async def _mark(self, ready: event_pb2.AgentInitialized) -> None:
+        """Note which CLI writes the transcript: from now on a new process has something to resume."""
+        with contextlib.suppress(LeaseLostError, ValueError):
+            await self._patiently(
+                lambda: lifecycle.mark_agent(
+                    self._env.database, self.session_id, UUID(ready.claude_session_id), ready.agent_version
+                )
+            )
 
     async def _stop_agent(self) -> None:
         agent, self._agent = self._agent, None
