@@ -16,6 +16,7 @@ from agentrpc.claude.launcher import choose_isolation
 from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
+from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import ServiceMethods
 from agentrpc.rpc.server import EdgeServer
@@ -96,7 +97,13 @@ async def _work(settings: Settings, stopped: asyncio.Event) -> None:
     process = _Process(settings)
     try:
         await process.open()
-        worker = WorkerProcess(settings, process.database, process.bus, isolation)
+        key = settings.model_api_key
+        gateway = ModelGateway(
+            upstream_url=settings.model_url,
+            api_key=key.get_secret_value() if key is not None else None,
+            auth_style=settings.model_auth,
+        )
+        worker = WorkerProcess(settings, process.database, process.bus, isolation, gateway)
         await worker.start()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())
         await asyncio.wait({waiting, worker.fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,7 +155,7 @@ def _run(name: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) 
     try:
         uvloop.run(until_stopped())
     except AgentRpcError as error:
-        log.error("cannot_start", reason=error.reason, message=error.message)
+        log.error("cannot_start", reason=error.reason, message=error.message)  # noqa: TRY400 - the message says it
         raise SystemExit(1) from None
 
 

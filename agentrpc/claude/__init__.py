@@ -1,1 +1,1 @@
-"""The Claude Agent SDK and its CLI: launching, options, raw frames, transcripts. The only place that imports the SDK."""
+"""The Claude Agent SDK and its CLI: launching, options, frames, transcripts. Nothing else imports the SDK."""

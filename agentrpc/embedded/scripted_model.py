@@ -1,8 +1,8 @@
 r"""The scripted model: no model at all, but a small server that speaks the Messages API and does what the prompt says.
 
-It stands in for a provider in tests, benches and the quickstart, where the real CLI, with real tools, talks to it. It is
-stateless but for the count of errors given: which step is due follows from the conversation, so a resumed session goes
-on where it was.
+It stands in for a provider in tests, benches and the quickstart, where the real CLI talks to it. It is stateless but
+for the count of errors given: which step is due follows from the conversation, so that a resumed session goes on where it
+was.
 
 A script is written into a prompt, one directive a line. Steps are answers of the model, parted by `[[then]]`: the first
 is the answer to the prompt, the next the answer to the results of its tool calls, and so on.
@@ -52,10 +52,11 @@ _ERRORS = {
     500: "api_error",
     529: "overloaded_error",
 }
-_DEMO = r"""[[text: I will look at where I am.]]
-[[tool: Bash {"command": "uname -sr && date -u +%F && echo hello from a real tool | tee hello.txt", "description": "Look around"}]]
+_DEMO = r"""
+[[text: I will look at where I am.]]
+[[tool: Bash {"command": "uname -sr && echo hello from a real tool | tee hello.txt", "description": "Look around"}]]
 [[then]]
-[[text: The tool really ran: see its output above, and `hello.txt` in the workspace. I am the **scripted model**: no model was asked.]]
+[[text: The tool really ran; `hello.txt` is in the workspace. I am the **scripted model**: no model was asked.]]
 """
 _CHUNK = 64 * 1024
 

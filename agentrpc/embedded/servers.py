@@ -6,9 +6,9 @@ import importlib.util
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL of its own under `folder`. It listens on a Unix socket only, and outlives a killed parent: the next
-    start finds it running, or recovers what an unclean stop left.
+    """A PostgreSQL of its own under `folder`, on a Unix socket only.
+
+    It outlives a killed parent: the next start finds it running, or recovers what an unclean stop left.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +56,7 @@ class EmbeddedPostgres:
                 self._server = get_server(self._folder, cleanup_mode=None)
             except (subprocess.SubprocessError, OSError) as error:
                 raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
-        if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
+        if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):  # noqa: S608 - ours
             self._server.psql(f"CREATE DATABASE {name}")
         return str(self._server.get_uri(database=name))
 
@@ -106,7 +107,7 @@ class EmbeddedRedis:
             f"dir {self._folder}\ndaemonize no\nlogfile {self._folder / 'redis.log'}\n"
         )
         self._process = await asyncio.create_subprocess_exec(
-            binary, str(configuration), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
+            *dying_with_parent(binary, str(configuration)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         url = f"redis://:{password}@127.0.0.1:{port}/0"
         await self._answering(url)
@@ -144,10 +145,14 @@ class EmbeddedRedis:
                 await self._process.wait()
 
 
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """In a child before exec: get a signal when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    import ctypes  # noqa: PLC0415 - between fork and exec only
+# prctl(2), PR_SET_PDEATHSIG, which an exec keeps. Not by preexec_fn: that runs Python between fork and exec, which a
+# process with gRPC's threads does not survive for certain.
+_WITH_PARENT = (
+    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,15,0,0,0);"
+    "os.getppid()==int(sys.argv[1]) or sys.exit(1);os.execv(sys.argv[2],sys.argv[2:])"
+)
 
-    ctypes.CDLL(None, use_errno=True).prctl(1, number, 0, 0, 0)
-    if os.getppid() == 1:
-        os.kill(os.getpid(), number)
+
+def dying_with_parent(*command: str) -> list[str]:
+    """A command that gets SIGTERM when this process dies, however it dies."""
+    return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), *command]

@@ -1,7 +1,7 @@
-"""`agentrpc up`: PostgreSQL, Redis, the scripted model if there is no key, and edge, worker and scheduler as children.
+"""`agentrpc up`: PostgreSQL, Redis, the scripted model where there is no key, and our processes as children.
 
-Everything dies with this process, but PostgreSQL, which the next start finds again. A start after an unclean stop first
-makes sure that nothing of the last life is left, and then says so in the store, so that its runs are taken over at once.
+Everything dies with this process, but PostgreSQL, which the next start finds again. A start after an unclean stop
+first makes sure that nothing of the last life is left, and then says so in the store, so that its runs are taken over.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import psutil
 from rich.console import Console
 
 from agentrpc.embedded.scripted_model import ScriptedModel
-from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, die_with_parent, free_port
+from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, dying_with_parent, free_port
 from agentrpc.store.database import Database
 from agentrpc.store.leases import declare_dead
 from agentrpc.store.schema import migrate
@@ -91,7 +91,9 @@ class Stack:
 
     async def _start(self) -> None:
         self._kill_leftovers()
-        database_url: str = os.environ.get("AGENTRPC_DATABASE_URL") or await asyncio.to_thread(self._postgres.start)
+        database_url = os.environ.get("AGENTRPC_DATABASE_URL", "")
+        if not database_url:
+            database_url = await asyncio.to_thread(self._postgres.start)
         redis_url = os.environ.get("AGENTRPC_REDIS_URL") or await self._redis.start()
         await asyncio.to_thread(migrate, database_url)
         # Under the lock of this data dir, and with nothing of its last life running, its workers are dead for certain.
@@ -158,17 +160,13 @@ class Stack:
             if key.startswith(("AGENTRPC_", "ANTHROPIC_", "LC_")) or key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "agentrpc.app",
-            name,
+            *dying_with_parent(sys.executable, "-m", "agentrpc.app", name),
             env={**inherited, **self.environment, "PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             # Ctrl-C at the terminal is for this process, which stops its children in order.
             start_new_session=True,
-            preexec_fn=die_with_parent,
             limit=1024 * 1024,
         )
         self._children[name] = _Child(name, process, asyncio.create_task(self._relay(name, process)))

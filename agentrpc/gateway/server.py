@@ -20,7 +20,7 @@ from aiohttp import web
 from prometheus_client import Counter, Histogram
 from yarl import URL
 
-__all__ = ["Grant", "ModelGateway"]
+__all__ = ["ModelGateway"]
 
 log = structlog.get_logger()
 
@@ -51,13 +51,8 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """What a run token stands for.
-
-    Attributes:
-        session_id: The session.
-        may_call: False once the worker's lease is over or the session is not its any more.
-    """
+class _Grant:
+    """What a run token stands for."""
 
     session_id: UUID
     may_call: Callable[[], bool]
@@ -80,7 +75,7 @@ class ModelGateway:
         self._auth = {"x-api-key": api_key or "none"}
         if auth_style == "bearer":
             self._auth = {"authorization": f"Bearer {api_key or 'none'}"}
-        self._grants: dict[str, Grant] = {}
+        self._grants: dict[str, _Grant] = {}
         self._under_way: dict[str, set[asyncio.Task[Any]]] = {}
         self._client: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -109,10 +104,15 @@ class ModelGateway:
         if self._client is not None:
             await self._client.close()
 
-    def issue(self, grant: Grant) -> str:
-        """A new run token."""
+    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
+        """A new run token.
+
+        Args:
+            session_id: The session that it is for.
+            may_call: False once the worker's lease is over or the session is not its any more.
+        """
         token = f"run-{secrets.token_urlsafe(32)}"
-        self._grants[token] = grant
+        self._grants[token] = _Grant(session_id, may_call)
         return token
 
     def revoke(self, token: str) -> None:

@@ -137,7 +137,7 @@ class EdgeServer:
         await self._set_health(serving=False)
         self._methods.drain()
         deadline = time.monotonic() + grace
-        while self._streams.total() and time.monotonic() < deadline:
+        while self._streams.total() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.02)
         await self._server.stop(max(deadline - time.monotonic(), 0.2))
         await self._methods.close()

@@ -5,7 +5,7 @@ Details travel in trailing metadata, of which clients refuse more than 8 kB.
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import Message  # noqa: TC002 - beside its siblings
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 

@@ -8,9 +8,6 @@ import hashlib
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
-
 from agentrpc import clock
 from agentrpc.auth.passwords import hash_password, new_password, verify_password
 from agentrpc.auth.tokens import Claims, TokenIssuer
@@ -27,6 +24,7 @@ from agentrpc.services.views import user_message
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.tables import Login, User
+from agentrpc.store.users import add_user, count_users, login_state, user_by_name
 from agentrpc.v1 import auth_pb2, auth_service_pb2
 
 __all__ = ["Accounts"]
@@ -58,7 +56,7 @@ class Accounts:
         await self._limit("user", name)
         await self._limit("peer", peer)
         async with self._database.transaction() as tx:
-            user = await tx.scalar(select(User).where(User.username == name, User.disable_time.is_(None)))
+            user = await user_by_name(tx, name)
         known = user.password_hash if user is not None else None
         if not await verify_password(password[:_MAX_PASSWORD], known) or user is None:
             raise Unauthenticated("the user name or the password is wrong", reason="CREDENTIALS_INVALID")
@@ -135,19 +133,17 @@ class Accounts:
             raise InvalidArgument.field("password", f"must have 8 to {_MAX_PASSWORD} characters")
         user_id = clock.uuid7()
         hashed = await hash_password(password)
-        try:
-            async with self._database.transaction() as tx:
-                tx.add(User(id=user_id, username=name, password_hash=hashed, role=role, create_time=clock.utcnow()))
-        except IntegrityError:
+        user = User(id=user_id, username=name, password_hash=hashed, role=role, create_time=clock.utcnow())
+        if not await add_user(self._database, user):
             raise FailedPrecondition(
                 f"the user name {name!r} is taken", reason="STATE_INVALID", metadata={"state": "EXISTS"}
-            ) from None
+            )
         return user_id
 
     async def ensure_admin(self, username: str = "admin", password: str | None = None) -> str | None:
         """Make the first user, if there is none; its password, or None when there are users already."""
         async with self._database.transaction() as tx:
-            if await tx.scalar(select(func.count()).select_from(User)):
+            if await count_users(tx):
                 return None
         password = password or new_password()
         await self.create_user(username, password, Role.ADMIN)
@@ -155,19 +151,13 @@ class Accounts:
 
     async def _look_up(self, claims: Claims) -> tuple[float, Role]:
         async with self._database.transaction() as tx:
-            row = (
-                await tx.execute(
-                    select(User.role, User.disable_time, Login.end_time)
-                    .join(Login, Login.user_id == User.id)
-                    .where(User.id == claims.user_id, Login.id == claims.login_id)
-                )
-            ).one_or_none()
-        if row is None or row[1] is not None or row[2] is not None:
+            state = await login_state(tx, claims.user_id, claims.login_id)
+        if state is None or not state[1]:
             self._seen.pop(claims.login_id, None)
             raise _ended()
         if len(self._seen) >= _CACHE_SIZE:
             self._seen.clear()
-        seen = (clock.monotonic(), Role(row[0]))
+        seen = (clock.monotonic(), Role(state[0]))
         self._seen[claims.login_id] = seen
         return seen
 

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import or_, select
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
@@ -23,7 +20,14 @@ from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, json_object
 from agentrpc.services.views import approval_message, head_state
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database
+from agentrpc.store.approvals import (
+    ApprovalQuery,
+    current_approvals,
+    due_approvals,
+    find_approvals,
+    pending_of_run,
+)
+from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
@@ -59,22 +63,20 @@ class Approvals:
         faults = Faults()
         check_enums(request, faults)
         faults.done()
-        query = select(Approval).order_by(Approval.id).limit(size + 1)
-        if (owner := visible_owner(principal)) is not None:
-            query = query.where(Approval.tenant == owner)
-        if request.states:
-            names = [approval_pb2.Approval.State.Name(state).removeprefix("STATE_") for state in request.states]
-            query = query.where(Approval.state.in_(names))
-        if request.run:
-            query = query.where(Approval.run_id == parse_run(request.run, field="run")[1])
-        if (after := self._pager.read(request, principal.user_id)) is not None:
-            query = query.where(Approval.id > UUID(after[0]))
+        after = self._pager.read(request, principal.user_id)
+        query = ApprovalQuery(
+            session_id=session_id,
+            owner=visible_owner(principal),
+            run_id=parse_run(request.run, field="run")[1] if request.run else None,
+            states=[approval_pb2.Approval.State.Name(state).removeprefix("STATE_") for state in request.states],
+            after=UUID(after[0]) if after is not None else None,
+            limit=size + 1,
+        )
         async with self._database.transaction() as tx:
             if session_id is not None:
                 head = await tx.get(SessionHead, session_id)
                 require_visible(principal, head.tenant if head else None, "Session", request.parent)
-                query = query.where(Approval.session_id == session_id)
-            rows = list(await tx.scalars(query))
+            rows = await find_approvals(tx, query)
         response = approval_service_pb2.ListApprovalsResponse(approvals=map(approval_message, rows[:size]))
         if len(rows) > size:
             response.next_page_token = self._pager.issue(request, principal.user_id, [str(rows[size - 1].id)])
@@ -90,15 +92,8 @@ class Approvals:
             session_id: Only of this session.
             since: Also those with a final state that changed at or after this time.
         """
-        wanted = Approval.state == "PENDING"
-        query = select(Approval).order_by(Approval.id)
-        query = query.where(wanted if since is None else or_(wanted, Approval.update_time >= since))
-        if owner is not None:
-            query = query.where(Approval.tenant == owner)
-        if session_id is not None:
-            query = query.where(Approval.session_id == session_id)
         async with self._database.transaction() as tx:
-            return [approval_message(row) for row in await tx.scalars(query)]
+            return [approval_message(row) for row in await current_approvals(tx, owner, session_id, since)]
 
     async def resolve(
         self, principal: Principal, name: str, resolution: approval_pb2.Resolution
@@ -144,11 +139,8 @@ class Approvals:
 
     async def expire_due(self) -> int:
         """Let approvals past their deadline expire; how many did. Any number of schedulers may do this."""
-        query = select(Approval.session_id, Approval.id).where(
-            Approval.state == "PENDING", Approval.expire_time <= clock.utcnow()
-        )
         async with self._database.transaction() as tx:
-            due = (await tx.execute(query.limit(_EXPIRE_AT_ONCE))).all()
+            due = await due_approvals(tx, clock.utcnow(), _EXPIRE_AT_ONCE)
         for session_id, approval_id in due:
             async with self._database.transaction() as tx:
                 head = await lock_head(tx, session_id)
@@ -164,7 +156,7 @@ class Approvals:
 
 
 async def request_approval(
-    tx: AsyncSession, head: SessionHead, run: Run, approval: approval_pb2.Approval
+    tx: Transaction, head: SessionHead, run: Run, approval: approval_pb2.Approval
 ) -> Sequence[StoredEvent]:
     """Store a question of a run; the caller holds the head row's lock and has checked its epoch."""
     before = head_state(head)
@@ -201,15 +193,9 @@ async def request_approval(
     return await append_control(tx, head.session_id, events)
 
 
-async def cancel_pending(tx: AsyncSession, head: SessionHead, run_id: UUID) -> list[LogEvent]:
+async def cancel_pending(tx: Transaction, head: SessionHead, run_id: UUID) -> list[LogEvent]:
     """Cancel what waits in a run that goes no further; the events are the caller's to append."""
-    rows = list(
-        await tx.scalars(
-            select(Approval).where(
-                Approval.session_id == head.session_id, Approval.run_id == run_id, Approval.state == "PENDING"
-            )
-        )
-    )
+    rows = await pending_of_run(tx, head.session_id, run_id)
     now = clock.utcnow()
     for row in rows:
         row.state = ApprovalState.CANCELLED
@@ -233,7 +219,7 @@ def session_state_event(before: SessionState, after: SessionState) -> list[LogEv
 
 
 async def _settle(
-    tx: AsyncSession,
+    tx: Transaction,
     head: SessionHead,
     row: Approval,
     state: ApprovalState,
@@ -245,13 +231,8 @@ async def _settle(
     head.pending_approvals -= 1
     events = [_resolved(row, answer)]
     run = await tx.get_one(Run, row.run_id)
-    others = await tx.scalar(
-        select(Approval.id)
-        .where(Approval.session_id == row.session_id, Approval.run_id == run.id, Approval.state == "PENDING")
-        .where(Approval.id != row.id)
-        .limit(1)
-    )
-    if others is None and run.state == RunState.REQUIRES_ACTION:
+    await tx.flush()
+    if run.state == RunState.REQUIRES_ACTION and not await pending_of_run(tx, row.session_id, run.id):
         events.append(_run_state(run, RunState.RUNNING, "the approval was answered"))
     events += session_state_event(before, head_state(head))
     await tx.flush()
@@ -287,7 +268,7 @@ def _resolved(row: Approval, answer: approval_pb2.Resolution | None) -> LogEvent
     return LogEvent.of(event, row.run_id)
 
 
-async def _visible(tx: AsyncSession, principal: Principal, session_id: UUID, approval_id: UUID) -> Approval:
+async def _visible(tx: Transaction, principal: Principal, session_id: UUID, approval_id: UUID) -> Approval:
     row = await tx.get(Approval, approval_id)
     if row is not None and row.session_id != session_id:
         row = None

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
@@ -25,11 +22,13 @@ from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_run, request_uuid
 from agentrpc.services.views import head_state, run_message
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database
+from agentrpc.store.approvals import pending_of_run
+from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.requests import remember_request
-from agentrpc.store.tables import Approval, Run, Session, SessionHead
+from agentrpc.store.runs import RunQuery, find_runs, oldest_queued
+from agentrpc.store.tables import Run, Session, SessionHead
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2
 
 __all__ = ["Runs"]
@@ -144,30 +143,26 @@ class Runs:
         if request.order_by.strip() not in {"", "create_time", "create_time asc", "create_time desc"}:
             raise InvalidArgument.field("order_by", "must be `create_time` or `create_time desc`")
         descending = request.order_by.strip() in {"", "create_time desc"}
-        # Ids are UUIDv7: their order is that of creation.
-        query = select(Run, SessionHead).join(SessionHead, SessionHead.session_id == Run.session_id)
-        query = query.order_by(Run.id.desc() if descending else Run.id).limit(size + 1)
-        if (owner := visible_owner(principal)) is not None:
-            query = query.where(SessionHead.tenant == owner)
-        if request.states:
-            names = [run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states]
-            query = query.where(Run.state.in_(names))
-        if request.labels:
-            query = query.where(Run.labels.contains(dict(request.labels)))
-        if request.HasField("create_time_from"):
-            query = query.where(Run.create_time >= request.create_time_from.ToDatetime(UTC))
-        if request.HasField("create_time_before"):
-            query = query.where(Run.create_time < request.create_time_before.ToDatetime(UTC))
-        if (after := self._pager.read(request, principal.user_id)) is not None:
-            last = UUID(after[0])
-            query = query.where(Run.id < last if descending else Run.id > last)
+        after = self._pager.read(request, principal.user_id)
+        query = RunQuery(
+            session_id=session_id,
+            owner=visible_owner(principal),
+            states=[run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states],
+            labels=request.labels,
+            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
+            created_before=(
+                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
+            ),
+            descending=descending,
+            after=UUID(after[0]) if after is not None else None,
+            limit=size + 1,
+        )
         async with self._database.transaction() as tx:
             if session_id is not None:
                 session = await tx.get(Session, session_id)
                 owner = session.owner if session is not None and session.delete_time is None else None
                 require_visible(principal, owner, "Session", request.parent)
-                query = query.where(Run.session_id == session_id)
-            rows = [(row[0], row[1]) for row in await tx.execute(query)]
+            rows = await find_runs(tx, query)
         response = run_service_pb2.ListRunsResponse(
             runs=[run_message(run, head=head, in_list=True) for run, head in rows[:size]]
         )
@@ -205,18 +200,13 @@ class Runs:
         return message
 
 
-async def _cancel_queued(tx: AsyncSession, head: SessionHead, run: Run) -> Sequence[StoredEvent]:
+async def _cancel_queued(tx: Transaction, head: SessionHead, run: Run) -> Sequence[StoredEvent]:
     before = head_state(head)
     run.state = RunState.CANCELLED
     run.end_time = clock.utcnow()
     head.queued -= 1
     await tx.flush()
-    head.queued_since = await tx.scalar(
-        select(Run.create_time)
-        .where(Run.session_id == head.session_id, Run.state == RunState.QUEUED)
-        .order_by(Run.id)
-        .limit(1)
-    )
+    head.queued_since = await oldest_queued(tx, head.session_id)
     ended = event_pb2.Event(
         run=run_name(run.session_id, run.id), run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED)
     )
@@ -229,7 +219,7 @@ async def _cancel_queued(tx: AsyncSession, head: SessionHead, run: Run) -> Seque
     return events
 
 
-async def _load(tx: AsyncSession, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:
+async def _load(tx: Transaction, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:
     run = await tx.get(Run, run_id)
     session = await tx.get(Session, session_id)
     known = run is not None and run.session_id == session_id and session is not None and session.delete_time is None
@@ -239,10 +229,8 @@ async def _load(tx: AsyncSession, principal: Principal, session_id: UUID, run_id
     return run, await tx.get_one(SessionHead, session_id)
 
 
-async def _message(tx: AsyncSession, run: Run, head: SessionHead) -> run_pb2.Run:
+async def _message(tx: Transaction, run: Run, head: SessionHead) -> run_pb2.Run:
     pending: list[UUID] = []
     if run.state == RunState.REQUIRES_ACTION:
-        query = select(Approval.id).where(Approval.run_id == run.id, Approval.state == "PENDING")
-        query = query.where(Approval.session_id == run.session_id).order_by(Approval.id)
-        pending = list(await tx.scalars(query))
+        pending = [approval.id for approval in await pending_of_run(tx, run.session_id, run.id)]
     return run_message(run, head=head, pending=pending)

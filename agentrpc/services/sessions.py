@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID, uuid4
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from sqlalchemy import ColumnElement, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
@@ -23,31 +20,19 @@ from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
 from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database
+from agentrpc.store.approvals import pending_of_sessions
+from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent, append_control, read_events
 from agentrpc.store.requests import remember_request
-from agentrpc.store.tables import Approval, Session, SessionHead
+from agentrpc.store.sessions import SESSION_ORDER, SessionQuery, find_sessions
+from agentrpc.store.tables import Session, SessionHead
 from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
 
 __all__ = ["Sessions"]
 
 _PAGE_BYTES = 1024 * 1024
 _SETTABLE = ("display_name", "description", "labels", "options")
-_COLUMNS = {
-    "create_time": Session.create_time,
-    "update_time": Session.update_time,
-    "display_name": Session.display_name,
-}
-_STATES: dict[str, ColumnElement[bool]] = {
-    "ARCHIVED": SessionHead.closed == "ARCHIVED",
-    "FAILED": SessionHead.closed == "FAILED",
-    "IDLE": SessionHead.closed.is_(None) & SessionHead.active_run.is_(None) & (SessionHead.queued == 0),
-    "REQUIRES_ACTION": SessionHead.closed.is_(None) & (SessionHead.pending_approvals > 0),
-    "RUNNING": SessionHead.closed.is_(None)
-    & (SessionHead.pending_approvals == 0)
-    & (SessionHead.active_run.is_not(None) | (SessionHead.queued > 0)),
-}
 
 
 class Sessions:
@@ -125,33 +110,27 @@ class Sessions:
         faults = Faults()
         check_enums(request, faults)
         faults.done()
-        query = select(Session, SessionHead).join(SessionHead, SessionHead.session_id == Session.id)
-        owner = parse_user(request.owner, field="owner") if request.owner else visible_owner(principal)
-        if owner is not None:
-            # Another's sessions look as if there were none.
-            query = query.where(Session.owner == owner)
-            if (mine := visible_owner(principal)) is not None:
-                query = query.where(Session.owner == mine)
-        if not request.show_deleted:
-            query = query.where(Session.delete_time.is_(None))
-        if request.states:
-            names = {session_pb2.Session.State.Name(state).removeprefix("STATE_") for state in request.states}
-            clauses = [_STATES[name] for name in names if name in _STATES]
-            wanted = clauses[0] if clauses else Session.id.is_(None)
-            for clause in clauses[1:]:
-                wanted = wanted | clause
-            query = query.where(wanted)
-        if request.labels:
-            query = query.where(Session.labels.contains(dict(request.labels)))
-        if request.HasField("create_time_from"):
-            query = query.where(Session.create_time >= request.create_time_from.ToDatetime(UTC))
-        if request.HasField("create_time_before"):
-            query = query.where(Session.create_time < request.create_time_before.ToDatetime(UTC))
         order = _order(request.order_by)
-        paged = self._page(query, order, self._pager.read(request, principal.user_id)).limit(size + 1)
+        after = self._pager.read(request, principal.user_id)
+        mine = visible_owner(principal)
+        # Another's sessions look as if there were none: the owner has to be both.
+        owners = [parse_user(request.owner, field="owner")] if request.owner else []
+        query = SessionQuery(
+            owners=[*owners, *([mine] if mine is not None else [])],
+            states=frozenset(session_pb2.Session.State.Name(state).removeprefix("STATE_") for state in request.states),
+            labels=request.labels,
+            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
+            created_before=(
+                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
+            ),
+            show_deleted=request.show_deleted,
+            order=order,
+            after=None if after is None else [_value(name, text) for (name, _), text in zip(order, after, strict=True)],
+            limit=size + 1,
+        )
         async with self._database.transaction() as tx:
-            rows: list[tuple[Session, SessionHead]] = [(row[0], row[1]) for row in await tx.execute(paged)]
-            pending = await _pending(tx, [session.id for session, head in rows if head.pending_approvals])
+            rows = await find_sessions(tx, query)
+            pending = await pending_of_sessions(tx, [session.id for session, head in rows if head.pending_approvals])
         response = session_service_pb2.ListSessionsResponse(
             sessions=[session_message(session, head, pending.get(session.id, ())) for session, head in rows[:size]]
         )
@@ -160,26 +139,6 @@ class Sessions:
             keyset = [_plain(getattr(last, name)) for name, _ in order]
             response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
         return response
-
-    def _page(self, query: Any, order: Sequence[tuple[str, bool]], after: Sequence[Any] | None) -> Any:
-        columns: dict[str, Any] = {**_COLUMNS, "id": Session.id}
-        for name, descending in order:
-            query = query.order_by(columns[name].desc() if descending else columns[name])
-        if after is None:
-            return query
-        values = [_value(name, value) for (name, _), value in zip(order, after, strict=True)]
-        # Row after row, because directions may differ: (a > x) or (a = x and b > y) …
-        clauses = []
-        for at, (name, descending) in enumerate(order):
-            column = columns[name]
-            beyond = column < values[at] if descending else column > values[at]
-            for before in range(at):
-                beyond = beyond & (columns[order[before][0]] == values[before])
-            clauses.append(beyond)
-        wanted = clauses[0]
-        for clause in clauses[1:]:
-            wanted = wanted | clause
-        return query.where(wanted)
 
     async def update(
         self, principal: Principal, request: session_service_pb2.UpdateSessionRequest
@@ -293,26 +252,17 @@ class Sessions:
             response.next_page_token = self._pager.issue(request, principal.user_id, [last])
         return response
 
-    async def _message(self, tx: AsyncSession, session: Session, head: SessionHead) -> session_pb2.Session:
-        pending = await _pending(tx, [session.id]) if head.pending_approvals else {}
+    async def _message(self, tx: Transaction, session: Session, head: SessionHead) -> session_pb2.Session:
+        pending = await pending_of_sessions(tx, [session.id]) if head.pending_approvals else {}
         return session_message(session, head, pending.get(session.id, ()))
 
 
-async def _load(tx: AsyncSession, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
+async def _load(tx: Transaction, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
     session = await tx.get(Session, session_id)
     owner = session.owner if session is not None and session.delete_time is None else None
     require_visible(principal, owner, "Session", session_name(session_id))
     assert session is not None
     return session, await tx.get_one(SessionHead, session_id)
-
-
-async def _pending(tx: AsyncSession, session_ids: Sequence[UUID]) -> dict[UUID, list[UUID]]:
-    found: dict[UUID, list[UUID]] = {}
-    if session_ids:
-        query = select(Approval.session_id, Approval.id).where(Approval.state == "PENDING")
-        for row in await tx.execute(query.where(Approval.session_id.in_(session_ids)).order_by(Approval.id)):
-            found.setdefault(row[0], []).append(row[1])
-    return found
 
 
 def busy(head: SessionHead) -> FailedPrecondition:
@@ -354,8 +304,10 @@ def _order(text: str) -> list[tuple[str, bool]]:
     order: list[tuple[str, bool]] = []
     for part in text.split(",") if text.strip() else ["create_time desc"]:
         name, _, direction = part.strip().partition(" ")
-        if name not in _COLUMNS or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
-            raise InvalidArgument.field("order_by", f"{part.strip()!r}: use {', '.join(_COLUMNS)}, each with ` desc`")
+        if name not in SESSION_ORDER or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
+            raise InvalidArgument.field(
+                "order_by", f"{part.strip()!r}: use {', '.join(sorted(SESSION_ORDER))}, each with ` desc`"
+            )
         order.append((name, direction.strip() == "desc"))
     order.append(("id", order[0][1]))
     return order

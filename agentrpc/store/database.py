@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from agentrpc.errors import StoreUnavailable
 
-__all__ = ["Connection", "Database", "async_url", "is_unreachable"]
+__all__ = ["Connection", "Database", "Transaction", "async_url", "is_unreachable"]
 
+Transaction: TypeAlias = AsyncSession
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
 
 # What the driver raises when the server is away, going away, or not yet ready. SQLSTATE classes 08 and 57P.

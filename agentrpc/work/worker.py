@@ -1,35 +1,29 @@
 """The worker process: the model gateway on loopback, the session host, and the doorbell that wakes it."""
 
 import asyncio
-from collections.abc import Callable
-from uuid import UUID
+from typing import Protocol
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
-from agentrpc.gateway.server import Grant, ModelGateway
+from agentrpc.services.session_host.actor import TokenIssuer
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.work.broker import answer_bell
 
-__all__ = ["WorkerProcess"]
+__all__ = ["Gateway", "WorkerProcess"]
 
 
-class _Tokens:
-    """The gateway as the session host sees it."""
+class Gateway(TokenIssuer, Protocol):
+    """The model gateway, as far as the process has to start and stop it."""
 
-    def __init__(self, gateway: ModelGateway) -> None:
-        self._gateway = gateway
+    async def start(self) -> None:
+        """Serve on loopback."""
+        ...
 
-    @property
-    def url(self) -> str:
-        return self._gateway.url
-
-    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
-        return self._gateway.issue(Grant(session_id=session_id, may_call=may_call))
-
-    def revoke(self, token: str) -> None:
-        self._gateway.revoke(token)
+    async def stop(self) -> None:
+        """End it, with all calls under way."""
+        ...
 
 
 class WorkerProcess:
@@ -40,17 +34,15 @@ class WorkerProcess:
         database: The store.
         bus: Signals and the live tail.
         isolation: How process trees are kept apart.
+        gateway: The agents' way to a model.
     """
 
-    def __init__(self, settings: Settings, database: Database, bus: Bus, isolation: Isolation) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, bus: Bus, isolation: Isolation, gateway: Gateway
+    ) -> None:
         self._settings = settings
-        key = settings.model_api_key
-        self._gateway = ModelGateway(
-            upstream_url=settings.model_url,
-            api_key=key.get_secret_value() if key is not None else None,
-            auth_style=settings.model_auth,
-        )
-        self._host = SessionHost(database, bus, settings, _Tokens(self._gateway), isolation)
+        self._gateway = gateway
+        self._host = SessionHost(database, bus, settings, gateway, isolation)
         self._bell: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

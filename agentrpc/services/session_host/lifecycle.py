@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from agentrpc import clock
 from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, may_follow
 from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
 from agentrpc.services.views import head_state
-from agentrpc.store.database import Database
+from agentrpc.store.approvals import granted_rules, settled_approvals
+from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.tables import Approval, Run, Session, SessionGrant, SessionHead, ToolCallRow
+from agentrpc.store.runs import open_calls, session_options
+from agentrpc.store.tables import Run, Session, SessionHead
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2
 
 __all__ = [
@@ -105,29 +104,20 @@ async def resolutions(
 ) -> dict[UUID, tuple[str, approval_pb2.Resolution]]:
     """State and answer of those approvals that are not pending any more."""
     async with database.transaction() as tx:
-        rows = await tx.execute(
-            select(Approval.id, Approval.state, Approval.resolution).where(
-                Approval.session_id == session_id, Approval.id.in_(approval_ids), Approval.state != "PENDING"
-            )
-        )
-        return {row[0]: (row[1], approval_pb2.Resolution.FromString(row[2] or b"")) for row in rows}
+        found = await settled_approvals(tx, session_id, approval_ids)
+    return {key: (state, approval_pb2.Resolution.FromString(answer)) for key, (state, answer) in found.items()}
 
 
 async def grants(database: Database, session_id: UUID) -> list[str]:
     """The rules that answers "for the session" have added."""
     async with database.transaction() as tx:
-        return list(await tx.scalars(select(SessionGrant.rule).where(SessionGrant.session_id == session_id)))
+        return await granted_rules(tx, session_id)
 
 
 async def calls_in_doubt(database: Database, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
     """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
     async with database.transaction() as tx:
-        rows = await tx.execute(
-            select(ToolCallRow.tool_use_id, ToolCallRow.tool_name).where(
-                ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id, ToolCallRow.outcome.is_(None)
-            )
-        )
-        return [(row[0], row[1]) for row in rows]
+        return await open_calls(tx, session_id, run_id)
 
 
 async def cancel_orphaned_approvals(
@@ -148,8 +138,7 @@ async def cancel_orphaned_approvals(
 async def load_options(database: Database, session_id: UUID) -> bytes:
     """The session's options as they are now, serialized."""
     async with database.transaction() as tx:
-        options = await tx.scalar(select(Session.options).where(Session.id == session_id))
-        return options or b""
+        return await session_options(tx, session_id)
 
 
 async def mark_agent(database: Database, session_id: UUID, claude_session_id: UUID, version: str) -> None:
@@ -160,7 +149,7 @@ async def mark_agent(database: Database, session_id: UUID, claude_session_id: UU
         session.agent_version = version
 
 
-async def _held(tx: AsyncSession, session_id: UUID, run_id: UUID, epoch: int) -> tuple[SessionHead, Run]:
+async def _held(tx: Transaction, session_id: UUID, run_id: UUID, epoch: int) -> tuple[SessionHead, Run]:
     head = await lock_head(tx, session_id)
     if head is None or head.epoch != epoch:
         raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")

@@ -1,0 +1,81 @@
+"""Queries over runs and the tool ledger."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+
+from agentrpc.store.database import Transaction
+from agentrpc.store.tables import Run, Session, SessionHead, ToolCallRow
+
+__all__ = ["RunQuery", "find_runs", "oldest_queued", "open_calls", "session_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """What to find; ids are UUIDv7, so that their order is that of creation.
+
+    Attributes:
+        session_id: Of this session; None: of all.
+        owner: Of this owner's sessions; None: of everyone's.
+        states: Names of run states; none: all.
+        labels: All of these.
+        created_from: At or after.
+        created_before: Before.
+        descending: Newest first.
+        after: The last id of the page before.
+        limit: At most so many.
+    """
+
+    session_id: UUID | None = None
+    owner: UUID | None = None
+    states: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    descending: bool = True
+    after: UUID | None = None
+    limit: int = 50
+
+
+async def find_runs(tx: Transaction, query: RunQuery) -> list[tuple[Run, SessionHead]]:
+    """Runs with their sessions' heads. Index runs_by_session for one session's."""
+    statement = select(Run, SessionHead).join(SessionHead, SessionHead.session_id == Run.session_id)
+    if query.session_id is not None:
+        statement = statement.where(Run.session_id == query.session_id)
+    if query.owner is not None:
+        statement = statement.where(SessionHead.tenant == query.owner)
+    if query.states:
+        statement = statement.where(Run.state.in_(query.states))
+    if query.labels:
+        statement = statement.where(Run.labels.contains(dict(query.labels)))
+    if query.created_from is not None:
+        statement = statement.where(Run.create_time >= query.created_from)
+    if query.created_before is not None:
+        statement = statement.where(Run.create_time < query.created_before)
+    if query.after is not None:
+        statement = statement.where(Run.id < query.after if query.descending else Run.id > query.after)
+    statement = statement.order_by(Run.id.desc() if query.descending else Run.id).limit(query.limit)
+    return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:
+    """When the oldest run that waits in a session was created."""
+    statement = select(Run.create_time).where(Run.session_id == session_id, Run.state == "QUEUED")
+    found: datetime | None = await tx.scalar(statement.order_by(Run.id).limit(1))
+    return found
+
+
+async def open_calls(tx: Transaction, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
+    """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
+    statement = select(ToolCallRow.tool_use_id, ToolCallRow.tool_name).where(
+        ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id, ToolCallRow.outcome.is_(None)
+    )
+    return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+async def session_options(tx: Transaction, session_id: UUID) -> bytes:
+    """A session's options, serialized."""
+    return await tx.scalar(select(Session.options).where(Session.id == session_id)) or b""

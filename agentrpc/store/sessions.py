@@ -1,0 +1,97 @@
+"""Queries over sessions: keyset pages in any order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, or_, select
+
+from agentrpc.store.database import Transaction
+from agentrpc.store.tables import Session, SessionHead
+
+__all__ = ["SESSION_ORDER", "SessionQuery", "find_sessions"]
+
+_COLUMNS: dict[str, Any] = {
+    "create_time": Session.create_time,
+    "update_time": Session.update_time,
+    "display_name": Session.display_name,
+    "id": Session.id,
+}
+SESSION_ORDER = frozenset(_COLUMNS) - {"id"}
+
+_OPEN = SessionHead.closed.is_(None)
+_STATES: dict[str, ColumnElement[bool]] = {
+    "ARCHIVED": SessionHead.closed == "ARCHIVED",
+    "FAILED": SessionHead.closed == "FAILED",
+    "IDLE": and_(_OPEN, SessionHead.active_run.is_(None), SessionHead.queued == 0),
+    "REQUIRES_ACTION": and_(_OPEN, SessionHead.pending_approvals > 0),
+    "RUNNING": and_(
+        _OPEN,
+        SessionHead.pending_approvals == 0,
+        or_(SessionHead.active_run.is_not(None), SessionHead.queued > 0),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuery:
+    """What to find.
+
+    Attributes:
+        owners: All of these must be the owner; none: everyone's.
+        states: Names of session states; none: all.
+        labels: All of these.
+        created_from: At or after.
+        created_before: Before.
+        show_deleted: Deleted ones too.
+        order: (column, descending), the last of which is `id`.
+        after: The values of the order's columns in the last row of the page before.
+        limit: At most so many.
+    """
+
+    owners: Sequence[UUID] = ()
+    states: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    show_deleted: bool = False
+    order: Sequence[tuple[str, bool]] = (("create_time", True), ("id", True))
+    after: Sequence[Any] | None = None
+    limit: int = 50
+
+
+async def find_sessions(tx: Transaction, query: SessionQuery) -> list[tuple[Session, SessionHead]]:
+    """Sessions with their heads. Index sessions_by_owner for one owner's newest."""
+    wanted = [Session.owner == owner for owner in query.owners]
+    if not query.show_deleted:
+        wanted.append(Session.delete_time.is_(None))
+    if query.states:
+        wanted.append(or_(*(_STATES[state] for state in query.states if state in _STATES), Session.id.is_(None)))
+    if query.labels:
+        wanted.append(Session.labels.contains(dict(query.labels)))
+    if query.created_from is not None:
+        wanted.append(Session.create_time >= query.created_from)
+    if query.created_before is not None:
+        wanted.append(Session.create_time < query.created_before)
+    if query.after is not None:
+        wanted.append(_beyond(query.order, query.after))
+    statement = (
+        select(Session, SessionHead)
+        .join(SessionHead, SessionHead.session_id == Session.id)
+        .where(*wanted)
+        .order_by(*(_COLUMNS[name].desc() if down else _COLUMNS[name] for name, down in query.order))
+        .limit(query.limit)
+    )
+    return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+def _beyond(order: Sequence[tuple[str, bool]], after: Sequence[Any]) -> ColumnElement[bool]:
+    """Rows behind a keyset whose directions may differ: (a > x) or (a = x and b > y)."""
+    clauses = []
+    for at, (name, down) in enumerate(order):
+        column = _COLUMNS[name]
+        equal = [_COLUMNS[before] == after[index] for index, (before, _) in enumerate(order[:at])]
+        clauses.append(and_(*equal, column < after[at] if down else column > after[at]))
+    return or_(*clauses)

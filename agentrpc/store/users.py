@@ -1,0 +1,43 @@
+"""Queries over users and logins."""
+
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from agentrpc.store.database import Database, Transaction
+from agentrpc.store.tables import Login, User
+
+__all__ = ["add_user", "count_users", "login_state", "user_by_name"]
+
+
+async def user_by_name(tx: Transaction, username: str) -> User | None:
+    """The user who logs in with a name and is not disabled."""
+    found: User | None = await tx.scalar(select(User).where(User.username == username, User.disable_time.is_(None)))
+    return found
+
+
+async def login_state(tx: Transaction, user_id: UUID, login_id: UUID) -> tuple[str, bool] | None:
+    """Role, and whether user and login are good; None when there is no such login."""
+    statement = (
+        select(User.role, User.disable_time, Login.end_time)
+        .join(Login, Login.user_id == User.id)
+        .where(User.id == user_id, Login.id == login_id)
+    )
+    row = (await tx.execute(statement)).one_or_none()
+    return None if row is None else (row[0], row[1] is None and row[2] is None)
+
+
+async def count_users(tx: Transaction) -> int:
+    """How many users there are."""
+    return await tx.scalar(select(func.count()).select_from(User)) or 0
+
+
+async def add_user(database: Database, user: User) -> bool:
+    """Add a user; False when the name is taken."""
+    try:
+        async with database.transaction() as tx:
+            tx.add(user)
+    except IntegrityError:
+        return False
+    return True
