@@ -1,8 +1,8 @@
 r"""The scripted model: no model at all, but a small server that speaks the Messages API and does what the prompt says.
 
 It stands in for a provider in tests, benches and the quickstart, where the real CLI talks to it. It is stateless but
-for the count of errors given: which step is due follows from the conversation, so that a resumed session goes on where it
-was.
+for the count of errors given: which step is due follows from the conversation, so that a resumed session goes on where
+it was.
 
 A script is written into a prompt, one directive a line. Steps are answers of the model, parted by `[[then]]`: the first
 is the answer to the prompt, the next the answer to the results of its tool calls, and so on.
