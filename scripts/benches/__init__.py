@@ -1,0 +1,1 @@
+"""Benches: each gives figures with targets, and the baseline of the same run."""

@@ -1,0 +1,72 @@
+"""A process that reads streams: N watchers of the given sessions, each decoding every event."""
+
+import argparse
+import asyncio
+import json
+import time
+
+import grpc
+
+from agentrpc.v1 import session_service_pb2, session_service_pb2_grpc
+
+
+async def watch(address: str, token: str, session: str, expected: int, latencies: list[float], counts: list[int],
+                opened: asyncio.Semaphore) -> None:  # fmt: skip
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = session_service_pb2_grpc.SessionServiceStub(channel)
+        request = session_service_pb2.WatchSessionRequest(
+            name=session, include_deltas=True, event_types=["text_delta", "notice"]
+        )
+        call = stub.WatchSession(request, metadata=[("authorization", f"Bearer {token}")])
+        seen = 0
+        started = False
+        async for response in call:
+            if response.HasField("caught_up") and not started:
+                started = True
+                opened.release()
+            now = time.time()
+            for event in response.events:
+                text = event.text_delta.text or event.notice.text
+                if latencies is not None and "." in text:
+                    latencies.append(now - float(text.split()[-1]))
+                seen += 1
+            if expected and seen + response.shed_count >= expected:
+                break
+        counts.append(seen)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--address")
+    parser.add_argument("--token")
+    parser.add_argument("--sessions")
+    parser.add_argument("--watchers", type=int, default=1)
+    parser.add_argument("--expected", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30)
+    given = parser.parse_args()
+    latencies: list[float] = []
+    counts: list[int] = []
+    opened = asyncio.Semaphore(0)
+    tasks = [
+        asyncio.create_task(
+            watch(given.address, given.token, f"sessions/{session}", given.expected, latencies, counts, opened)
+        )
+        for session in given.sessions.split(",")
+        for _ in range(given.watchers)
+    ]
+    for _ in tasks:
+        await opened.acquire()
+    print("ready", flush=True)
+    began = time.monotonic()
+    done, pending = await asyncio.wait(tasks, timeout=given.seconds)
+    elapsed = time.monotonic() - began
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    print(json.dumps({"latencies": latencies[-200_000:], "counts": counts, "elapsed": elapsed, "done": len(done)}))
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(main())
