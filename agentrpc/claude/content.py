@@ -21,7 +21,7 @@ def clean(text: object) -> str:
         return "" if text is None else str(text)
     if text.isascii():
         return text.replace("\0", "�") if "\0" in text else text
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", "�")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "�")
 
 
 def compact_json(value: object) -> str:

@@ -85,7 +85,7 @@ class Feed:
         self._selections: dict[tuple[int, Key], Selection] = {}
         self._preview: list[LiveBatch] = []
         self._preview_bytes = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- In ----
 
@@ -108,11 +108,13 @@ class Feed:
 
     def committed(self, last_sequence: int, closed: str | None) -> None:
         """What Postgres says of the log, once a second."""
-        if closed is not None and not self.closed:
+        if last_sequence > self.tip >= 0:
+            if self._filling is None:
+                self._fill()
+        elif closed is not None and not self.closed:
+            # Only when all of the log is here: its watchers end at the tip.
             self.closed = True
             self.wake()
-        if last_sequence > self.tip >= 0 and self._filling is None:
-            self._fill()
 
     def _accept(self, batch: LiveBatch) -> None:
         if batch.first and batch.first <= self.tip:
@@ -211,27 +213,25 @@ class Feed:
         return found
 
     def wait(self) -> "asyncio.Future[None]":
-        """Done when something has come."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return waiter
+        """Done when something has come. All watchers share it: never cancel it."""
+        return self._news
 
     def wake(self) -> None:
         """Wake all watchers."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        news, self._news = self._news, asyncio.get_running_loop().create_future()
+        news.set_result(None)
 
     # ---- Late joiners ----
 
     def _remember(self, batch: LiveBatch) -> None:
         """Keep the deltas of open blocks, as they came: they are decoded only if somebody joins late."""
-        if any(entry.kind == _ASSISTANT or entry.kind == _RUN_ENDED for entry in batch.entries):
+        finished = [at for at, entry in enumerate(batch.entries) if entry.kind in (_ASSISTANT, _RUN_ENDED)]
+        if finished:
             # A block has become durable. What was open beside it, in a subagent, begins anew at its next piece.
             self._preview.clear()
             self._preview_bytes = 0
-        elif batch.live and self._preview_bytes < _PREVIEW_BYTES:
+            batch = LiveBatch(batch.last_sequence, batch.entries[finished[-1] + 1 :])
+        if batch.live and self._preview_bytes < _PREVIEW_BYTES:
             self._preview.append(batch)
             self._preview_bytes += batch.size
 

@@ -33,6 +33,10 @@ class Ticked(Protocol):
         """Wake up if something is due."""
         ...
 
+    def wake(self) -> None:
+        """Look now whether to end."""
+        ...
+
 
 class Hub:
     """The feeds of one edge process.
@@ -74,7 +78,7 @@ class Hub:
         for feed in self._feeds.values():
             feed.wake()
         for stream in list(self._streams):
-            stream.tick(float("inf"))
+            stream.wake()
 
     @property
     def store_away(self) -> float:
@@ -112,6 +116,12 @@ class Hub:
             self.leave(feed)
             raise
         return feed
+
+    async def measure(self, feed: Feed) -> int:
+        """How long the log is now: a feed may lag behind what another replica has told its client."""
+        last, closed = (await last_sequences(self._database, [feed.session_id])).get(feed.session_id, (0, None))
+        feed.committed(last, closed)
+        return last
 
     def leave(self, feed: Feed) -> None:
         """A watcher has gone. The feed stays for some seconds: it may come back."""
@@ -184,9 +194,13 @@ class Hub:
         for session_id, since in list(self._idle.items()):
             if now - since > _KEEP_IDLE:
                 del self._idle[session_id]
-                await self._feeds.pop(session_id).close()
+                feed = self._feeds.pop(session_id)
                 await self._subscriptions.unsubscribe(session_id)
+                await feed.close()
+                if session_id in self._feeds:
+                    # Somebody joined a new feed meanwhile.
+                    await self._subscriptions.subscribe(session_id)
         if self._feeds:
             for session_id, (last, closed) in (await last_sequences(self._database, list(self._feeds))).items():
-                if (feed := self._feeds.get(session_id)) is not None:
-                    feed.committed(last, closed)
+                if (watched := self._feeds.get(session_id)) is not None:
+                    watched.committed(last, closed)

@@ -211,11 +211,13 @@ class _SessionStream(_Stream):
             at = 0
             while at < len(rows) and not self._over():
                 at = await self._send_rows(rows, at)
+                if await self.check():
+                    await self.write(
+                        _Response(resume_after_sequence=self._sent, heartbeat=self.heartbeat()).SerializeToString()
+                    )
             if len(rows) < _REPLAY_ROWS:
                 self._sent = max(self._sent, target)
         self._cursor, self._live = cursor, live
-        if self._over():
-            raise _Ended(_End.REASON_RUN_ENDED)
 
     async def _page(self, target: int) -> list[StoredEvent]:
         # The end of a run must be seen even where its kind is filtered out.
@@ -304,8 +306,17 @@ class _SessionStream(_Stream):
                 ).SerializeToString()
             )
             return
-        self._waiter = feed.wait()
-        await self._waiter
+        # Woken by news of the session, which all its watchers share, or by what is due for this one alone.
+        own = self._waiter = asyncio.get_running_loop().create_future()
+        news = feed.wait()
+        news.add_done_callback(self._on_news)
+        try:
+            await own
+        finally:
+            news.remove_done_callback(self._on_news)
+
+    def _on_news(self, _: object) -> None:
+        self.wake()
 
     def _over(self) -> bool:
         return bool(self._run_ended_at) and self._sent >= self._run_ended_at
@@ -379,8 +390,8 @@ class Streams:
         feed = await self._hub.join(session_id)
         stream: _SessionStream | None = None
         try:
-            if after > feed.tip:
-                raise SequenceAhead(after, feed.tip)
+            if after > feed.tip and after > (end := await self._hub.measure(feed)):
+                raise SequenceAhead(after, end)
             stream = _SessionStream(
                 self._hub, self._settings, self._accounts, principal, send,
                 feed=feed, kinds=kinds, run_id=run_id, deltas=deltas, after=after,

@@ -139,7 +139,7 @@ _NEXT = text("""
 WITH active AS (
     SELECT tenant, count(*) AS runs FROM session_heads WHERE active_run IS NOT NULL GROUP BY tenant
 )
-SELECT h.session_id
+SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 LEFT JOIN active a ON a.tenant = h.tenant
@@ -154,7 +154,7 @@ FOR UPDATE OF h SKIP LOCKED
 
 # Index session_heads_by_worker. A run whose worker is lost.
 _ORPHAN = text("""
-SELECT h.session_id
+SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
@@ -185,20 +185,26 @@ async def claim_next(
     binds = {"worker": worker_id, "may_take_new": may_take_new, "kill_timeout": kill_timeout}
     async with database.transaction() as tx:
         taken_over = False
-        session_id = await tx.scalar(_NEXT, binds)
-        if session_id is None and may_take_new:
-            session_id = await tx.scalar(_ORPHAN, {"worker": worker_id, "kill_timeout": kill_timeout})
-            taken_over = session_id is not None
-        if session_id is None:
+        head: SessionHead | None = await tx.scalar(select(SessionHead).from_statement(_NEXT), binds)
+        if head is None and may_take_new:
+            binds = {"worker": worker_id, "kill_timeout": kill_timeout}
+            head = await tx.scalar(select(SessionHead).from_statement(_ORPHAN), binds)
+            taken_over = head is not None
+        if head is None:
             return None
-        head = await tx.get_one(SessionHead, session_id)
-        session = await tx.get_one(Session, session_id)
-        if taken_over:
-            run = await tx.get_one(Run, head.active_run)
-        else:
-            queued = select(Run).where(Run.session_id == session_id, Run.state == "QUEUED").order_by(Run.id).limit(2)
-            waiting = (await tx.scalars(queued)).all()
-            run = waiting[0]
+        session_id = head.session_id
+        wanted = Run.id == head.active_run if taken_over else Run.state == "QUEUED"
+        rows = await tx.execute(
+            select(Run, Session)
+            .join(Session, Session.id == Run.session_id)
+            .where(Run.session_id == session_id, wanted)
+            .order_by(Run.id)
+            .limit(2)
+        )
+        waiting, sessions = zip(*((row[0], row[1]) for row in rows), strict=True)
+        run: Run = waiting[0]
+        session: Session = sessions[0]
+        if not taken_over:
             head.active_run = run.id
             head.queued -= 1
             head.queued_since = waiting[1].create_time if len(waiting) > 1 else None

@@ -25,11 +25,12 @@ async def watch(address: str, token: str, session: str, expected: int, latencies
                 started = True
                 opened.release()
             now = time.time()
-            for event in response.events:
+            # Every event is decoded; the oldest of a response is the one that waited longest.
+            for event in response.events[:1]:
                 text = event.text_delta.text or event.notice.text
-                if latencies is not None and "." in text:
-                    latencies.append(now - float(text.split()[-1]))
-                seen += 1
+                if "." in text:
+                    latencies.append(now - float(text.split()[0]))
+            seen += len(response.events)
             if expected and seen + response.shed_count >= expected:
                 break
         counts.append(seen)
