@@ -226,6 +226,15 @@ def build_edge(settings: Settings, database: Database, bus: Bus) -> Edge:
 
 
 @pytest.fixture
+async def second_edge(edge: "Edge") -> AsyncIterator["Edge"]:
+    """Another edge of the same service."""
+    other = build_edge(edge.settings, edge.database, edge.bus)
+    other.port = await other.server.start()
+    yield other
+    await other.server.stop(0.5)
+
+
+@pytest.fixture
 async def edge(settings: Settings, database: Database, bus: Bus) -> AsyncIterator[Edge]:
     """A served edge with the users admin, ann, bob (users) and vic (viewer), all with the password `password`."""
     edge = build_edge(settings, database, bus)

@@ -25,7 +25,9 @@ _RING_BYTES = 1024 * 1024
 _RESPONSE_BYTES = 256 * 1024
 _HELD_BATCHES = 1000
 _PREVIEW_BYTES = 1024 * 1024
-_PAGE = 500
+_PAGE = 100
+# A response costs its edge some 25 us, whatever it holds: with many watchers of one session each gets fewer, larger ones.
+_RESPONSES_PER_SECOND = 8000
 
 _ASSISTANT = event_pb2.Event.ASSISTANT_MESSAGE_FIELD_NUMBER
 _DELTAS = frozenset(
@@ -85,6 +87,8 @@ class Feed:
         self._selections: dict[tuple[int, Key], Selection] = {}
         self._preview: list[LiveBatch] = []
         self._preview_bytes = 0
+        self._announced = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- In ----
@@ -133,6 +137,23 @@ class Feed:
             self.base += 1
         self._selections.clear()
         self._remember(batch)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Wake the watchers, now or when the pace of so many allows it."""
+        if self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._announced + self.watchers / _RESPONSES_PER_SECOND
+        if loop.time() >= due:
+            self._announced = loop.time()
+            self.wake()
+        else:
+            self._timer = loop.call_at(due, self._announce_late)
+
+    def _announce_late(self) -> None:
+        self._timer = None
+        self._announced = asyncio.get_running_loop().time()
         self.wake()
 
     def _fill(self) -> None:
@@ -164,6 +185,8 @@ class Feed:
 
     async def close(self) -> None:
         """No watcher is left."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)

@@ -23,6 +23,7 @@ __all__ = ["Hub", "Ticked"]
 log = structlog.get_logger()
 
 _TICK = 1.0
+_PATIENCE = 2.0
 _KEEP_IDLE = 5.0
 
 
@@ -178,10 +179,12 @@ class Hub:
         while True:
             began = time.monotonic()
             try:
-                await self._measure()
+                # Streams are ticked also while Postgres does not answer.
+                async with asyncio.timeout(_PATIENCE):
+                    await self._measure()
                 self._answered = time.monotonic()
-            except AgentRpcError as error:
-                log.warning("hub_without_store", reason=error.reason)
+            except (AgentRpcError, TimeoutError) as error:
+                log.warning("hub_without_store", error=type(error).__name__)
             except Exception:
                 log.exception("hub_failed")
             now = time.monotonic()

@@ -45,7 +45,8 @@ Send = Callable[[bytes], Awaitable[None]]
 SetMetadata = Callable[[str, str], None]
 
 _REPLAY_BYTES = 256 * 1024
-_REPLAY_ROWS = 500
+# An event has at most some 256 KiB: a page is bounded in bytes by its rows.
+_REPLAY_ROWS = 100
 _RECHECK = 60.0
 _STORE_PATIENCE = 10.0
 _RUN_ENDED = event_pb2.Event.RUN_ENDED_FIELD_NUMBER

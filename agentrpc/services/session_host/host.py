@@ -148,6 +148,8 @@ class SessionHost:
 
     async def _claim_loop(self) -> None:
         while True:
+            # Before the claims: a bell that rings during the last of them is not lost.
+            self._work.clear()
             while not self._draining and self._lease.valid():
                 claim = await claim_next(
                     self._database,
@@ -161,7 +163,6 @@ class SessionHost:
                 if claim is None:
                     break
                 self._begin(claim)
-            self._work.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(clock.jitter(self._settings.poll_interval, 0.1)):
                     await self._work.wait()
