@@ -26,7 +26,7 @@ _RESPONSE_BYTES = 256 * 1024
 _HELD_BATCHES = 1000
 _PREVIEW_BYTES = 1024 * 1024
 _PAGE = 100
-# A response costs its edge some 25 us, whatever it holds: with many watchers of one session each gets fewer, larger ones.
+# A response costs its edge some 25 us, whatever it holds: many watchers of one session each get fewer, larger ones.
 _RESPONSES_PER_SECOND = 8000
 
 _ASSISTANT = event_pb2.Event.ASSISTANT_MESSAGE_FIELD_NUMBER

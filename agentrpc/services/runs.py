@@ -91,8 +91,8 @@ class Runs:
             if change := session_state_event(before, head_state(head)):
                 events = await append_control(tx, session_id, change)
             worker = head.worker
-        await publish(self._bus, session_id, events)
         await self._doorbell.ring(session_id, worker)
+        await publish(self._bus, session_id, events)
         return run_message(run)
 
     def _new(self, principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
