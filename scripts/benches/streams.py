@@ -108,7 +108,7 @@ async def watchers() -> Outcome:
         before = edge.memory_info().rss
         reading = await _start(
             "reader", "--address", stack.stack.address, "--token", token, "--sessions", session,
-            "--watchers", str(count), "--seconds", "45",
+            "--watchers", str(count), "--channels", "30", "--seconds", "45",
         )  # fmt: skip
         await asyncio.sleep(3)
         began, used = time.monotonic(), sum(edge.cpu_times()[:2])
