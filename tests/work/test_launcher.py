@@ -1,6 +1,7 @@
 """Promise 5 for process trees: whatever children do, nothing of a tree is left."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree, write_launcher
+from agentrpc.claude.launcher import Isolation, SessionPaths, _lives, choose_isolation, stop_tree, write_launcher
 
 HOSTILE = (
     "setsid sh -c 'trap \"\" TERM; echo $$ >> pids; exec sleep 300' & "
@@ -42,14 +43,20 @@ def tree(pid):
 async def until_started(pid, count):
     for _ in range(200):
         found = tree(pid)
-        if sum(process.name() in {"sleep", "sh"} for process in found) >= count:
+        if sum(_name(process) in {"sleep", "sh"} for process in found) >= count:
             return found
         await asyncio.sleep(0.02)
     raise AssertionError([process.cmdline() for process in tree(pid)])
 
 
+def _name(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
+
+
 def alive(processes):
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if _lives(process)]
 
 
 @pytest.mark.parametrize("isolation", isolations())
