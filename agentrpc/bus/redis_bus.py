@@ -54,7 +54,8 @@ class Bus:
         self._take = self._redis.register_script(_TAKE)
 
     def _connect(self) -> "Redis":
-        return Redis.from_url(self._url, socket_timeout=2, socket_connect_timeout=1, health_check_interval=0)
+        # Short: a writer waits for a Redis that hangs, and its watchers with it.
+        return Redis.from_url(self._url, socket_timeout=0.5, socket_connect_timeout=0.5, health_check_interval=0)
 
     async def close(self) -> None:
         """Give up the connection."""
