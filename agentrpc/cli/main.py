@@ -10,7 +10,7 @@ import typer
 from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from agentrpc.cli import talk
 from agentrpc.cli.checks import run_checks
@@ -173,7 +173,7 @@ def list_sessions(page_size: int = 20, as_json: Json = False) -> None:
         if as_json:
             _print(response)
             return
-        table = Table("session", "state", "runs", "tool calls", "cost", "name", box=None)
+        table = Table(Column("session", no_wrap=True), "state", "runs", "tool calls", "cost", "name", box=None)
         for found in response.sessions:
             state = session_pb2.Session.State.Name(found.state).removeprefix("STATE_")
             cost = f"${found.usage.cost_usd:.4f}"
@@ -220,7 +220,7 @@ def list_runs(session: str = "-", page_size: int = 20, as_json: Json = False) ->
         if as_json:
             _print(response)
             return
-        table = Table("run", "state", "prompt", box=None)
+        table = Table(Column("run", no_wrap=True), "state", "prompt", box=None)
         for found in response.runs:
             table.add_row(found.name, state_name(found), " ".join(found.prompt.split())[:60])
         console.print(table)
@@ -248,7 +248,7 @@ def list_approvals(session: str = "-", everything: Annotated[bool, typer.Option(
         states = [] if everything else [approval_pb2.Approval.STATE_PENDING]
         request = approval_service_pb2.ListApprovalsRequest(parent=_session_name(session), states=states)
         response = await client.call(client.approvals.ListApprovals, request)
-        table = Table("approval", "state", "question", box=None)
+        table = Table(Column("approval", no_wrap=True), "state", "question", box=None)
         for found in response.approvals:
             state = approval_pb2.Approval.State.Name(found.state).removeprefix("STATE_")
             table.add_row(found.name, state, found.title)
