@@ -7,7 +7,6 @@ subagent is in flight any more. Stopping always ends the whole process tree (pro
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -34,18 +33,17 @@ from agentrpc.services.signals import publish
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.leases import Claim, OwnedSession
-from agentrpc.store.log import LogEvent, read_transcript
-from agentrpc.store.tables import Run, Session
+from agentrpc.store.log import read_transcript
+from agentrpc.store.tables import Run
 from agentrpc.telemetry import AGENT_PROCESSES, MODEL_COST, RUNS_ENDED
 from agentrpc.v1 import content_pb2, event_pb2, session_pb2
 
-__all__ = ["Environment", "SessionActor", "TokenIssuer", "first_events"]
+__all__ = ["Environment", "SessionActor", "TokenIssuer"]
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-_INLINE = 256 * 1024
 _MAX_ATTEMPTS = 3
 _INTERRUPT_PATIENCE = 5.0
 _CONTINUE = (
@@ -481,34 +479,6 @@ class SessionActor:
         self._gate.end_run()
         await self._stop_agent()
         await self._writer.close()
-
-
-def first_events(session: Session, run: Run, *, taken_over: bool, warm: bool) -> list[LogEvent]:
-    """What a claim appends: `run_started` and, on the first attempt, the prompt."""
-    if warm:
-        start = event_pb2.PROCESS_START_WARM
-    elif session.agent_version:
-        start = event_pb2.PROCESS_START_RESUMED
-    else:
-        start = event_pb2.PROCESS_START_COLD
-    name = f"sessions/{session.id}/runs/{run.id}"
-    started = event_pb2.Event(run=name, run_started=event_pb2.RunStarted(attempt=run.attempt, process_start=start))
-    started.time.FromDatetime(clock.utcnow())
-    events = [LogEvent.of(started, run.id)]
-    if not taken_over:
-        message = event_pb2.UserMessage(transcript_uuid=str(run.id), origin=event_pb2.UserMessage.ORIGIN_PROMPT)
-        block = message.blocks.add()
-        data = run.prompt.encode()
-        if len(data) > _INLINE:
-            block.text.text = data[:1024].decode(errors="ignore")
-            block.text.omitted.total_bytes = len(data)
-            block.text.omitted.sha256 = hashlib.sha256(data).hexdigest()
-        else:
-            block.text.text = run.prompt
-        said = event_pb2.Event(run=name, user_message=message)
-        said.time.FromDatetime(clock.utcnow())
-        events.append(LogEvent.of(said, run.id))
-    return events
 
 
 def _add_usage(ending: Ending, turn: TurnEnded) -> None:

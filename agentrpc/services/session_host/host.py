@@ -19,7 +19,8 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
 from agentrpc.errors import AgentRpcError, LeaseLostError
-from agentrpc.services.session_host.actor import Environment, SessionActor, TokenIssuer, first_events
+from agentrpc.services.session_host.actor import Environment, SessionActor, TokenIssuer
+from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
