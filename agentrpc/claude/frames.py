@@ -47,7 +47,11 @@ def _status(frame: dict[str, Any]) -> list[event_pb2.Event]:
         "compacting": event_pb2.ActivityChanged.ACTIVITY_COMPACTING,
     }
     activity = activities.get(frame.get("status") or "", event_pb2.ActivityChanged.ACTIVITY_UNSPECIFIED)
-    return [event_pb2.Event(activity_changed=event_pb2.ActivityChanged(activity=activity))]
+    events = [event_pb2.Event(activity_changed=event_pb2.ActivityChanged(activity=activity))]
+    if frame.get("compact_result") == "failed":
+        text = f"The conversation could not be summarized: {clean(frame.get('compact_error')) or 'no reason was given'}"
+        events += _notice(text, warning=True)
+    return events
 
 
 def _thinking(frame: dict[str, Any]) -> list[event_pb2.Event]:
@@ -74,65 +78,6 @@ def _retried(frame: dict[str, Any]) -> list[event_pb2.Event]:
     out.retry_delay.FromMilliseconds(int(frame.get("retry_delay_ms") or 0))
     out.http_status = int(frame.get("error_status") or 0)
     out.error = clean(frame.get("error"))
-    return [event]
-
-
-def _task_started(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    return [
-        event_pb2.Event(
-            subtask_started=event_pb2.SubtaskStarted(
-                subtask_id=clean(frame.get("task_id")),
-                tool_use_id=clean(frame.get("tool_use_id")),
-                type=clean(frame.get("task_type")),
-                subagent=clean(frame.get("subagent_type")),
-                description=clean(frame.get("description")),
-                background=bool(frame.get("is_backgrounded")),
-                parent_subtask_id=clean(frame.get("parent_task_id")),
-            )
-        )
-    ]
-
-
-def _task_updated(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    patch = frame.get("patch") or {}
-    # A terminal status comes again with the report, in task_notification.
-    if patch.get("status") in {"completed", "failed", "killed", "stopped"}:
-        return []
-    updated = event_pb2.SubtaskUpdated(
-        subtask_id=clean(frame.get("task_id")),
-        status=clean(patch.get("status")),
-        background=bool(patch.get("is_backgrounded")),
-    )
-    return [event_pb2.Event(subtask_updated=updated)]
-
-
-def _task_usage(out: event_pb2.SubtaskUsage, raw: dict[str, Any]) -> None:
-    out.total_tokens = int(raw.get("total_tokens") or 0)
-    out.tool_call_count = int(raw.get("tool_uses") or 0)
-    out.duration.FromMilliseconds(int(raw.get("duration_ms") or 0))
-
-
-def _task_progress(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    event = event_pb2.Event()
-    out = event.subtask_progress
-    out.subtask_id = clean(frame.get("task_id"))
-    out.description = clean(frame.get("description"))
-    out.last_tool_name = clean(frame.get("last_tool_name"))
-    _task_usage(out.usage, frame.get("usage") or {})
-    return [event]
-
-
-def _task_ended(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    outcomes = {
-        "completed": event_pb2.SubtaskEnded.OUTCOME_COMPLETED,
-        "failed": event_pb2.SubtaskEnded.OUTCOME_FAILED,
-    }
-    event = event_pb2.Event()
-    out = event.subtask_ended
-    out.subtask_id = clean(frame.get("task_id"))
-    out.outcome = outcomes.get(frame.get("status", ""), event_pb2.SubtaskEnded.OUTCOME_STOPPED)
-    out.summary = clean(frame.get("summary"))[:_OUTPUT_KEPT]
-    _task_usage(out.usage, frame.get("usage") or {})
     return [event]
 
 
@@ -164,29 +109,52 @@ def _hook_finished(frame: dict[str, Any]) -> list[event_pb2.Event]:
     return [event]
 
 
+def _notice(text: str, *, warning: bool, code: str = "cli") -> list[event_pb2.Event]:
+    level = event_pb2.Notice.LEVEL_WARNING if warning else event_pb2.Notice.LEVEL_INFO
+    text = text[:_OUTPUT_LIVE]
+    return [event_pb2.Event(notice=event_pb2.Notice(level=level, code=code, text=text))] if text else []
+
+
 def _mirror_error(_: dict[str, Any]) -> list[event_pb2.Event]:
-    notice = event_pb2.Notice(
-        level=event_pb2.Notice.LEVEL_WARNING,
-        code="transcript_mirror_failed",
-        text="A part of the transcript was not stored: after a loss of the worker the agent will not remember it.",
-    )
-    return [event_pb2.Event(notice=notice)]
+    text = "A part of the transcript was not stored: after a loss of the worker the agent will not remember it."
+    return _notice(text, warning=True, code="transcript_mirror_failed")
+
+
+def _writes_lost(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    text = f"The agent's disk is full ({clean(frame.get('error_code'))}): some of what it wrote is lost."
+    return _notice(text, warning=True, code="disk_full")
 
 
 def _informational(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    text = clean(frame.get("content") or frame.get("text") or frame.get("message"))[:_OUTPUT_LIVE]
-    warning = frame.get("level") in {"warning", "error"}
-    level = event_pb2.Notice.LEVEL_WARNING if warning else event_pb2.Notice.LEVEL_INFO
-    return [event_pb2.Event(notice=event_pb2.Notice(level=level, code="cli", text=text))] if text else []
+    return _notice(clean(frame.get("content")), warning=frame.get("level") in {"warning", "error"})
+
+
+def _notification(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    return _notice(clean(frame.get("text")), warning=frame.get("color") in {"warning", "error"})
+
+
+def _warning(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    return _notice(clean(frame.get("content")), warning=True)
 
 
 def _model_changed(frame: dict[str, Any]) -> list[event_pb2.Event]:
     changed = event_pb2.ModelChanged(
-        previous_model=clean(frame.get("from_model") or frame.get("original_model")),
-        model=clean(frame.get("to_model") or frame.get("fallback_model")),
-        reason=clean(frame.get("trigger") or frame.get("reason")),
+        previous_model=clean(frame.get("original_model")),
+        model=clean(frame.get("fallback_model")),
+        reason=clean(frame.get("trigger") or frame.get("choice")),
     )
     return [event_pb2.Event(model_changed=changed)]
+
+
+def _refusal_fallback(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    events = []
+    if uuids := frame.get("retracted_message_uuids"):
+        retracted = event_pb2.MessagesRetracted(transcript_uuids=map(clean, uuids), reason="refusal_fallback")
+        events.append(event_pb2.Event(messages_retracted=retracted))
+    # `local`: one answer of a subagent came from another model, the session's model is as before.
+    if frame.get("scope") != "local":
+        events += _model_changed(frame)
+    return events
 
 
 SYSTEM: dict[str, Rule] = {
@@ -194,27 +162,53 @@ SYSTEM: dict[str, Rule] = {
     "thinking_tokens": _thinking,
     "compact_boundary": _compacted,
     "api_retry": _retried,
-    "task_started": _task_started,
-    "task_updated": _task_updated,
-    "task_progress": _task_progress,
-    "task_notification": _task_ended,
     "hook_started": _hook_started,
     "hook_progress": _hook_progress,
     "hook_response": _hook_finished,
     "mirror_error": _mirror_error,
     "informational": _informational,
+    "notification": _notification,
+    "local_command_output": _informational,
+    "session_writes_lost": _writes_lost,
     "model_fallback": _model_changed,
-    # The same as task_started and task_notification, as a list.
-    "background_tasks_changed": _nothing,
-    # Idle or running as the CLI sees it: the service has states of its own.
-    "session_state_changed": _nothing,
-    # Files of a remote host, and the prompt's way through the CLI's queue.
-    "files_persisted": _nothing,
-    "commands_changed": _nothing,
+    "model_consent_fallback": _model_changed,
+    "model_refusal_fallback": _refusal_fallback,
+    "model_refusal_no_fallback": _warning,
 }
 
 
+def _known(reason: str, *kinds: str) -> dict[str, Rule]:
+    """Kinds of frames that say nothing here, with the reason why."""
+    assert reason
+    return dict.fromkeys(kinds, _nothing)
+
+
+SYSTEM |= (
+    _known("the service has states of its own", "session_state_changed", "turn_preempted", "worker_shutting_down")
+    | _known("api_retry says it", "api_error")
+    | _known("thinking arrives in blocks and deltas", "thinking")
+    | _known("the next agent_initialized says it", "commands_changed", "per_turn_effort_changed", "plugin_install")
+    | _known("summaries for the CLI's own lists", "away_summary", "post_turn_summary", "stop_hook_summary",
+             "task_summary", "turn_duration", "session_title_changed", "session_metadata", "task_list_statuses")
+    | _known("the tool's result says it", "agents_killed", "code_change_published", "file_snapshot", "shell_cwd",
+             "memory_recall", "memory_saved", "vcs_state_changed")
+    | _known("the CLI's own permission prompts, which the gate replaces", "inherited_asks_settled",
+             "late_allow_not_run", "permission_check_status", "permission_retry")
+    | _known("answers to control requests, of which there are none like it", "control_request_progress",
+             "elicitation_complete", "file_attachments_missing", "files_persisted", "peer_message_hold",
+             "turn_handoff_available", "upgrade_relay_marker")
+    | _known("for the screens of other programs", "cloud_session_delta", "dev_intent", "feedback_draft_queued",
+             "instruction_size_warning", "scheduled_task_fire", "ui_focus", "ui_invalidate", "ui_log", "ui_notify",
+             "ui_notify_cancel", "ui_panes", "ui_placed", "ui_scroll", "ui_status", "ui_toast")
+)  # fmt: skip
+
+
 def _tool_progress(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    if isinstance(retry := frame.get("subagent_retry"), dict):
+        # A call of a subagent to the model: the frame stands for the tool call that runs the subagent.
+        (retried,) = _retried({**retry, "error": retry.get("error_category")})
+        retried.parent_tool_use_id = clean(frame.get("tool_use_id"))
+        return [retried]
     event = event_pb2.Event()
     out = event.tool_call_progress
     out.tool_use_id = clean(frame.get("tool_use_id"))
@@ -237,18 +231,29 @@ def _rate_limit(frame: dict[str, Any]) -> list[event_pb2.Event]:
 
 
 def _conversation_reset(frame: dict[str, Any]) -> list[event_pb2.Event]:
-    reset = event_pb2.ConversationReset(claude_session_id=clean(frame.get("new_session_id") or frame.get("session_id")))
+    reset = event_pb2.ConversationReset(
+        claude_session_id=clean(frame.get("new_conversation_id") or frame.get("session_id"))
+    )
     return [event_pb2.Event(conversation_reset=reset)]
+
+
+def _tombstone(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    uuid = clean((frame.get("message") or {}).get("uuid"))
+    retracted = event_pb2.MessagesRetracted(transcript_uuids=[uuid], reason="superseded")
+    return [event_pb2.Event(messages_retracted=retracted)] if uuid else []
+
+
+def _auth_status(frame: dict[str, Any]) -> list[event_pb2.Event]:
+    return _notice(clean(frame.get("error")), warning=True)
 
 
 TOP_LEVEL: dict[str, Rule] = {
     "tool_progress": _tool_progress,
     "rate_limit_event": _rate_limit,
     "conversation_reset": _conversation_reset,
-    # The way of a prompt through the CLI's queue, which has one place here.
-    "command_lifecycle": _nothing,
-    # For people at the CLI's own screen.
-    "tool_use_summary": _nothing,
-    "prompt_suggestion": _nothing,
-    "keep_alive": _nothing,
+    "tombstone": _tombstone,
+    "auth_status": _auth_status,
+    **_known("the way of a prompt through the CLI's queue, which has one place here", "command_lifecycle"),
+    **_known("for people at the CLI's own screen", "active_goal", "prompt_suggestion", "tool_use_summary"),
+    **_known("says nothing", "keep_alive"),
 }

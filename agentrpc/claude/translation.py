@@ -4,27 +4,35 @@ Never raises: what cannot be translated becomes a `raw_frame`. Deltas are the ho
 the writer merges before it makes events of them.
 """
 
-import re
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.content import add_block, clean, compact_json, omission, result_blocks, too_large
+from agentrpc.claude.content import add_block, clean, compact_json, omission, too_large
 from agentrpc.claude.frames import SYSTEM, TOP_LEVEL, agent_initialized
+from agentrpc.claude.translation_calls import Calls
+from agentrpc.claude.translation_subtasks import Subtasks
+from agentrpc.claude.translation_turns import Totals, TurnEnded
 from agentrpc.v1 import common_pb2, event_pb2
 
 __all__ = ["Delta", "Item", "Translator", "TurnEnded"]
 
 log = structlog.get_logger()
 
-_OMIT_RESULT = frozenset({"Bash", "Read", "Grep", "Glob"})
 _PROGRESS_INTERVAL = 0.25
-_INTERRUPTED = re.compile(r"stopped while running|interrupted by user|doesn't want to proceed with this tool use")
-_Finished = event_pb2.ToolCallFinished
+_SUMMARY = "This session is being continued from a previous conversation"
+_Said = event_pb2.UserMessage
+_ORIGINS = {
+    "task-notification": _Said.ORIGIN_SUBTASK,
+    "peer": _Said.ORIGIN_RELAYED,
+    "channel": _Said.ORIGIN_RELAYED,
+    "coordinator": _Said.ORIGIN_RELAYED,
+}
 
 
 class Delta:
@@ -53,26 +61,6 @@ class Delta:
         self.parent_tool_use_id = parent_tool_use_id
         self.tool_use_id = tool_use_id
         self.tool_name = tool_name
-
-
-@dataclass(slots=True)
-class TurnEnded:
-    """The result frame of one turn; usage is of this turn alone."""
-
-    subtype: str
-    is_error: bool
-    text: str
-    structured_json: str
-    stop_reason: str
-    terminal_reason: str
-    turn_count: int
-    denial_count: int
-    duration: timedelta
-    model_duration: timedelta
-    http_status: int
-    usage: common_pb2.Usage
-    model_usage: list[common_pb2.ModelUsage]
-    errors: list[str]
 
 
 Item = event_pb2.Event | Delta | TurnEnded
@@ -106,64 +94,59 @@ class _Message:
     ttft_ms: int = 0
 
 
-@dataclass(slots=True)
-class _Call:
-    """A tool call that has not ended."""
-
-    tool_name: str
-    input_json: str = ""
-    start: datetime | None = None
-    denial: tuple[str, str] | None = None
-
-
 class Translator:
-    """Holds what later frames refer to: open messages, calls and subtasks, totals for differences."""
+    """Holds what later frames refer to: open messages, calls and subtasks, totals for differences.
 
-    def __init__(self) -> None:
+    Args:
+        host_paths: Paths of the worker, such as the session's folder, that notices and raw frames must not show. What
+            models and tools say is left as it is: they say it to the model too.
+    """
+
+    def __init__(self, host_paths: Sequence[str] = ()) -> None:
+        self._host_paths = sorted((path for path in host_paths if path), key=len, reverse=True)
         self._messages: dict[str, _Message] = {}
-        self._calls: dict[str, _Call] = {}
-        self._agents: dict[str, str] = {}
-        self.active_subtasks: set[str] = set()
-        self._totals: dict[str, dict[str, float]] = {}
-        self._cost = 0.0
+        self._calls = Calls()
+        self._subtasks = Subtasks()
+        self._totals = Totals()
         self._initialized = b""
         self._progress = 0.0
+        self._summary_due = False
 
     # ---- What the gate tells and asks ----
 
     def call_started(self, tool_use_id: str, at: datetime) -> None:
         """A call is being carried out from `at` on."""
-        self._call(tool_use_id).start = at
+        self._calls.started(tool_use_id, at)
 
     def call_denied(self, tool_use_id: str, reason: str, by: str) -> None:
         """A call was denied; its result frame will say so only in prose."""
-        self._call(tool_use_id).denial = (reason, by)
+        self._calls.denied(tool_use_id, reason, by)
 
     def parent_of(self, agent_id: str | None) -> str:
         """The tool call that started a subagent; empty for the main conversation."""
-        return self._agents.get(agent_id, "") if agent_id else ""
+        return self._subtasks.parent_of(agent_id) if agent_id else ""
 
     def input_of(self, tool_use_id: str) -> str | None:
         """The exact input of a call whose block was seen and that has not ended."""
-        call = self._calls.get(tool_use_id)
-        return call.input_json or None if call is not None else None
+        return self._calls.input_of(tool_use_id)
 
     @property
     def open_calls(self) -> set[str]:
         """Calls that were seen and have not ended."""
-        return set(self._calls)
+        return self._calls.open
+
+    @property
+    def active_subtasks(self) -> set[str]:
+        """Agents and workflows that have not ended. Shells do not count."""
+        return self._subtasks.active
 
     def reset_process(self) -> None:
         """A new process: open messages, calls, subtasks and totals are those of the old one."""
         self._messages.clear()
         self._calls.clear()
-        self._agents.clear()
-        self.active_subtasks.clear()
-        self._totals.clear()
-        self._cost = 0.0
-
-    def _call(self, tool_use_id: str) -> _Call:
-        return self._calls.setdefault(tool_use_id, _Call(""))
+        self._subtasks.clear()
+        self._totals = Totals()
+        self._summary_due = False
 
     # ---- Frames ----
 
@@ -178,12 +161,12 @@ class Translator:
                 return handler(self, frame)
             rule = TOP_LEVEL.get(kind)
             if rule is not None:
-                return [_stamp(event, frame) for event in rule(frame)]
+                return self._stamped(rule(frame), frame)
         except Exception as error:
             log.warning(
                 "frame_not_translated", type=str(frame.get("type"))[:50], error=f"{type(error).__name__}: {error}"
             )
-        return [_raw(frame)]
+        return [self._raw(frame)]
 
     def _stream_event(self, frame: dict[str, Any]) -> Sequence[Item]:
         event = frame["event"]
@@ -206,7 +189,8 @@ class Translator:
             message.usage |= {k: v for k, v in (event.get("usage") or {}).items() if v is not None}
             message.stop_reason = clean((event.get("delta") or {}).get("stop_reason"))
         elif kind == "message_stop":
-            del self._messages[parent]
+            # Kept: should a block come late, it still gets its index.
+            message.blocks.clear()
             return [self._message_completed(message, frame)] if not parent else ()
         return ()
 
@@ -242,6 +226,7 @@ class Translator:
         message = _Message(clean(raw["id"]), clean(raw.get("model")), began=clock.monotonic())
         message.usage = dict(raw.get("usage") or {})
         message.ttft_ms = int(frame.get("ttft_ms") or 0)
+        self._summary_due = False
         self._messages[parent] = message
         event = _event(frame)
         event.message_started.message_id = message.message_id
@@ -266,6 +251,8 @@ class Translator:
         if message is None or message.message_id != raw.get("id"):
             # Without partial messages, as for subagents, there is no stream of it: blocks are counted here.
             message = self._messages[parent] = _Message(clean(raw.get("id")), clean(raw.get("model")))
+        if agent_id := frame.get("agent_id"):
+            self._subtasks.note_agent(clean(agent_id), clean(parent))
         event = _event(frame)
         out = event.assistant_message
         out.message_id = message.message_id
@@ -276,7 +263,7 @@ class Translator:
         out.interrupted = bool(frame.get("aborted"))
         for content in raw.get("content") or []:
             index = max(message.index, message.finished)
-            exact = self._note_call(message, index, content)
+            exact = self._note_call(message, index, content, parent)
             block = out.blocks.add(index=index)
             add_block(block, content, exact)
             message.blocks.pop(index, None)
@@ -286,16 +273,16 @@ class Translator:
             events.insert(0, _retracted(frame, frame["supersedes"], "superseded"))
         return events
 
-    def _note_call(self, message: _Message, index: int, content: dict[str, Any]) -> str | None:
+    def _note_call(self, message: _Message, index: int, content: dict[str, Any], parent: str) -> str | None:
         if content.get("type") not in {"tool_use", "server_tool_use"}:
             return None
         block = message.blocks.get(index)
         # The SDK has parsed the JSON already, which rounds numbers: the pieces are what the model wrote.
         exact = "".join(block.parts) if block is not None and block.tool_use_id == content.get("id") else ""
-        exact = exact or compact_json(content.get("input") or {})
+        if not _is_object(exact):
+            exact = compact_json(content.get("input") or {})
         if content["type"] == "tool_use":
-            call = self._call(clean(content.get("id")))
-            call.tool_name, call.input_json = clean(content.get("name")), exact
+            self._calls.asked(clean(content.get("id")), clean(content.get("name")), exact, clean(parent))
         return exact
 
     def _user(self, frame: dict[str, Any]) -> Sequence[Item]:
@@ -308,48 +295,25 @@ class Translator:
                 events.append(self._tool_result(frame, block))
             else:
                 rest.append(block)
+        kind = clean((frame.get("origin") or {}).get("kind"))
         # Echoes of what the actor itself has said, and markers for the CLI's own screen.
-        if not rest or frame.get("isReplay"):
+        if not rest or frame.get("isReplay") or kind == "human":
             return events
         event = _event(frame)
         said = event.user_message
         said.transcript_uuid = clean(frame.get("uuid"))
-        said.origin = event_pb2.UserMessage.ORIGIN_AGENT
-        if frame.get("isCompactSummary") or str(blocks[0].get("text", "")).startswith(
-            "This session is being continued"
-        ):
-            said.origin = event_pb2.UserMessage.ORIGIN_COMPACTION
-        elif frame.get("parent_tool_use_id"):
-            said.origin = event_pb2.UserMessage.ORIGIN_SUBTASK
+        # The prompt of a subagent is the agent's too.
+        said.origin = _ORIGINS.get(kind, _Said.ORIGIN_AGENT)
+        if frame.get("isCompactSummary") or (self._summary_due and _begins(rest, _SUMMARY)):
+            said.origin = _Said.ORIGIN_COMPACTION
+            self._summary_due = False
         for index, block in enumerate(rest):
             add_block(said.blocks.add(index=index), block)
         return [*events, event]
 
     def _tool_result(self, frame: dict[str, Any], block: dict[str, Any]) -> event_pb2.Event:
-        tool_use_id = clean(block.get("tool_use_id"))
-        call = self._calls.pop(tool_use_id, None) or _Call("")
         event = _event(frame)
-        done = event.tool_call_finished
-        done.tool_use_id = tool_use_id
-        done.tool_name = call.tool_name
-        done.content.extend(result_blocks(block.get("content")))
-        done.outcome = _Finished.OUTCOME_FAILED if block.get("is_error") else _Finished.OUTCOME_SUCCEEDED
-        if call.denial is not None:
-            done.outcome = _Finished.OUTCOME_DENIED
-            done.denial_reason, done.denied_by = clean(call.denial[0]), call.denial[1]
-        elif block.get("is_error"):
-            text = block["content"] if isinstance(block.get("content"), str) else compact_json(block.get("content"))
-            if _INTERRUPTED.search(text):
-                done.outcome = _Finished.OUTCOME_INTERRUPTED
-        if call.start is not None:
-            done.duration.FromTimedelta(max(clock.utcnow() - call.start, timedelta()))
-        result = frame.get("tool_use_result")
-        if isinstance(result, dict) and call.tool_name not in _OMIT_RESULT:
-            text = compact_json(result)
-            if (data := too_large(text)) is not None:
-                done.result_omitted.CopyFrom(omission(data))
-            else:
-                done.result_json = text
+        self._calls.finish(event.tool_call_finished, frame, block)
         return event
 
     def _system(self, frame: dict[str, Any]) -> Sequence[Item]:
@@ -367,73 +331,60 @@ class Translator:
             if now - self._progress < _PROGRESS_INTERVAL:
                 return ()
             self._progress = now
-        if subtype == "task_started":
-            self._task_started(frame)
-        elif subtype == "task_notification":
-            self.active_subtasks.discard(clean(frame.get("task_id")))
-        rule = SYSTEM.get(subtype)
-        if rule is None:
-            return [_raw(frame)]
-        return [_stamp(event, frame) for event in rule(frame)]
-
-    def _task_started(self, frame: dict[str, Any]) -> None:
-        task_id = clean(frame.get("task_id"))
-        self._agents[task_id] = clean(frame.get("tool_use_id"))
-        # Background shells never end by themselves: a run does not wait for them.
-        if frame.get("task_type") != "local_bash":
-            self.active_subtasks.add(task_id)
+        if subtype == "permission_denied":
+            # The CLI's own refusal; the result of the call follows and says it.
+            reason = clean(frame.get("decision_reason") or frame.get("message"))
+            self._calls.denied(clean(frame.get("tool_use_id")), reason, clean(frame.get("decision_reason_type")))
+            return ()
+        if subtype == "compact_boundary":
+            self._summary_due = True
+        rule = _SUBTASKS.get(subtype)
+        if rule is not None:
+            return self._stamped(rule(self._subtasks, frame), frame)
+        stateless = SYSTEM.get(subtype)
+        return [self._raw(frame)] if stateless is None else self._stamped(stateless(frame), frame)
 
     def _result(self, frame: dict[str, Any]) -> Sequence[Item]:
-        usage, by_model = self._turn_usage(frame)
-        structured = frame.get("structured_output")
-        errors = [clean(text) for text in frame.get("errors") or []]
-        return [
-            TurnEnded(
-                subtype=clean(frame.get("subtype")),
-                is_error=bool(frame.get("is_error")),
-                text=clean(frame.get("result")) or "\n".join(errors),
-                structured_json="" if structured is None else compact_json(structured),
-                stop_reason=clean(frame.get("stop_reason")),
-                terminal_reason=clean(frame.get("terminal_reason")),
-                turn_count=int(frame.get("num_turns") or 0),
-                denial_count=len(frame.get("permission_denials") or []),
-                duration=timedelta(milliseconds=int(frame.get("duration_ms") or 0)),
-                model_duration=timedelta(milliseconds=int(frame.get("duration_api_ms") or 0)),
-                http_status=int(frame.get("api_error_status") or 0),
-                usage=usage,
-                model_usage=by_model,
-                errors=errors,
-            )
-        ]
+        left = self._stamped(self._calls.abandoned(self._subtasks.busy_calls), frame)
+        return [*left, self._totals.turn_ended(frame)]
 
-    def _turn_usage(self, frame: dict[str, Any]) -> tuple[common_pb2.Usage, list[common_pb2.ModelUsage]]:
-        total = common_pb2.Usage()
-        models = []
-        ready = frame.get("model_usage_since_last_result")
-        for name, raw in (ready if isinstance(ready, dict) else frame.get("modelUsage") or {}).items():
-            figures = {key: raw.get(key) or 0 for key in _MODEL_USAGE}
-            if not isinstance(ready, dict):
-                # The CLI counts for the life of the process: this turn is the difference.
-                before = self._totals.get(name, {})
-                figures = {key: max(value - before.get(key, 0), 0) for key, value in figures.items()}
-                self._totals[name] = {key: raw.get(key) or 0 for key in _MODEL_USAGE}
-            usage = common_pb2.Usage()
-            for key, field_name in _MODEL_USAGE.items():
-                value = figures[key]
-                setattr(usage, field_name, float(value) if field_name == "cost_usd" else int(value))
-                setattr(total, field_name, getattr(total, field_name) + getattr(usage, field_name))
-            models.append(common_pb2.ModelUsage(model=clean(name), provider=clean(raw.get("provider")), usage=usage))
-        return total, models
+    # ---- Events ----
+
+    def _stamped(self, events: list[event_pb2.Event], frame: dict[str, Any]) -> list[event_pb2.Event]:
+        for event in events:
+            _stamp(event, frame)
+            if event.HasField("notice"):
+                event.notice.text = self._scrub(event.notice.text)
+        return events
+
+    def _scrub(self, text: str) -> str:
+        for path in self._host_paths:
+            text = text.replace(path, _HIDDEN)
+        return text
+
+    def _raw(self, frame: dict[str, Any]) -> event_pb2.Event:
+        event = event_pb2.Event()
+        event.time.FromDatetime(clock.utcnow())
+        raw = event.raw_frame
+        raw.type = clean(frame.get("type"))[:200]
+        raw.subtype = clean(frame.get("subtype"))[:200]
+        try:
+            text = self._scrub(compact_json(_without_host_fields(frame)))
+        except (TypeError, ValueError, RecursionError):
+            return event
+        if (data := too_large(text)) is not None:
+            raw.omitted.CopyFrom(omission(data))
+        else:
+            raw.frame_json = text
+        return event
 
 
-_MODEL_USAGE = {
-    "inputTokens": "input_tokens",
-    "outputTokens": "output_tokens",
-    "cacheCreationInputTokens": "cache_write_tokens",
-    "cacheReadInputTokens": "cache_read_tokens",
-    "thinkingTokens": "thinking_tokens",
-    "webSearchRequests": "web_search_requests",
-    "costUSD": "cost_usd",
+_SUBTASKS: dict[str, Callable[[Subtasks, dict[str, Any]], list[event_pb2.Event]]] = {
+    "task_started": Subtasks.started,
+    "task_updated": Subtasks.updated,
+    "task_progress": Subtasks.progress,
+    "task_notification": Subtasks.notified,
+    "background_tasks_changed": Subtasks.listed,
 }
 
 _HANDLERS: dict[str, Callable[[Translator, dict[str, Any]], Sequence[Item]]] = {
@@ -469,24 +420,31 @@ def _usage(out: common_pb2.Usage, raw: dict[str, Any]) -> None:
     out.cache_read_tokens = int(raw.get("cache_read_input_tokens") or 0)
 
 
+def _begins(blocks: list[Any], text: str) -> bool:
+    first = blocks[0]
+    return isinstance(first, dict) and str(first.get("text", "")).startswith(text)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 # Metadata of the worker's host: never in a raw frame.
 _HOST_FIELDS = frozenset(
-    {"cwd", "original_cwd", "memory_paths", "messaging_socket_path", "output_file", "transcript_path", "plugins"}
-)
+    {
+        "additional_directories", "cwd", "memory_paths", "messaging_socket_path", "original_cwd", "output_file", "path",
+        "plugins", "transcript_path",
+    }
+)  # fmt: skip
+_HIDDEN = "[path]"
 
 
-def _raw(frame: dict[str, Any]) -> event_pb2.Event:
-    event = event_pb2.Event()
-    event.time.FromDatetime(clock.utcnow())
-    raw = event.raw_frame
-    raw.type = clean(frame.get("type"))[:200]
-    raw.subtype = clean(frame.get("subtype"))[:200]
-    try:
-        text = compact_json({key: value for key, value in frame.items() if key not in _HOST_FIELDS})
-    except (TypeError, ValueError):
-        return event
-    if (data := too_large(text)) is not None:
-        raw.omitted.CopyFrom(omission(data))
-    else:
-        raw.frame_json = text
-    return event
+def _without_host_fields(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_host_fields(inner) for key, inner in value.items() if key not in _HOST_FIELDS}
+    if isinstance(value, list):
+        return [_without_host_fields(inner) for inner in value]
+    return value
