@@ -231,6 +231,24 @@ async def test_time_outs_and_errors_of_the_provider(client):
     assert of(events, "run_ended")[0].error.reason == run_pb2.RunError.REASON_MAX_TURNS
 
 
+async def test_a_background_agent_belongs_to_its_run_and_a_background_shell_does_not(client):
+    session = await create(client, allowed_tools=["Bash", "Agent"])
+    task = {"description": "look", "subagent_type": "general-purpose", "run_in_background": True}
+    task["prompt"] = f"[[delay: 1]]\n{bash('echo from the subagent')}\n[[then]]\n[[text: the report]]"
+    agent = f"[[tool: Agent {json.dumps(task)}]]"
+    events = await run(client, session, f"{agent}\n[[then]]\n[[text: it is on its way]]")
+    assert state(events) == "STATE_SUCCEEDED"
+    assert "from the subagent" in outputs(events)
+    assert of(events, "subtask_ended")
+
+    shell = bash("sh -c 'exec sleep 1; echo x'", run_in_background=True)
+    events = await run(client, session, f"{shell}\n[[then]]\n[[text: shell started]]")
+    assert of(events, "run_ended")[0].result.text == "shell started"
+    # The shell reports in the middle of this run: that turn of the CLI's own is not the answer.
+    events = await run(client, session, "[[delay: 3]]\n[[text: the answer]]")
+    assert of(events, "run_ended")[0].result.text == "the answer"
+
+
 async def test_structured_answers(client):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     session = await create(client, output_schema_json=json.dumps(schema))

@@ -111,7 +111,7 @@ class SessionActor:
             batch=claim.batch,
             last_sequence=claim.last_sequence,
         )
-        self._translator = Translator()
+        self._translator = Translator(host_paths=[str(self._paths.root), str(environment.settings.data_dir)])
         self._gate = SessionGate(
             environment.database,
             environment.bus,
@@ -211,20 +211,24 @@ class SessionActor:
         self._gate.begin_run(run.id, options, granted)
         while not self._turns.empty():
             self._turns.get_nowait()
-        await agent.send_prompt(prompt, uuid=str(run.id) if prompt is run.prompt else str(clock.uuid7()))
-        return await self._until_ended(run, agent)
+        prompt_uuid = str(run.id) if prompt is run.prompt else str(clock.uuid7())
+        await agent.send_prompt(prompt, uuid=prompt_uuid)
+        return await self._until_ended(run, agent, prompt_uuid)
 
-    async def _until_ended(self, run: Run, agent: AgentProcess) -> Ending:
+    async def _until_ended(self, run: Run, agent: AgentProcess, prompt_uuid: str) -> Ending:
+        """The run ends with the turn that answers its prompt, or with one that follows when subtasks have reported."""
         last: TurnEnded | None = None
         usage = Ending(RunState.SUCCEEDED)
         ceiling: float | None = None
         while True:
             stop = await self._next(ceiling, run)
             if isinstance(stop, TurnEnded):
+                _add_usage(usage, stop)
+                if last is None and not _answers(stop, prompt_uuid):
+                    continue
                 last = stop
-                _add_usage(usage, last)
                 ceiling = time.monotonic() + self._env.settings.background_ceiling
-                if last.is_error or not self._translator.active_subtasks:
+                if last.is_error or not (self._translator.active_subtasks or last.queued_turn_count):
                     return from_turn(last, usage)
             elif isinstance(stop, AgentCrashedError):
                 await self._stop_agent()
@@ -234,8 +238,12 @@ class SessionActor:
                     retryable=True,
                     usage=usage,
                 )
+            elif isinstance(stop, _Stop) and last is not None:
+                # No turn is left to interrupt, only subtasks.
+                await self._stop_agent()
+                return Ending(stop.state, from_turn(last, usage).result, None, usage.usage, usage.model_usage)
             elif isinstance(stop, _Stop):
-                return await self._interrupt(agent, stop, usage)
+                return await self._interrupt(agent, stop, usage, prompt_uuid)
             elif last is not None:
                 self._log.warning("background_ceiling", subtasks=len(self._translator.active_subtasks))
                 return from_turn(last, usage)
@@ -269,7 +277,7 @@ class SessionActor:
             if not turn.done():
                 turn.cancel()
 
-    async def _interrupt(self, agent: AgentProcess, stop: _Stop, usage: Ending) -> Ending:
+    async def _interrupt(self, agent: AgentProcess, stop: _Stop, usage: Ending, prompt_uuid: str) -> Ending:
         """End the turn as Esc would; when the CLI does not, end the process tree."""
         self._gate.end_run()
         turn: TurnEnded | AgentCrashedError | None = None
@@ -277,6 +285,9 @@ class SessionActor:
             async with asyncio.timeout(_INTERRUPT_PATIENCE):
                 await agent.interrupt()
                 turn = await self._turns.get()
+                while isinstance(turn, TurnEnded) and not _answers(turn, prompt_uuid):
+                    _add_usage(usage, turn)
+                    turn = await self._turns.get()
         except TimeoutError:
             self._log.warning("interrupt_ignored")
         except Exception as error:
@@ -479,6 +490,14 @@ class SessionActor:
         self._gate.end_run()
         await self._stop_agent()
         await self._writer.close()
+
+
+def _answers(turn: TurnEnded, prompt_uuid: str) -> bool:
+    """Whether a turn is of this prompt, and not one that the CLI began by itself or of an earlier run.
+
+    Local commands such as /compact end without naming a prompt.
+    """
+    return prompt_uuid in turn.prompt_uuids or not (turn.prompt_uuids or turn.origin)
 
 
 def _add_usage(ending: Ending, turn: TurnEnded) -> None:
