@@ -29,7 +29,7 @@ from agentrpc.domain.principal import Principal
 from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
 from agentrpc.rpc.methods import ServiceMethods
 from agentrpc.rpc.status import internal_error, to_status
-from agentrpc.rpc.streams import StalledError
+from agentrpc.rpc.stream import StalledError
 from agentrpc.services.accounts import Accounts
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database

@@ -5,10 +5,8 @@ bytes that other watchers share; only control fields are encoded for it.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -19,6 +17,7 @@ from agentrpc.errors import InvalidArgument, SequenceAhead, StoreUnavailable
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard
 from agentrpc.rpc.feed import Feed, Key
 from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.stream import Ended, Send, Stream
 from agentrpc.services.access import visible_owner
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
@@ -39,16 +38,13 @@ from agentrpc.v1 import (
     stream_pb2,
 )
 
-__all__ = ["Send", "StalledError", "Streams"]
+__all__ = ["Streams"]
 
-Send = Callable[[bytes], Awaitable[None]]
 SetMetadata = Callable[[str, str], None]
 
 _REPLAY_BYTES = 256 * 1024
 # An event has at most some 256 KiB: a page is bounded in bytes by its rows.
 _REPLAY_ROWS = 100
-_RECHECK = 60.0
-_STORE_PATIENCE = 10.0
 _RUN_ENDED = event_pb2.Event.RUN_ENDED_FIELD_NUMBER
 _TERMINAL = run_pb2.Run.STATE_SUCCEEDED
 _OVERLAP = timedelta(seconds=30)
@@ -57,99 +53,7 @@ _Response = session_service_pb2.WatchSessionResponse
 _End = stream_pb2.StreamEnd
 
 
-class StalledError(Exception):
-    """Nobody read the stream for too long; it is cut, and the client resumes from what it has."""
-
-
-@dataclass(slots=True)
-class _Ended(Exception):
-    """The stream ends with this reason."""
-
-    reason: int
-    retry_delay: float = 0.0
-
-
-class _Stream:
-    """What all streams share: ticks, stalls, heartbeats, and the reasons to end."""
-
-    def __init__(self, hub: Hub, settings: Settings, accounts: Accounts, principal: Principal, send: Send) -> None:
-        now = time.monotonic()
-        self._hub = hub
-        self._settings = settings
-        self._accounts = accounts
-        self._principal = principal
-        self._send = send
-        self._task = asyncio.current_task()
-        self._writing_since = 0.0
-        self._stalled = False
-        self._heartbeat_at = now + settings.heartbeat_interval
-        self._rotate_at = now + clock.jitter(settings.stream_max_age, 0.1)
-        self._recheck_at = now + clock.jitter(_RECHECK, 0.3)
-        self._waiter: asyncio.Future[None] | None = None
-
-    def tick(self, now: float) -> None:
-        """Once a second: cut a stalled write, wake for what is due."""
-        if self._writing_since and now - self._writing_since > self._settings.stream_stall_timeout:
-            self._stalled = True
-            if self._task is not None:
-                self._task.cancel()
-        elif now >= min(self._heartbeat_at, self._rotate_at, self._recheck_at) or self._hub.store_away:
-            self.wake()
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def write(self, data: bytes) -> None:
-        self._writing_since = time.monotonic()
-        try:
-            await self._send(data)
-        except asyncio.CancelledError:
-            if self._stalled:
-                raise StalledError from None
-            raise
-        finally:
-            self._writing_since = 0.0
-        self._heartbeat_at = time.monotonic() + self._settings.heartbeat_interval
-
-    async def check(self) -> bool:
-        """Raise _Ended if the stream has to end. True: a heartbeat is due."""
-        now = time.monotonic()
-        if self._hub.draining:
-            raise _Ended(_End.REASON_DRAINING, clock.jitter(1.0))
-        if now >= self._rotate_at:
-            raise _Ended(_End.REASON_ROTATED)
-        if self._hub.store_away > _STORE_PATIENCE:
-            raise _Ended(_End.REASON_UNAVAILABLE, clock.jitter(2.0))
-        if now >= self._recheck_at:
-            self._recheck_at = now + _RECHECK
-            if not await self._accounts.still_allowed(self._principal):
-                raise _Ended(_End.REASON_ACCESS_REVOKED)
-            limit = self._principal.expire_time + timedelta(seconds=self._settings.refresh_token_ttl)
-            if clock.utcnow() > limit:
-                raise _Ended(_End.REASON_CREDENTIALS_EXPIRED)
-        return now >= self._heartbeat_at
-
-    def opened(self, last_sequence: int) -> stream_pb2.StreamOpened:
-        message = stream_pb2.StreamOpened(last_sequence=last_sequence)
-        message.heartbeat_interval.FromMilliseconds(int(self._settings.heartbeat_interval * 1000))
-        return message
-
-    @staticmethod
-    def heartbeat() -> stream_pb2.Heartbeat:
-        message = stream_pb2.Heartbeat()
-        message.time.FromDatetime(clock.utcnow())
-        return message
-
-    @staticmethod
-    def end(ended: _Ended) -> stream_pb2.StreamEnd:
-        message = stream_pb2.StreamEnd(reason=ended.reason)  # type: ignore[arg-type]  # a value of the enum
-        if ended.retry_delay:
-            message.retry_delay.FromMilliseconds(int(ended.retry_delay * 1000))
-        return message
-
-
-class _SessionStream(_Stream):
+class _SessionStream(Stream):
     """One watcher of a session or a run."""
 
     def __init__(
@@ -178,7 +82,7 @@ class _SessionStream(_Stream):
         self._shed = 0
         self._run_ended_at = 0
 
-    async def run(self, extra: bytes, last_of_run: int) -> _Ended:
+    async def run(self, extra: bytes, last_of_run: int) -> Ended:
         """Send everything until the stream ends; returns why, with nothing sent about it yet.
 
         Args:
@@ -193,7 +97,7 @@ class _SessionStream(_Stream):
             await self._catch_up()
             while True:
                 await self._next()
-        except _Ended as ended:
+        except Ended as ended:
             return ended
 
     @property
@@ -294,12 +198,12 @@ class _SessionStream(_Stream):
                 await self.write(chosen.body + _resume(self._sent, self._shed))
                 EVENTS_RELAYED.inc(chosen.count)
             if self._over():
-                raise _Ended(_End.REASON_RUN_ENDED)
+                raise Ended(_End.REASON_RUN_ENDED)
             return
         if self._over():
-            raise _Ended(_End.REASON_RUN_ENDED)
+            raise Ended(_End.REASON_RUN_ENDED)
         if feed.closed and self._sent >= feed.tip:
-            raise _Ended(_End.REASON_SESSION_CLOSED)
+            raise Ended(_End.REASON_SESSION_CLOSED)
         if await self.check():
             await self.write(
                 _Response(
@@ -418,7 +322,7 @@ class Streams:
         session_id = parse_session_or_wildcard(request.parent)
         if session_id is not None:
             await self._sessions.get(principal, session_id)
-        stream = _Stream(self._hub, self._settings, self._accounts, principal, send)
+        stream = Stream(self._hub, self._settings, self._accounts, principal, send)
         owner = visible_owner(principal)
         sent: dict[str, int] = {}
         response = approval_service_pb2.WatchApprovalsResponse(opened=stream.opened(0))
@@ -442,7 +346,7 @@ class Streams:
                     response = approval_service_pb2.WatchApprovalsResponse(heartbeat=stream.heartbeat())
                     await stream.write(response.SerializeToString())
                 await asyncio.sleep(clock.jitter(0.5, 0.2))
-        except _Ended as ended:
+        except Ended as ended:
             response = approval_service_pb2.WatchApprovalsResponse(end=stream.end(ended))
             await stream.write(response.SerializeToString())
         finally:
