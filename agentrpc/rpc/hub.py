@@ -14,9 +14,11 @@ import structlog
 from agentrpc.bus.live import LiveBatch
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.errors import AgentRpcError
+from agentrpc.rpc.approval_feed import ApprovalFeed
 from agentrpc.rpc.feed import Feed
 from agentrpc.store.database import Database
 from agentrpc.store.log import StoredEvent, last_sequences, read_events
+from agentrpc.v1 import event_pb2
 
 __all__ = ["Hub", "Ticked"]
 
@@ -25,6 +27,9 @@ log = structlog.get_logger()
 _TICK = 1.0
 _PATIENCE = 2.0
 _KEEP_IDLE = 5.0
+_OF_APPROVALS = frozenset(
+    {event_pb2.Event.APPROVAL_REQUESTED_FIELD_NUMBER, event_pb2.Event.APPROVAL_RESOLVED_FIELD_NUMBER}
+)
 
 
 class Ticked(Protocol):
@@ -46,6 +51,10 @@ class Hub:
         database: The store.
         bus: The live tail.
         replay_concurrency: How many reads of the store go on at once for all watchers.
+
+    Attributes:
+        approvals: The feed of all approvals.
+        draining: Whether all streams are to end.
     """
 
     def __init__(self, database: Database, bus: Bus, replay_concurrency: int) -> None:
@@ -58,6 +67,7 @@ class Hub:
         self._flights: dict[tuple[object, ...], asyncio.Task[list[StoredEvent]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._answered = time.monotonic()
+        self.approvals = ApprovalFeed(database)
         self.draining = False
 
     def start(self) -> None:
@@ -71,6 +81,7 @@ class Hub:
             await asyncio.gather(self._task, return_exceptions=True)
         for feed in self._feeds.values():
             await feed.close()
+        await self.approvals.close()
         await self._subscriptions.close()
 
     def drain(self) -> None:
@@ -174,6 +185,8 @@ class Hub:
             log.warning("frame_not_understood", session=str(session_id), size=len(frame))
             return
         feed.offer(batch)
+        if batch.first and any(entry.kind in _OF_APPROVALS for entry in batch.entries):
+            self.approvals.hasten()
 
     async def _run(self) -> None:
         while True:

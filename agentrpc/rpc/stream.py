@@ -52,6 +52,7 @@ class Stream:
         self._rotate_at = now + clock.jitter(settings.stream_max_age, 0.1)
         self._recheck_at = now + clock.jitter(_RECHECK, 0.3)
         self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
 
     def tick(self, now: float) -> None:
         """Once a second: cut a stalled write, wake for what is due."""
@@ -64,6 +65,7 @@ class Stream:
 
     def wake(self) -> None:
         """Look now for something to send, or a reason to end."""
+        self._woken = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -97,6 +99,12 @@ class Stream:
             if clock.utcnow() > limit:
                 raise Ended(_End.REASON_CREDENTIALS_EXPIRED)
         return now >= self._heartbeat_at
+
+    async def rest(self) -> None:
+        """Until something wakes it; at once, if that was since `_woken` was reset, which goes before any look."""
+        if not self._woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     def opened(self, last_sequence: int) -> stream_pb2.StreamOpened:
         """For the first response."""

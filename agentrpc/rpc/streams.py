@@ -6,8 +6,6 @@ bytes that other watchers share; only control fields are encoded for it.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import timedelta
 from uuid import UUID
 
 from agentrpc import clock
@@ -15,10 +13,10 @@ from agentrpc.bus.live import LiveBatch
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import InvalidArgument, SequenceAhead, StoreUnavailable
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard
+from agentrpc.rpc.approval_stream import ApprovalStream
 from agentrpc.rpc.feed import Feed, Key
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.stream import Ended, Send, Stream
-from agentrpc.services.access import visible_owner
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.runs import Runs
@@ -28,7 +26,6 @@ from agentrpc.settings import Settings
 from agentrpc.store.log import StoredEvent
 from agentrpc.telemetry import EVENTS_RELAYED, EVENTS_SHED
 from agentrpc.v1 import (
-    approval_pb2,
     approval_service_pb2,
     event_pb2,
     run_pb2,
@@ -47,7 +44,6 @@ _REPLAY_BYTES = 256 * 1024
 _REPLAY_ROWS = 100
 _RUN_ENDED = event_pb2.Event.RUN_ENDED_FIELD_NUMBER
 _TERMINAL = run_pb2.Run.STATE_SUCCEEDED
-_OVERLAP = timedelta(seconds=30)
 
 _Response = session_service_pb2.WatchSessionResponse
 _End = stream_pb2.StreamEnd
@@ -179,6 +175,9 @@ class _SessionStream(Stream):
 
     async def _next(self) -> None:
         feed = self._feed
+        # Before the first look: what comes between a look and the rest is not slept through.
+        self._woken = False
+        news = feed.wait()
         if self._cursor < feed.base:
             # Too slow for the ring: live events are gone, durable ones come from Postgres.
             lost = feed.live_at(feed.end) - self._live if self._deltas else 0
@@ -212,11 +211,9 @@ class _SessionStream(Stream):
             )
             return
         # Woken by news of the session, which all its watchers share, or by what is due for this one alone.
-        own = self._waiter = asyncio.get_running_loop().create_future()
-        news = feed.wait()
         news.add_done_callback(self._on_news)
         try:
-            await own
+            await self.rest()
         finally:
             news.remove_done_callback(self._on_news)
 
@@ -318,49 +315,18 @@ class Streams:
     async def watch_approvals(
         self, principal: Principal, request: approval_service_pb2.WatchApprovalsRequest, send: Send
     ) -> None:
-        """WatchApprovals: level-triggered, polled like the log, and each state of an approval sent once."""
+        """WatchApprovals."""
         session_id = parse_session_or_wildcard(request.parent)
         if session_id is not None:
             await self._sessions.get(principal, session_id)
-        stream = Stream(self._hub, self._settings, self._accounts, principal, send)
-        owner = visible_owner(principal)
-        sent: dict[str, int] = {}
-        response = approval_service_pb2.WatchApprovalsResponse(opened=stream.opened(0))
+        stream = ApprovalStream(
+            self._hub, self._settings, self._accounts, principal, send, approvals=self._approvals, parent=request.parent
+        )
         self._hub.add(stream)
-        began = clock.utcnow()
-        caught_up = False
         try:
-            await stream.write(response.SerializeToString())
-            while True:
-                # The overlap covers transactions that commit late and clocks that differ a little.
-                since = None if not caught_up else max(began, clock.utcnow() - _OVERLAP)
-                with suppress(StoreUnavailable):
-                    current = await self._approvals.current(owner, session_id, since)
-                    response = approval_service_pb2.WatchApprovalsResponse(approvals=_news(current, sent))
-                    if not caught_up:
-                        response.caught_up.SetInParent()
-                        caught_up = True
-                    if response.approvals or response.HasField("caught_up"):
-                        await stream.write(response.SerializeToString())
-                if await stream.check():
-                    response = approval_service_pb2.WatchApprovalsResponse(heartbeat=stream.heartbeat())
-                    await stream.write(response.SerializeToString())
-                await asyncio.sleep(clock.jitter(0.5, 0.2))
-        except Ended as ended:
-            response = approval_service_pb2.WatchApprovalsResponse(end=stream.end(ended))
-            await stream.write(response.SerializeToString())
+            await stream.run()
         finally:
             self._hub.remove(stream)
-
-
-def _news(current: Sequence[approval_pb2.Approval], sent: dict[str, int]) -> list[approval_pb2.Approval]:
-    """Those whose state was not sent yet. What is neither pending nor in the overlap any more is forgotten."""
-    news = [approval for approval in current if sent.get(approval.name) != approval.state]
-    names = {approval.name for approval in current}
-    for name in [name for name in sent if name not in names]:
-        del sent[name]
-    sent.update({approval.name: approval.state for approval in current})
-    return news
 
 
 def _run_of(name: str, session_id: UUID) -> UUID | None:

@@ -12,6 +12,8 @@ from agentrpc.store.tables import Approval, SessionGrant
 
 __all__ = [
     "ApprovalQuery",
+    "approvals_by_id",
+    "changed_approvals",
     "current_approvals",
     "due_approvals",
     "find_approvals",
@@ -62,6 +64,18 @@ async def current_approvals(
         statement = statement.where(Approval.tenant == owner)
     if session_id is not None:
         statement = statement.where(Approval.session_id == session_id)
+    return list(await tx.scalars(statement))
+
+
+async def changed_approvals(tx: Transaction, since: datetime) -> set[tuple[UUID, str]]:
+    """(approval, state) of those that were asked or got a final state at or after `since`. Index approvals_changed."""
+    statement = select(Approval.id, Approval.state).where(Approval.update_time >= since)
+    return {(row[0], row[1]) for row in await tx.execute(statement)}
+
+
+async def approvals_by_id(tx: Transaction, approval_ids: Sequence[UUID]) -> list[Approval]:
+    """These, oldest first."""
+    statement = select(Approval).where(Approval.id.in_(approval_ids)).order_by(Approval.id)
     return list(await tx.scalars(statement))
 
 
