@@ -20,11 +20,11 @@ from agentrpc.store.database import Database
 from agentrpc.store.log import StoredEvent, last_sequences, read_events
 from agentrpc.v1 import event_pb2
 
-__all__ = ["Hub", "Ticked"]
+__all__ = ["TICK", "Hub", "Ticked"]
 
 log = structlog.get_logger()
 
-_TICK = 1.0
+TICK = 1.0
 _PATIENCE = 2.0
 _KEEP_IDLE = 5.0
 _OF_APPROVALS = frozenset(
@@ -95,7 +95,7 @@ class Hub:
     @property
     def store_away(self) -> float:
         """For how many seconds Postgres has not answered."""
-        return max(time.monotonic() - self._answered - _TICK, 0.0)
+        return max(time.monotonic() - self._answered - TICK, 0.0)
 
     def add(self, stream: Ticked) -> None:
         """Tick a stream from now on."""
@@ -203,7 +203,7 @@ class Hub:
             now = time.monotonic()
             for stream in list(self._streams):
                 stream.tick(now)
-            await asyncio.sleep(max(0.05, _TICK - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.05, TICK - (time.monotonic() - began)))
 
     async def _measure(self) -> None:
         now = time.monotonic()

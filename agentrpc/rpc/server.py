@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -35,6 +35,9 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.telemetry import OPEN_STREAMS, RPC_LATENCY
 from agentrpc.v1 import approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = ["EdgeServer"]
 
@@ -92,7 +95,7 @@ class EdgeServer:
         self._bus = bus
         self._accounts = accounts
         self._methods = methods
-        self._streams: Counter[object] = Counter()
+        self._streams: Counter[UUID] = Counter()
         self._draining = False
         self._health = HealthServicer()
         self._checking: asyncio.Task[None] | None = None
@@ -207,13 +210,16 @@ class EdgeServer:
         data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
     ) -> None:
-        async def work(call: Call) -> bytes | None:
+        user: UUID | None = None
+
+        async def work(call: Call) -> None:
+            nonlocal user
             assert call.principal is not None
             request = _decode(request_class, data)
-            user = call.principal.user_id
-            if self._streams[user] >= self._settings.max_streams_per_user:
+            count = self._streams[call.principal.user_id]
+            if count >= self._settings.max_streams_per_user:
                 raise ResourceExhausted(
-                    f"you have {self._streams[user]} streams open: close some, or watch with fewer",
+                    f"you have {count} streams open: close some, or watch with fewer",
                     reason="TOO_MANY_STREAMS",
                     metadata={"limit": str(self._settings.max_streams_per_user)},
                 )
@@ -226,18 +232,20 @@ class EdgeServer:
                     await context.send_initial_metadata(call.metadata)
                 await context.write(response)
 
+            user = call.principal.user_id
             self._streams[user] += 1
             OPEN_STREAMS.labels(path).inc()
-            try:
-                await target(call, request, send)
-            finally:
+            await target(call, request, send)
+
+        try:
+            await self._guard(path, context, work)
+        finally:
+            # Not before its status has gone: what a stuck stream has written takes memory for so long.
+            if user is not None:
                 OPEN_STREAMS.labels(path).dec()
                 self._streams[user] -= 1
                 if not self._streams[user]:
                     del self._streams[user]
-            return None
-
-        await self._guard(path, context, work)
 
     async def _guard(
         self,
@@ -269,7 +277,11 @@ class EdgeServer:
             status = to_status(error, request_id)
         except StalledError:
             code = "UNAVAILABLE"
-            slow = Unavailable("the stream was not read for too long: resume it", reason="DRAINING", retry_after=1.0)
+            slow = Unavailable(
+                "the stream was not read for too long: resume it, without deltas if that happens again",
+                reason="SLOW_CONSUMER",
+                retry_after=1.0,
+            )
             status = to_status(slow, request_id)
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -286,7 +298,8 @@ class EdgeServer:
         finally:
             RPC_LATENCY.labels(path, code).observe(time.monotonic() - began)
             log.debug("rpc", code=code, seconds=round(time.monotonic() - began, 4))
-        with suppress(asyncio.InvalidStateError):
+        # Sent already with the first response of a stream, or the call is over.
+        with suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
             await context.send_initial_metadata(metadata)
         await context.abort_with_status(status)
         return None

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
-from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.hub import TICK, Hub
 from agentrpc.services.accounts import Accounts
 from agentrpc.settings import Settings
 from agentrpc.v1 import stream_pb2
@@ -19,6 +19,8 @@ Send = Callable[[bytes], Awaitable[None]]
 
 _RECHECK = 60.0
 _STORE_PATIENCE = 10.0
+# So much longer a write that has stalled may still go through, so that the stream ends with `end`. Then it is cut.
+_LAST_CHANCE = 5.0
 
 _End = stream_pb2.StreamEnd
 
@@ -47,18 +49,23 @@ class Stream:
         self._send = send
         self._task = asyncio.current_task()
         self._writing_since = 0.0
-        self._stalled = False
-        self._heartbeat_at = now + settings.heartbeat_interval
+        self._slow = False
+        self._cut = False
+        # A tick early: something is to arrive at least as often as promised.
+        self._silence = max(settings.heartbeat_interval - TICK, settings.heartbeat_interval / 2)
+        self._heartbeat_at = now + self._silence
         self._rotate_at = now + clock.jitter(settings.stream_max_age, 0.1)
         self._recheck_at = now + clock.jitter(_RECHECK, 0.3)
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
 
     def tick(self, now: float) -> None:
-        """Once a second: cut a stalled write, wake for what is due."""
-        if self._writing_since and now - self._writing_since > self._settings.stream_stall_timeout:
-            self._stalled = True
-            if self._task is not None:
+        """Once a second: note a stalled write, in the end cut it, and wake for what is due."""
+        if self._writing_since:
+            late = now - self._writing_since - self._settings.stream_stall_timeout
+            self._slow = self._slow or late > 0
+            if late > _LAST_CHANCE and self._task is not None:
+                self._cut = True
                 self._task.cancel()
         elif now >= min(self._heartbeat_at, self._rotate_at, self._recheck_at) or self._hub.store_away:
             self.wake()
@@ -75,18 +82,20 @@ class Stream:
         try:
             await self._send(data)
         except asyncio.CancelledError:
-            if self._stalled:
+            if self._cut:
                 raise StalledError from None
             raise
         finally:
             self._writing_since = 0.0
-        self._heartbeat_at = time.monotonic() + self._settings.heartbeat_interval
+        self._heartbeat_at = time.monotonic() + self._silence
 
     async def check(self) -> bool:
         """Raise Ended if the stream has to end. True: a heartbeat is due."""
         now = time.monotonic()
         if self._hub.draining:
             raise Ended(_End.REASON_DRAINING, clock.jitter(1.0))
+        if self._slow:
+            raise Ended(_End.REASON_SLOW_CONSUMER)
         if now >= self._rotate_at:
             raise Ended(_End.REASON_ROTATED)
         if self._hub.store_away > _STORE_PATIENCE:

@@ -175,9 +175,13 @@ class _SessionStream(Stream):
 
     async def _next(self) -> None:
         feed = self._feed
+        if self._over():
+            raise Ended(_End.REASON_RUN_ENDED)
         # Before the first look: what comes between a look and the rest is not slept through.
         self._woken = False
         news = feed.wait()
+        # Here, and not only when there is nothing to send: a stream that is always behind has to end too.
+        heartbeat_due = await self.check()
         if self._cursor < feed.base:
             # Too slow for the ring: live events are gone, durable ones come from Postgres.
             lost = feed.live_at(feed.end) - self._live if self._deltas else 0
@@ -196,14 +200,10 @@ class _SessionStream(Stream):
             if chosen.count:
                 await self.write(chosen.body + _resume(self._sent, self._shed))
                 EVENTS_RELAYED.inc(chosen.count)
-            if self._over():
-                raise Ended(_End.REASON_RUN_ENDED)
             return
-        if self._over():
-            raise Ended(_End.REASON_RUN_ENDED)
         if feed.closed and self._sent >= feed.tip:
             raise Ended(_End.REASON_SESSION_CLOSED)
-        if await self.check():
+        if heartbeat_due:
             await self.write(
                 _Response(
                     resume_after_sequence=self._sent, shed_count=self._shed, heartbeat=self.heartbeat()

@@ -2,54 +2,14 @@
 
 import asyncio
 import contextlib
-from uuid import UUID
 
 import pytest
 
 from agentrpc import clock
-from agentrpc.bus.live import LiveBatch
 from agentrpc.client import RpcError
-from agentrpc.store.log import Batch, LogEvent, append, number_events
-from agentrpc.store.tables import SessionHead
-from agentrpc.v1 import event_pb2, run_pb2, session_pb2, session_service_pb2, stream_pb2
+from agentrpc.v1 import run_pb2, session_service_pb2, stream_pb2
 
 End = stream_pb2.StreamEnd
-
-
-class Source:
-    """Writes a session's log as a worker would."""
-
-    def __init__(self, edge, session):
-        self.edge = edge
-        self.session_id = UUID(session.name.removeprefix("sessions/"))
-        self.number = 0
-
-    async def open(self):
-        async with self.edge.database.transaction() as tx:
-            (await tx.get_one(SessionHead, self.session_id)).epoch = 1
-        return self
-
-    async def write(self, *texts, publish=True, run=None):
-        events = [LogEvent.of(event_pb2.Event(notice=event_pb2.Notice(text=text)), run) for text in texts]
-        self.number += 1
-        base = await append(self.edge.database, self.session_id, 1, self.number, Batch(events=events))
-        stored = number_events(events, base)
-        batch = LiveBatch.of(stored[-1].sequence, [(e.sequence, e.kind, e.run_id, e.data) for e in stored])
-        if publish:
-            await self.edge.bus.publish(self.session_id, batch.encode())
-        return batch
-
-    async def delta(self, text, offset, message="m", last=0):
-        delta = event_pb2.TextDelta(message_id=message, block_index=0, offset=offset, text=text)
-        data = event_pb2.Event(text_delta=delta).SerializeToString()
-        batch = LiveBatch.of(last, [(0, event_pb2.Event.TEXT_DELTA_FIELD_NUMBER, None, data)])
-        await self.edge.bus.publish(self.session_id, batch.encode())
-
-
-@pytest.fixture
-async def source(edge, client):
-    session = await client.create_session(session_pb2.Session())
-    return await Source(edge, session).open()
 
 
 def watching(client, source, **fields):
@@ -197,18 +157,6 @@ async def test_rotation_and_drain_name_the_resume_point(edge, client, source):
     last = (await reading)[-1]
     assert last.end.reason == End.REASON_DRAINING
     assert last.end.HasField("retry_delay")
-
-
-async def test_a_reader_that_stops_harms_nobody_and_is_cut(edge, client, source):
-    edge.settings.stream_stall_timeout = 2.0
-    request = session_service_pb2.WatchSessionRequest(name=f"sessions/{source.session_id}")
-    stuck = client.sessions.WatchSession(request, metadata=await client._metadata())
-    await stuck.read()
-    reading = asyncio.create_task(collect(watching(client, source), 400, timeout=30))
-    for _ in range(40):
-        await source.write(*("x" * 40_000 for _ in range(10)))
-    assert sequences(await reading) == list(range(1, 401))
-    stuck.cancel()
 
 
 async def test_a_stream_of_a_run_ends_with_it(edge, client, source):
