@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
@@ -55,6 +54,7 @@ class Stream:
         self._silence = max(settings.heartbeat_interval - TICK, settings.heartbeat_interval / 2)
         self._heartbeat_at = now + self._silence
         self._rotate_at = now + clock.jitter(settings.stream_max_age, 0.1)
+        self._expire_at = now + (principal.expire_time - clock.utcnow()).total_seconds()
         self._recheck_at = now + clock.jitter(_RECHECK, 0.3)
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
@@ -67,7 +67,7 @@ class Stream:
             if late > _LAST_CHANCE and self._task is not None:
                 self._cut = True
                 self._task.cancel()
-        elif now >= min(self._heartbeat_at, self._rotate_at, self._recheck_at) or self._hub.store_away:
+        elif now >= min(self._heartbeat_at, self._rotate_at, self._expire_at, self._recheck_at) or self._hub.store_away:
             self.wake()
 
     def wake(self) -> None:
@@ -98,15 +98,14 @@ class Stream:
             raise Ended(_End.REASON_SLOW_CONSUMER)
         if now >= self._rotate_at:
             raise Ended(_End.REASON_ROTATED)
+        if now >= self._expire_at:
+            raise Ended(_End.REASON_CREDENTIALS_EXPIRED)
         if self._hub.store_away > _STORE_PATIENCE:
             raise Ended(_End.REASON_UNAVAILABLE, clock.jitter(2.0))
         if now >= self._recheck_at:
             self._recheck_at = now + _RECHECK
             if not await self._accounts.still_allowed(self._principal):
                 raise Ended(_End.REASON_ACCESS_REVOKED)
-            limit = self._principal.expire_time + timedelta(seconds=self._settings.refresh_token_ttl)
-            if clock.utcnow() > limit:
-                raise Ended(_End.REASON_CREDENTIALS_EXPIRED)
         return now >= self._heartbeat_at
 
     async def rest(self) -> None:
