@@ -17,6 +17,8 @@ __all__ = ["Entry", "LiveBatch", "frame_event"]
 _HEADER = struct.Struct("<QI")
 _ENTRY = struct.Struct("<QHI16s")
 _NO_RUN = bytes(16)
+# Filters whose result a batch keeps: nearly all watchers have one of a few.
+_KEPT = 4
 
 
 class Entry(NamedTuple):
@@ -98,7 +100,7 @@ class LiveBatch:
     def select(self, kinds: frozenset[int] | None, run: bytes | None, *, deltas: bool) -> tuple[bytes, int, int]:
         """What a watcher with these filters gets: joined bytes, how many events, how many of them live.
 
-        Worked out once for each combination and shared by all watchers that have it.
+        Kept for the newest few combinations, so that watchers that have the same share it.
         """
         key = (kinds, run, deltas)
         found = self._selected.get(key)
@@ -112,5 +114,7 @@ class LiveBatch:
             ]
             live = sum(1 for entry in chosen if not entry.sequence)
             found = (b"".join([entry.body for entry in chosen]), len(chosen), live)
+            if len(self._selected) >= _KEPT:
+                del self._selected[next(iter(self._selected))]
             self._selected[key] = found
         return found
