@@ -1,12 +1,13 @@
 """The live tail of one session as one edge process has it: a bounded ring of batches that all its watchers share.
 
 Keeps promise 1 on the live side: `tip` is the newest durable number up to which nothing is missing. A batch that does
-not join on to it, because a publish was lost or two publishers overtook each other, is held until Postgres has given
-what lies between.
+not join on to it, because a publish was lost or two publishers overtook each other, is held until what lies between
+has come, or Postgres has given it.
 """
 
 import asyncio
-from collections import deque
+from bisect import insort
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
@@ -23,7 +24,11 @@ log = structlog.get_logger()
 
 _RING_BYTES = 1024 * 1024
 _RESPONSE_BYTES = 256 * 1024
-_HELD_BATCHES = 1000
+_HELD_BYTES = 1024 * 1024
+# Selections that are kept for other watchers: those of one pace have a few filters between them.
+_SELECTIONS = 32
+# Runs whose live events are counted apart: of older ones nobody is behind.
+_RUNS = 16
 _PREVIEW_BYTES = 1024 * 1024
 _PAGE = 100
 # A response costs its edge some 25 us, whatever it holds: many watchers of one session each get fewer, larger ones.
@@ -48,16 +53,18 @@ class Selection:
     Attributes:
         body: Framed events, joined.
         count: How many they are.
+        live: How many of them are live.
         cursor: Where to go on.
         last: The newest durable number in the batches, filtered out or not; 0 if there was none.
         run_ended: The number of the watched run's `run_ended`, 0 if it was not among them.
     """
 
-    __slots__ = ("body", "count", "cursor", "last", "run_ended")
+    __slots__ = ("body", "count", "cursor", "last", "live", "run_ended")
 
-    def __init__(self, body: bytes, count: int, cursor: int, last: int, run_ended: int) -> None:
+    def __init__(self, body: bytes, count: int, live: int, cursor: int, last: int, run_ended: int) -> None:
         self.body = body
         self.count = count
+        self.live = live
         self.cursor = cursor
         self.last = last
         self.run_ended = run_ended
@@ -77,14 +84,17 @@ class Feed:
         self.tip = -1
         self.closed = False
         self.watchers = 0
-        self._ring: deque[tuple[LiveBatch, int]] = deque()
+        self._ring: deque[LiveBatch] = deque()
         self._bytes = 0
         self.base = 0
         self.end = 0
-        self._live_total = 0
-        self._held: deque[LiveBatch] = deque(maxlen=_HELD_BATCHES)
+        self._live: dict[bytes, Counter[int]] = {}
+        self._live_before: Counter[int] = Counter()
+        self._held: list[LiveBatch] = []
+        self._held_bytes = 0
         self._filling: asyncio.Task[None] | None = None
-        self._selections: dict[tuple[int, Key], Selection] = {}
+        self._read_again = False
+        self._selections: dict[tuple[int, Key, int], Selection] = {}
         self._preview: list[LiveBatch] = []
         self._preview_bytes = 0
         self._announced = 0.0
@@ -97,24 +107,23 @@ class Feed:
         """The log was `tip` long after the subscription was confirmed: from here on nothing may be missed."""
         if self.tip < 0:
             self.tip = tip
-            self._offer_held()
+            self._accept_held()
+            if self._read_again:
+                self._fill()
 
     def offer(self, batch: LiveBatch) -> None:
         """A batch came through Redis."""
-        if self.tip < 0 or self._filling is not None:
-            self._held.append(batch)
-            return
-        if max(batch.first - 1, batch.last_sequence if not batch.first else 0) > self.tip:
-            self._held.append(batch)
+        if _needs(batch) > self.tip:
+            self._hold(batch)
             self._fill()
             return
         self._accept(batch)
+        self._accept_held()
 
     def committed(self, last_sequence: int, closed: str | None) -> None:
         """What Postgres says of the log, once a second."""
         if last_sequence > self.tip >= 0:
-            if self._filling is None:
-                self._fill()
+            self._fill()
         elif closed is not None and not self.closed:
             # Only when all of the log is here: its watchers end at the tip.
             self.closed = True
@@ -127,15 +136,14 @@ class Feed:
             return
         if batch.first:
             self.tip = batch.last
-        self._ring.append((batch, self._live_total))
-        self._live_total += batch.live
+        self._ring.append(batch)
         self._bytes += batch.size
         self.end += 1
         while self._bytes > _RING_BYTES and len(self._ring) > 1:
-            dropped, _ = self._ring.popleft()
-            self._bytes -= dropped.size
+            self._bytes -= self._ring.popleft().size
             self.base += 1
         self._selections.clear()
+        self._count(batch)
         self._remember(batch)
         self._announce()
 
@@ -156,16 +164,39 @@ class Feed:
         self._announced = asyncio.get_running_loop().time()
         self.wake()
 
+    def _hold(self, batch: LiveBatch) -> None:
+        """Keep a batch until what lies before it is here. Of too many none is kept: they are in Postgres."""
+        insort(self._held, batch, key=_needs)
+        self._held_bytes += batch.size
+        if self._held_bytes > _HELD_BYTES:
+            self._held.clear()
+            self._held_bytes = 0
+
+    def _accept_held(self) -> None:
+        at = 0
+        while at < len(self._held) and _needs(self._held[at]) <= self.tip:
+            self._accept(self._held[at])
+            self._held_bytes -= self._held[at].size
+            at += 1
+        del self._held[:at]
+
     def _fill(self) -> None:
-        self._filling = asyncio.create_task(self._fill_from_store(), name=f"fill-{self.session_id}")
+        """Read what is missing: once more if a read is under way, which may have begun too early."""
+        self._read_again = True
+        if self.tip >= 0 and self._filling is None:
+            self._filling = asyncio.create_task(self._fill_from_store(), name=f"fill-{self.session_id}")
 
     async def _fill_from_store(self) -> None:
         try:
-            while True:
+            while self._read_again:
+                self._read_again = False
                 rows = await self._read(self.tip, _PAGE)
-                if not rows:
-                    break
-                self._accept(LiveBatch.of(rows[-1].sequence, [(r.sequence, r.kind, r.run_id, r.data) for r in rows]))
+                if rows:
+                    self._accept(
+                        LiveBatch.of(rows[-1].sequence, [(r.sequence, r.kind, r.run_id, r.data) for r in rows])
+                    )
+                    self._accept_held()
+                self._read_again = self._read_again or len(rows) == _PAGE
         except StoreUnavailable:
             # The tick tries again; what was held waits with it.
             pass
@@ -173,15 +204,6 @@ class Feed:
             log.exception("fill_failed", session=str(self.session_id))
         finally:
             self._filling = None
-        self._offer_held()
-
-    def _offer_held(self) -> None:
-        held, self._held = self._held, deque(maxlen=_HELD_BATCHES)
-        for batch in held:
-            if batch.first - 1 > self.tip:
-                self._held.append(batch)
-            else:
-                self._accept(batch)
 
     async def close(self) -> None:
         """No watcher is left."""
@@ -193,11 +215,25 @@ class Feed:
 
     # ---- Out ----
 
-    def live_at(self, cursor: int) -> int:
-        """How many live events had come before the batch at `cursor`."""
-        if cursor >= self.end:
-            return self._live_total
-        return self._ring[max(cursor, self.base) - self.base][1]
+    def live_total(self, key: Key) -> int:
+        """How many live events there have been that pass a filter."""
+        kinds, run, deltas = key
+        if not deltas:
+            return 0
+        counters = [self._live_before, *self._live.values()] if run is None else [self._live.get(run, Counter())]
+        return sum(count for counter in counters for kind, count in counter.items() if kinds is None or kind in kinds)
+
+    def _count(self, batch: LiveBatch) -> None:
+        if not batch.live:
+            return
+        for entry in batch.entries:
+            if entry.sequence:
+                continue
+            if entry.run not in self._live:
+                if len(self._live) >= _RUNS:
+                    self._live_before.update(self._live.pop(next(iter(self._live))))
+                self._live[entry.run] = Counter()
+            self._live[entry.run][entry.kind] += 1
 
     def select(self, cursor: int, key: Key, sent: int) -> Selection:
         """What lies behind `cursor`, which must not be before `base`: shared by watchers with equal filters.
@@ -205,24 +241,25 @@ class Feed:
         Args:
             cursor: Index of the first batch.
             key: Kinds, run and whether live events are wanted.
-            sent: Durable events up to this one were sent already.
+            sent: Durable events up to this one were sent already: all before the cursor, and more where the watcher
+                came from an edge that was ahead of this one.
         """
-        shared = self._ring[cursor - self.base][0].first > sent or not self._ring[cursor - self.base][0].first
-        found = self._selections.get((cursor, key)) if shared else None
+        found = self._selections.get((cursor, key, sent))
         if found is not None:
             return found
         kinds, run, deltas = key
         bodies: list[bytes] = []
-        count = size = last = run_ended = 0
+        count = live = size = last = run_ended = 0
         at = cursor
         while at < self.end and size < _RESPONSE_BYTES:
-            batch = self._ring[at - self.base][0]
+            batch = self._ring[at - self.base]
             if batch.first and batch.first <= sent:
                 last = max(last, batch.last)
                 batch = batch.after(sent)
-            body, chosen, _ = batch.select(kinds, run, deltas=deltas)
+            body, chosen, chosen_live = batch.select(kinds, run, deltas=deltas)
             bodies.append(body)
             count += chosen
+            live += chosen_live
             size += len(body)
             last = max(last, batch.last)
             if run is not None and batch.first:
@@ -230,9 +267,10 @@ class Feed:
                     if entry.kind == _RUN_ENDED and entry.run == run:
                         run_ended = entry.sequence
             at += 1
-        found = Selection(b"".join(bodies), count, at, last, run_ended)
-        if shared:
-            self._selections[(cursor, key)] = found
+        found = Selection(b"".join(bodies), count, live, at, last, run_ended)
+        if len(self._selections) >= _SELECTIONS:
+            del self._selections[next(iter(self._selections))]
+        self._selections[(cursor, key, sent)] = found
         return found
 
     def wait(self) -> "asyncio.Future[None]":
@@ -271,6 +309,11 @@ class Feed:
             setattr(delta, _text_field(event), "".join(texts))
             events.append(event)
         return events
+
+
+def _needs(batch: LiveBatch) -> int:
+    """The newest durable number that must have come before a batch."""
+    return batch.first - 1 if batch.first else batch.last_sequence
 
 
 def _join(blocks: dict[tuple[str, int, int], tuple[event_pb2.Event, list[str], int]], kind: int, framed: bytes) -> None:

@@ -74,7 +74,7 @@ class _SessionStream(Stream):
         self._key: Key = (kinds, run_id.bytes if run_id else None, deltas)
         self._sent = after
         self._cursor = feed.end
-        self._live = feed.live_at(feed.end)
+        self._live = feed.live_total(self._key)
         self._shed = 0
         self._run_ended_at = 0
 
@@ -102,7 +102,7 @@ class _SessionStream(Stream):
 
     async def _replay(self) -> None:
         """From Postgres up to the tip, page by page."""
-        cursor, live = self._feed.end, self._feed.live_at(self._feed.end)
+        cursor, live = self._feed.end, self._feed.live_total(self._key)
         target = self._feed.tip
         while self._sent < target and not self._over():
             rows = await self._page(target)
@@ -163,15 +163,10 @@ class _SessionStream(Stream):
                     self._kinds
                 ):
                     response.events.append(event)
-            self._cursor, self._live = self._skip_previewed()
+            if self._sent >= self._feed.tip:
+                # Behind the live-only batches that the preview has told; durable ones would still be to be sent.
+                self._cursor, self._live = self._feed.end, self._feed.live_total(self._key)
         await self.write(response.SerializeToString())
-
-    def _skip_previewed(self) -> tuple[int, int]:
-        """Behind the live-only batches that the preview has told; durable ones are still to be sent."""
-        feed = self._feed
-        if self._sent >= feed.tip:
-            return feed.end, feed.live_at(feed.end)
-        return self._cursor, self._live
 
     async def _next(self) -> None:
         feed = self._feed
@@ -184,7 +179,7 @@ class _SessionStream(Stream):
         heartbeat_due = await self.check()
         if self._cursor < feed.base:
             # Too slow for the ring: live events are gone, durable ones come from Postgres.
-            lost = feed.live_at(feed.end) - self._live if self._deltas else 0
+            lost = feed.live_total(self._key) - self._live
             if lost > 0:
                 self._shed += lost
                 EVENTS_SHED.inc(lost)
@@ -194,7 +189,7 @@ class _SessionStream(Stream):
         if self._cursor < feed.end:
             chosen = feed.select(self._cursor, self._key, self._sent)
             self._cursor = chosen.cursor
-            self._live = feed.live_at(chosen.cursor)
+            self._live += chosen.live
             self._sent = max(self._sent, chosen.last)
             self._run_ended_at = chosen.run_ended or self._run_ended_at
             if chosen.count:
