@@ -9,7 +9,7 @@ AgentRpcError
 ├── FailedPrecondition       SESSION_NOT_ACTIVE, SESSION_BUSY, APPROVAL_NOT_PENDING, APPROVAL_EXPIRED, STATE_INVALID
 ├── Aborted                  ETAG_MISMATCH
 ├── ResourceExhausted        QUEUE_FULL, RATE_LIMITED, TOO_MANY_STREAMS
-└── Unavailable              STORE_UNAVAILABLE, DRAINING
+└── Unavailable              STORE_UNAVAILABLE, DRAINING, SLOW_CONSUMER
 
 Every error has a canonical code (google.rpc.Code by name), a reason (a value of `agentrpc.v1.ErrorReason` without its
 prefix), a message that says what to do, and metadata. Only `rpc/` turns one into a gRPC status. Whatever is not in this
