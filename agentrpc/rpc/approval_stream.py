@@ -24,6 +24,8 @@ __all__ = ["ApprovalStream"]
 
 _RESPONSE_BYTES = 256 * 1024
 _PAGE = 100
+# Of one who reads too slowly no more is kept: the stream ends, and a new one begins with what is pending then.
+_NEWS_BYTES = 16 * 1024 * 1024
 
 _Response = approval_service_pb2.WatchApprovalsResponse
 
@@ -58,13 +60,19 @@ class ApprovalStream(Stream):
         self._session_id = parse_session_or_wildcard(parent)
         self._owner = visible_owner(principal)
         self._news: dict[UUID, ApprovalNews] = {}
+        self._news_bytes = 0
         self._pending: set[UUID] = set()
 
     def offer(self, news: ApprovalNews) -> None:
         """Keep it, if the caller may see it and it is of the session that is watched."""
-        if self._owner in (None, news.tenant) and self._session_id in (None, news.session_id):
-            self._news[news.approval_id] = news
-            self.wake()
+        if self._slow or self._owner not in (None, news.tenant) or self._session_id not in (None, news.session_id):
+            return
+        if (superseded := self._news.get(news.approval_id)) is not None:
+            self._news_bytes -= len(superseded.body)
+        self._news[news.approval_id] = news
+        self._news_bytes += len(news.body)
+        self._slow = self._news_bytes > _NEWS_BYTES
+        self.wake()
 
     async def run(self) -> None:
         """Send everything until the stream ends."""
@@ -120,6 +128,7 @@ class ApprovalStream(Stream):
         size = 0
         while self._news and size < _RESPONSE_BYTES:
             news = self._news.pop(next(iter(self._news)))
+            self._news_bytes -= len(news.body)
             if not news.pending:
                 self._pending.discard(news.approval_id)
             elif news.approval_id in self._pending:
