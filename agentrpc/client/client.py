@@ -268,7 +268,7 @@ class AgentRpcClient:
                 yield event
 
     async def watch_responses(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:  # noqa: ANN401
-        """The responses of WatchSession or StreamRun, resumed until a final end. `request.after_sequence` moves on."""
+        """The responses of a stream, resumed until a final end; `request.after_sequence`, if it has one, moves on."""
         stale = ""
         attempt = 0
         while True:
@@ -279,7 +279,7 @@ class AgentRpcClient:
                     async for response in _alive(call):
                         attempt = 0
                         stale = ""
-                        if response.resume_after_sequence or not response.HasField("opened"):
+                        if hasattr(request, "after_sequence"):
                             request.after_sequence = max(request.after_sequence, response.resume_after_sequence)
                         yield response
                         if response.HasField("end"):
@@ -289,6 +289,9 @@ class AgentRpcClient:
                             if response.end.reason == _End.REASON_CREDENTIALS_EXPIRED:
                                 stale = self._token
                             break
+                    else:
+                        attempt += 1
+                        await asyncio.sleep(_backoff(attempt))
                 finally:
                     call.cancel()
             except grpc.aio.AioRpcError as error:
@@ -313,26 +316,11 @@ class AgentRpcClient:
         """Pending approvals, then each one that is asked or answered; begins anew after a lost connection."""
         request = approval_service_pb2.WatchApprovalsRequest(parent=parent)
         sent: dict[str, int] = {}
-        attempt = 0
-        while True:
-            try:
-                call = self.approvals.WatchApprovals(request, metadata=await self._metadata())
-                async for response in _alive(call):
-                    attempt = 0
-                    for approval in response.approvals:
-                        if sent.get(approval.name) != approval.state:
-                            sent[approval.name] = approval.state
-                            yield approval
-                    if response.HasField("end") and response.end.reason == _End.REASON_ACCESS_REVOKED:
-                        return
-            except grpc.aio.AioRpcError as error:
-                failure = decode(error)
-                if failure.code not in _RETRYABLE | {"UNKNOWN"}:
-                    raise failure from None
-            except TimeoutError:
-                pass
-            attempt += 1
-            await asyncio.sleep(_backoff(attempt))
+        async for response in self.watch_responses(self.approvals.WatchApprovals, request):
+            for approval in response.approvals:
+                if sent.get(approval.name) != approval.state:
+                    sent[approval.name] = approval.state
+                    yield approval
 
 
 async def _alive(call: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - a streaming call

@@ -117,3 +117,16 @@ def until():
                     return found
 
     return until
+
+
+@pytest.fixture
+def ended(edge, monkeypatch):
+    """Set when the edge has ended a stream."""
+    happened = asyncio.Event()
+
+    def remove(stream, original=edge.hub.remove):
+        original(stream)
+        happened.set()
+
+    monkeypatch.setattr(edge.hub, "remove", remove)
+    return happened

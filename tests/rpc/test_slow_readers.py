@@ -43,24 +43,11 @@ def quick(edge, monkeypatch):
     monkeypatch.setattr(streams, "_LAST_CHANCE", 0.0)
 
 
-@pytest.fixture
-def cut(edge, monkeypatch):
-    """Set when the edge has given a stream up."""
-    happened = asyncio.Event()
-
-    def remove(stream, original=edge.hub.remove):
-        original(stream)
-        happened.set()
-
-    monkeypatch.setattr(edge.hub, "remove", remove)
-    return happened
-
-
-async def test_a_stuck_stream_is_cut_with_a_reason(edge, client, source, quick, cut):
+async def test_a_stuck_stream_is_cut_with_a_reason(edge, client, source, quick, ended):
     call = await watch(client, source)
     await call.read()
     await flood(source)
-    await asyncio.wait_for(cut.wait(), 30)
+    await asyncio.wait_for(ended.wait(), 30)
     assert not edge.hub._streams
     responses, failure = await drained(call)
     seen = [event.sequence for response in responses for event in response.events]
@@ -69,7 +56,7 @@ async def test_a_stuck_stream_is_cut_with_a_reason(edge, client, source, quick, 
     assert (failure.code, failure.reason) == ("UNAVAILABLE", "SLOW_CONSUMER")
 
 
-async def test_a_stuck_client_resumes_without_a_gap(client, source, quick, cut):
+async def test_a_stuck_client_resumes_without_a_gap(client, source, quick, ended):
     await source.write("1")
     found = []
     async with asyncio.timeout(60):
@@ -77,7 +64,7 @@ async def test_a_stuck_client_resumes_without_a_gap(client, source, quick, cut):
             found.append(event.sequence)
             if len(found) == 1:
                 await flood(source)
-                await cut.wait()
+                await ended.wait()
             if event.sequence == EVENTS + 1:
                 break
     assert found == list(range(1, EVENTS + 2))
@@ -105,12 +92,12 @@ async def test_a_stall_that_dissolves_ends_the_stream_with_its_resume_point(edge
     assert seen == list(range(1, last.resume_after_sequence + 1))
 
 
-async def test_a_stuck_stream_counts_until_its_memory_is_free(edge, client, source, quick, cut):
+async def test_a_stuck_stream_counts_until_its_memory_is_free(edge, client, source, quick, ended):
     edge.settings.max_streams_per_user = 1
     call = await watch(client, source)
     await call.read()
     await flood(source)
-    await asyncio.wait_for(cut.wait(), 30)
+    await asyncio.wait_for(ended.wait(), 30)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (await watch(client, source)).read()
     assert decode(caught.value).reason == "TOO_MANY_STREAMS"
@@ -121,7 +108,7 @@ async def test_a_stuck_stream_counts_until_its_memory_is_free(edge, client, sour
             break
 
 
-async def test_others_get_everything_beside_a_stuck_one(client, source, quick, cut):
+async def test_others_get_everything_beside_a_stuck_one(client, source, quick, ended):
     stuck = await watch(client, source)
     await stuck.read()
     found = []
