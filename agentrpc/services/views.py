@@ -23,7 +23,7 @@ def head_state(head: SessionHead) -> SessionState:
         closed=SessionState(head.closed) if head.closed else None,
         active=head.active_run is not None,
         queued=head.queued,
-        pending_approvals=head.pending_approvals,
+        waiting=head.pending_approvals > 0 or bool(head.in_doubt),
     )
 
 

@@ -7,6 +7,7 @@ and later fields win in protobuf, so that it can be put behind the bytes once it
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -19,6 +20,7 @@ from agentrpc.v1 import event_pb2
 __all__ = [
     "Batch",
     "LogEvent",
+    "StartedCall",
     "StoredEvent",
     "append",
     "append_control",
@@ -63,6 +65,15 @@ class StoredEvent:
     data: bytes
 
 
+class StartedCall(NamedTuple):
+    """A call that begins, for the ledger. `attempt` is above 1 when somebody decided that it is made again."""
+
+    tool_use_id: str
+    tool_name: str
+    run_id: UUID
+    attempt: int = 1
+
+
 @dataclass(slots=True)
 class Batch:
     """What one append commits: events, transcript lines and what they mean for the tool ledger.
@@ -70,14 +81,14 @@ class Batch:
     Attributes:
         events: In order.
         transcript: (subpath, line without its newline), in order.
-        started: (tool_use_id, tool_name, run_id) of calls that begin.
+        started: Calls that begin.
         finished: (tool_use_id, `ToolCallFinished.Outcome`) of calls that ended.
         time: When, for the ledger.
     """
 
     events: list[LogEvent] = field(default_factory=list)
     transcript: list[tuple[str, bytes]] = field(default_factory=list)
-    started: list[tuple[str, str, UUID]] = field(default_factory=list)
+    started: list[StartedCall] = field(default_factory=list)
     finished: list[tuple[str, int]] = field(default_factory=list)
     time: datetime | None = None
 
@@ -104,9 +115,10 @@ _TRANSCRIPT = """, transcript AS (
 
 # A call that is in the ledger already must not run again: the unique key refuses the whole batch.
 _LEDGER = """, started AS (
-    INSERT INTO tool_calls (session_id, tool_use_id, run_id, epoch, tool_name, start_time)
-    SELECT $1, c.tool_use_id, c.run_id, $2, c.tool_name, $15
-    FROM head, unnest($12::text[], $13::text[], $14::uuid[]) AS c (tool_use_id, tool_name, run_id)
+    INSERT INTO tool_calls (session_id, tool_use_id, attempt, run_id, epoch, tool_name, start_time)
+    SELECT $1, c.tool_use_id, c.attempt, c.run_id, $2, c.tool_name, $15
+    FROM head, unnest($12::text[], $13::text[], $14::uuid[], $18::smallint[])
+        AS c (tool_use_id, tool_name, run_id, attempt)
 ), finished AS (
     UPDATE tool_calls SET outcome = f.outcome, end_time = $15
     FROM head, unnest($16::text[], $17::smallint[]) AS f (tool_use_id, outcome)
@@ -155,12 +167,13 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
         statement = _APPEND_WITH_TRANSCRIPT
     if batch.started or batch.finished:
         arguments += [
-            [call[0] for call in batch.started],
-            [call[1] for call in batch.started],
-            [call[2] for call in batch.started],
+            [call.tool_use_id for call in batch.started],
+            [call.tool_name for call in batch.started],
+            [call.run_id for call in batch.started],
             batch.time,
             [call[0] for call in batch.finished],
             [call[1] for call in batch.finished],
+            [call.attempt for call in batch.started],
         ]
         statement = _APPEND_ALL
     async with database.connection() as connection:

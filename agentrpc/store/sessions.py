@@ -26,10 +26,11 @@ _STATES: dict[str, ColumnElement[bool]] = {
     "ARCHIVED": SessionHead.closed == "ARCHIVED",
     "FAILED": SessionHead.closed == "FAILED",
     "IDLE": and_(_OPEN, SessionHead.active_run.is_(None), SessionHead.queued == 0),
-    "REQUIRES_ACTION": and_(_OPEN, SessionHead.pending_approvals > 0),
+    "REQUIRES_ACTION": and_(_OPEN, or_(SessionHead.pending_approvals > 0, SessionHead.in_doubt)),
     "RUNNING": and_(
         _OPEN,
         SessionHead.pending_approvals == 0,
+        SessionHead.in_doubt.is_(False),
         or_(SessionHead.active_run.is_not(None), SessionHead.queued > 0),
     ),
 }

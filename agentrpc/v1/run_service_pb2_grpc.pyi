@@ -59,6 +59,25 @@ class RunServiceStub:
     as it is.
     Errors: NOT_FOUND.
     """
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]
+    """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+    with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
+    Errors: NOT_FOUND.
+    """
+    RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+    Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+    """
+    ResolveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+    Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+    """
+    SteerRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]
+    """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+    and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+    Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
+    """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -89,6 +108,25 @@ class RunServiceAsyncStub(RunServiceStub):
     taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
     as it is.
     Errors: NOT_FOUND.
+    """
+    CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+    with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
+    Errors: NOT_FOUND.
+    """
+    RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+    Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+    """
+    ResolveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+    Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+    """
+    SteerRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+    and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+    Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -147,6 +185,49 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
         as it is.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRun(
+        self,
+        request: _run_service_pb2.CancelRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+        with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+        A run that has ended is returned as it is.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryRun(
+        self,
+        request: _run_service_pb2.RetryRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+        Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveRun(
+        self,
+        request: _run_service_pb2.ResolveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+        Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def SteerRun(
+        self,
+        request: _run_service_pb2.SteerRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+        and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+        Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
