@@ -17,7 +17,7 @@ from claude_agent_sdk import project_key_for_directory
 from agentrpc import clock
 from agentrpc.claude.launcher import SessionPaths
 
-__all__ = ["CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat"]
+__all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat"]
 
 # What the CLI says to itself when it takes a call up again.
 CONTINUATION = "Continue from where you left off."
@@ -83,6 +83,15 @@ class Conversation:
     def open_calls(self) -> list[OpenCall]:
         """The calls of the last message that have no result, in order."""
         return list(self._calls.values())
+
+    def result_of(self, tool_use_id: str) -> CallResult | None:
+        """What the model was told about a call of the main conversation, if it has a result."""
+        for entry in reversed(self._main):
+            if entry["type"] == "user":
+                for block in _blocks(entry):
+                    if block.get("type") == "tool_result" and block.get("tool_use_id") == tool_use_id:
+                        return CallResult(tool_use_id, _text(block), is_error=bool(block.get("is_error")))
+        return None
 
     def _find_calls(self) -> None:
         message_id = None
@@ -238,6 +247,13 @@ def _blocks(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _results(entry: dict[str, Any]) -> list[str]:
     return [block["tool_use_id"] for block in _blocks(entry) if block.get("type") == "tool_result"]
+
+
+def _text(block: dict[str, Any]) -> str:
+    content = block.get("content")
+    if isinstance(content, list):
+        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
 
 
 def _is_continuation(entry: dict[str, Any]) -> bool:

@@ -114,6 +114,10 @@ class Translator:
 
     # ---- What the gate tells and asks ----
 
+    def call_carried(self, tool_use_id: str, tool_name: str, given: dict[str, Any]) -> None:
+        """A call whose block was seen by another process is taken up again."""
+        self._calls.asked(tool_use_id, tool_name, compact_json(given), "")
+
     def call_started(self, tool_use_id: str, at: datetime) -> None:
         """A call is being carried out from `at` on."""
         self._calls.started(tool_use_id, at)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from agentrpc.store.database import Transaction
 from agentrpc.store.tables import Run, Session, SessionHead, ToolCallRow
 
-__all__ = ["RunQuery", "find_runs", "oldest_queued", "open_calls", "session_options"]
+__all__ = ["LedgerRow", "RunQuery", "find_runs", "ledger_of_run", "oldest_queued", "session_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,25 @@ async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:
     return found
 
 
-async def open_calls(tx: Transaction, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
-    """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
-    statement = select(ToolCallRow.tool_use_id, ToolCallRow.tool_name).where(
-        ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id, ToolCallRow.outcome.is_(None)
-    )
-    return [(row[0], row[1]) for row in await tx.execute(statement)]
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What the ledger says of a call: its newest attempt."""
+
+    tool_use_id: str
+    tool_name: str
+    attempt: int
+    start_time: datetime
+    outcome: int | None
+
+
+async def ledger_of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> dict[str, LedgerRow]:
+    """The calls that a run has begun, by tool_use_id. Primary key of tool_calls."""
+    statement = select(ToolCallRow).where(ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id)
+    rows = await tx.scalars(statement.order_by(ToolCallRow.attempt))
+    return {
+        row.tool_use_id: LedgerRow(row.tool_use_id, row.tool_name, row.attempt, row.start_time, row.outcome)
+        for row in rows
+    }
 
 
 async def session_options(tx: Transaction, session_id: UUID) -> bytes:

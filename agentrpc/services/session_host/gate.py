@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,9 +24,11 @@ from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, s
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
+from agentrpc.services.session_host.lifecycle import Asked
 from agentrpc.services.session_host.writer import SessionWriter
 from agentrpc.services.signals import publish
 from agentrpc.store.database import Database
+from agentrpc.store.log import StartedCall
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, session_pb2
 
 __all__ = ["SessionGate"]
@@ -86,6 +89,12 @@ class SessionGate:
         self._run_id: UUID | None = None
         self._waiting: dict[UUID, asyncio.Future[tuple[str, approval_pb2.Resolution]]] = {}
         self._blocks: dict[str, asyncio.Event] = {}
+        self._at_gate: set[str] = set()
+        self._asked_at: float | None = None
+        self._answers: dict[str, Asked] = {}
+        self._attempts: dict[str, int] = {}
+        self._open = asyncio.Event()
+        self._open.set()
         self.interrupt: Callable[[], None] = lambda: None
 
     def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str]) -> None:
@@ -96,10 +105,24 @@ class SessionGate:
         self._allowed = [parse_rule(rule) for rule in [*options.allowed_tools, *grants]]
         self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
         self._mode = _mode(options)
+        self._answers, self._attempts = {}, {}
+        self._open.set()
+
+    def expect(self, answers: Mapping[str, Asked], attempts: Mapping[str, int]) -> None:
+        """What is known of the calls that a new process takes up again.
+
+        Args:
+            answers: What people have said, by tool_use_id: such a call is not asked for again.
+            attempts: The number of the attempt of calls that are made again, by tool_use_id.
+        """
+        self._answers, self._attempts = dict(answers), dict(attempts)
+        for tool_use_id in [*answers, *attempts]:
+            self.saw_block(tool_use_id)
 
     def end_run(self) -> None:
         """No call may begin until the next run; those that wait are denied."""
         self._run_id = None
+        self._open.set()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.cancel()
@@ -108,10 +131,22 @@ class SessionGate:
         """The block of a call went to the writer."""
         self._blocks.setdefault(tool_use_id, asyncio.Event()).set()
 
+    def hold(self, *, held: bool) -> None:
+        """While held, calls wait here before they are judged."""
+        if held:
+            self._open.clear()
+        else:
+            self._open.set()
+
     @property
-    def waiting(self) -> bool:
-        """Whether a call waits for an answer."""
-        return bool(self._waiting)
+    def at_gate(self) -> frozenset[str]:
+        """Calls that wait here, held or for an answer: none of them has begun."""
+        return frozenset(self._at_gate)
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds calls have waited for answers; 0 when none does."""
+        return time.monotonic() - self._asked_at if self._waiting and self._asked_at is not None else 0.0
 
     async def check_answers(self) -> None:
         """Look in the store for answers to what waits. Called on a signal, and once a second while something waits."""
@@ -143,9 +178,23 @@ class SessionGate:
 
     async def _judge(self, call: ToolCall) -> Verdict:
         await self._wait_for_block(call.tool_use_id)
-        run_id = self._run_id
-        if run_id is None or not self._may_begin():
-            return self._deny(call, "no run is under way", "policy")
+        self._at_gate.add(call.tool_use_id)
+        try:
+            run_id = self._run_id
+            await self._open.wait()
+            if run_id is None or run_id != self._run_id or not self._may_begin():
+                return self._deny(call, "no run is under way", "policy")
+            return await self._decide(call, run_id)
+        finally:
+            self._at_gate.discard(call.tool_use_id)
+
+    async def _decide(self, call: ToolCall, run_id: UUID) -> Verdict:
+        answer = self._answers.pop(call.tool_use_id, None)
+        if answer is not None:
+            return await self._heed(call, run_id, answer.state, answer.resolution)
+        if call.tool_use_id in self._attempts:
+            # Allowed once already, and a caller has decided that it is made again.
+            return await self._start(call, run_id, None)
         decision = decide(
             call.tool_name,
             call.input,
@@ -171,6 +220,7 @@ class SessionGate:
             self._blocks.pop(tool_use_id, None)
 
     async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        self._at_gate.discard(call.tool_use_id)
         event = event_pb2.Event(
             tool_call_started=event_pb2.ToolCallStarted(tool_use_id=call.tool_use_id, tool_name=call.tool_name)
         )
@@ -181,7 +231,8 @@ class SessionGate:
         # The CLI's hook waits with us. A database that is away for longer denies; the writer may still commit the start
         # later, so that the ledger then says "in doubt", which is the safe side.
         async with asyncio.timeout(_STORE_PATIENCE):
-            await self._writer.commit(event, started=(call.tool_use_id, call.tool_name, run_id))
+            attempt = self._attempts.get(call.tool_use_id, 1)
+            await self._writer.commit(event, started=StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))
         if self._run_id != run_id or not self._may_begin():
             return self._deny(call, "the run was stopped", "policy")
         self._translator.call_started(call.tool_use_id, clock.utcnow())
@@ -196,6 +247,8 @@ class SessionGate:
         approval = self._approval(call, run_id, approval_id, decision)
         await self._writer.flush()
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._asked_at = time.monotonic()
         self._waiting[approval_id] = answered
         try:
             events = await lifecycle.request_approval(self._database, self._session_id, run_id, self._epoch, approval)
@@ -210,6 +263,12 @@ class SessionGate:
                 state, resolution = "EXPIRED", approval_pb2.Resolution()
         finally:
             self._waiting.pop(approval_id, None)
+        if state == "ALLOWED" and resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
+            self._grants += approval.session_rules
+            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
+        return await self._heed(call, run_id, state, resolution)
+
+    async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
         if state == "EXPIRED":
             return self._deny(call, "nobody answered before the deadline", "approval")
         if state != "ALLOWED":
@@ -217,10 +276,7 @@ class SessionGate:
                 self.interrupt()
             reason = resolution.message or "the user denied this call"
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
-        if resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
-            self._grants += approval.session_rules
-            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
-        if approval.kind == approval_pb2.Approval.KIND_PLAN:
+        if call.tool_name == "ExitPlanMode":
             self._mode = "DEFAULT"
         updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
         return await self._start(call, run_id, updated)
