@@ -51,6 +51,9 @@ class Settings(BaseSettings):
 
     # The worker.
     max_processes: int = Field(default=8, ge=1, description="Live CLI processes of one worker, about 200 MB each.")
+    approval_hold: Seconds = Field(
+        default=60, description="A process whose run waits for answers longer than this goes; an answer brings it back."
+    )
     idle_ttl: Seconds = Field(default=300, description="A warm CLI process without a run ends after this time.")
     lease_ttl: Seconds = Field(default=30, description="A worker that has not renewed its lease for so long is lost.")
     kill_timeout: Seconds = Field(default=5, description="T_kill: within it a lost worker's processes are ended.")

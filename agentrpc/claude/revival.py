@@ -67,7 +67,7 @@ class Conversation:
                 self._others.setdefault(subpath, []).append(line)
             else:
                 self._main.append(entry)
-        self._uuids = {entry["uuid"] for entry in self._main if "uuid" in entry}
+        self._uuids = {entry["uuid"] for entry in self._main if "uuid" in entry} | _absorbed(self._main)
         self._calls: dict[str, OpenCall] = {}
         # Where the message begins whose calls these are.
         self._tail = len(self._main)
@@ -85,7 +85,12 @@ class Conversation:
         return list(self._calls.values())
 
     def result_of(self, tool_use_id: str) -> CallResult | None:
-        """What the model was told about a call of the main conversation, if it has a result."""
+        """What the model was told about a call, if it has a result. Of subagents' calls only whether."""
+        mark = f'"tool_use_id":"{tool_use_id}"'.encode()
+        for lines in self._others.values():
+            for line in lines:
+                if mark in line and b'"type":"user"' in line:
+                    return CallResult(tool_use_id, "", is_error=b'"is_error":true' in line)
         for entry in reversed(self._main):
             if entry["type"] == "user":
                 for block in _blocks(entry):
@@ -182,11 +187,14 @@ class Conversation:
         for entry in [*self._main[: self._tail], *self._ending(carry)]:
             if "uuid" in entry:
                 parent = entry.get("parentUuid")
-                if parent is not None and parent not in known:
-                    entry = {**entry, "parentUuid": last}
                 known.add(entry["uuid"])
+                if parent is not None and parent not in known:
+                    entries.append({**entry, "parentUuid": last})
+                else:
+                    entries.append(entry)
                 last = entry["uuid"]
-            entries.append(entry)
+            else:
+                entries.append(entry)
         return entries
 
     def _ending(self, carry: OpenCall | None) -> list[dict[str, Any]]:
@@ -222,6 +230,12 @@ class Conversation:
         return chain
 
 
+def _absorbed(entries: Iterable[dict[str, Any]]) -> set[str]:
+    """Messages that came in the middle of a turn: the CLI writes them as attachments with other ids."""
+    attachments = [entry["attachment"] for entry in entries if isinstance(entry.get("attachment"), dict)]
+    return {str(found.get("source_uuid")) for found in attachments if found.get("type") == "queued_command"}
+
+
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
@@ -237,7 +251,7 @@ def _parse(line: bytes) -> dict[str, Any]:
         content = message.get("content")
         if not isinstance(content, str | list):
             raise UnknownTranscriptFormat(f"the content of a line of type {kind} is neither text nor blocks")
-    return entry
+    return dict(entry)
 
 
 def _blocks(entry: dict[str, Any]) -> list[dict[str, Any]]:

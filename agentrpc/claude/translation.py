@@ -144,6 +144,10 @@ class Translator:
         """Agents and workflows that have not ended. Shells do not count."""
         return self._subtasks.active
 
+    def abandon(self) -> list[event_pb2.Event]:
+        """The process is gone and will not be replaced: the ends of calls for which no result will come."""
+        return self._calls.abandoned(())
+
     def reset_process(self) -> None:
         """A new process: open messages, calls, subtasks and totals are those of the old one."""
         self._messages.clear()

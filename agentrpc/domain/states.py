@@ -6,6 +6,7 @@ The values are the names of the contract's enums without their prefix; the store
 from enum import StrEnum
 
 __all__ = [
+    "SUPERSEDING",
     "TERMINAL_RUN_STATES",
     "ApprovalState",
     "RunState",
@@ -58,6 +59,9 @@ class ApprovalState(StrEnum):
 
 
 TERMINAL_RUN_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED})
+
+# Conflict policies that end what is under way.
+SUPERSEDING = ("INTERRUPT", "ROLLBACK")
 
 _FOLLOWERS: dict[RunState, frozenset[RunState]] = {
     # A queued run ends without a worker only when somebody stops it, or when its session cannot go on.

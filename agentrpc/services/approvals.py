@@ -239,9 +239,7 @@ async def _settle(
     return await append_control(tx, head.session_id, events)
 
 
-def run_state_event(
-    run: Run, state: RunState, message: str, in_doubt: Sequence[run_pb2.CallInDoubt] = ()
-) -> LogEvent:
+def run_state_event(run: Run, state: RunState, message: str, in_doubt: Sequence[run_pb2.CallInDoubt] = ()) -> LogEvent:
     """Bring a run from one state that is not terminal to another; the event is the caller's to append."""
     assert may_follow(RunState(run.state), state)
     event = event_pb2.Event(

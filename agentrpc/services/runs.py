@@ -3,20 +3,20 @@
 A QUEUED row is its own outbox: once it is committed it will be run, whatever becomes of this process or of Redis.
 """
 
-from collections.abc import Sequence
 from datetime import UTC
 from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
-from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState
+from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, StopKind
 from agentrpc.errors import InvalidArgument, ResourceExhausted
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, run_name, session_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.approvals import session_state_event
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.run_end import stop_run
 from agentrpc.services.sessions import busy, not_active
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_run, request_uuid
@@ -25,11 +25,11 @@ from agentrpc.settings import Settings
 from agentrpc.store.approvals import pending_of_run
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
-from agentrpc.store.log import LogEvent, StoredEvent, append_control
+from agentrpc.store.log import StoredEvent, append_control
 from agentrpc.store.requests import remember_request
-from agentrpc.store.runs import RunQuery, find_runs, oldest_queued
+from agentrpc.store.runs import RunQuery, find_runs
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2
+from agentrpc.v1 import run_pb2, run_service_pb2
 
 __all__ = ["Runs"]
 
@@ -87,7 +87,7 @@ class Runs:
             head.run_count += 1
             head.queued_since = head.queued_since or run.create_time
             await tx.flush()
-            events: Sequence[StoredEvent] = []
+            events: list[StoredEvent] = []
             if change := session_state_event(before, head_state(head)):
                 events = await append_control(tx, session_id, change)
             worker = head.worker
@@ -172,13 +172,19 @@ class Runs:
         return response
 
     async def interrupt(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:
-        """InterruptRun: a queued run ends here; one under way ends on its worker, which reads the intent."""
+        """InterruptRun."""
+        return await self._stop(principal, name, reason, StopKind.INTERRUPT)
+
+    async def cancel(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:
+        """CancelRun."""
+        return await self._stop(principal, name, reason, StopKind.CANCEL)
+
+    async def _stop(self, principal: Principal, name: str, reason: str, kind: StopKind) -> run_pb2.Run:
         session_id, run_id = parse_run(name)
         require_write(principal, "runs.interrupt")
         faults = Faults()
         faults.text("reason", reason, 1000)
         faults.done()
-        events: Sequence[StoredEvent] = []
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
             run, _ = await _load(tx, principal, session_id, run_id)
@@ -186,10 +192,7 @@ class Runs:
             if run.state in TERMINAL_RUN_STATES:
                 return await _message(tx, run, head)
             run.interrupt_reason = reason
-            if run.state == RunState.QUEUED:
-                events = await _cancel_queued(tx, head, run)
-            else:
-                head.interrupt_run = run_id
+            events = await stop_run(tx, head, run, kind)
             worker = head.worker
             await tx.flush()
             await tx.refresh(head)
@@ -198,25 +201,6 @@ class Runs:
         if worker is not None:
             await self._bus.signal_worker(worker, session_id)
         return message
-
-
-async def _cancel_queued(tx: Transaction, head: SessionHead, run: Run) -> Sequence[StoredEvent]:
-    before = head_state(head)
-    run.state = RunState.CANCELLED
-    run.end_time = clock.utcnow()
-    head.queued -= 1
-    await tx.flush()
-    head.queued_since = await oldest_queued(tx, head.session_id)
-    ended = event_pb2.Event(
-        run=run_name(run.session_id, run.id), run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED)
-    )
-    ended.time.FromDatetime(run.end_time)
-    await tx.flush()
-    events = await append_control(
-        tx, head.session_id, [LogEvent.of(ended, run.id), *session_state_event(before, head_state(head))]
-    )
-    run.first_sequence = run.last_sequence = events[0].sequence
-    return events
 
 
 async def _load(tx: Transaction, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:

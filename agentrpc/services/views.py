@@ -10,11 +10,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agentrpc.domain.states import SessionState, session_state
 from agentrpc.names import approval_name, run_name, session_name, user_name
 from agentrpc.store.tables import Approval, Run, Session, SessionHead, User
-from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, content_pb2, event_pb2, run_pb2, session_pb2
 
-__all__ = ["approval_message", "head_state", "public_options", "run_message", "session_message", "user_message"]
+__all__ = [
+    "approval_message",
+    "head_state",
+    "public_options",
+    "run_message",
+    "session_message",
+    "text_block",
+    "user_message",
+]
 
 _LIST_TEXT = 1024
+_INLINE = 256 * 1024
 
 
 def head_state(head: SessionHead) -> SessionState:
@@ -121,6 +130,18 @@ def _cut(message: run_pb2.Run) -> None:
         message.result.text = text[:_LIST_TEXT].decode(errors="ignore")
         if not message.result.HasField("omitted"):
             message.result.omitted.CopyFrom(_omission(text))
+
+
+def text_block(text: str) -> content_pb2.ContentBlock:
+    """A block of text; of a large one only its beginning."""
+    block = content_pb2.ContentBlock()
+    data = text.encode()
+    if len(data) > _INLINE:
+        block.text.text = data[:_LIST_TEXT].decode(errors="ignore")
+        block.text.omitted.CopyFrom(_omission(data))
+    else:
+        block.text.text = text
+    return block
 
 
 def _omission(data: bytes) -> common_pb2.Omission:

@@ -1,27 +1,33 @@
 """Workers and what they hold: claim, takeover, release, and the one query by which an owner learns of intents.
 
-One heartbeat row for each worker covers all its sessions; the database's clock decides. A worker is lost when its
-parent has said so (`dead_time`) or when its lease has been over for longer than T_kill, within which it has ended its
-own processes.
+One heartbeat row for each worker covers all its sessions. A worker is lost when somebody has said so in `dead_time`:
+its parent, which has seen it end, or a reaper that has seen its lease unchanged for longer than TTL + T_kill, within
+which the worker has ended its own processes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
 from uuid import UUID
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import TextClause, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
+from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Database
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Run, Session, SessionHead, Worker
 
 __all__ = [
     "Claim",
+    "Origin",
     "OwnedSession",
     "claim_next",
     "declare_dead",
+    "declare_frozen",
+    "living_workers",
     "lock_head",
     "owned_sessions",
     "register_worker",
@@ -29,6 +35,14 @@ __all__ = [
     "renew_lease",
     "retire_worker",
 ]
+
+
+class Origin(Enum):
+    """Where a claimed run was."""
+
+    QUEUED = "queued"
+    RELEASED = "released"  # under way, and given back by the worker that had it
+    LOST = "lost"  # under way on a worker that is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,8 @@ class Claim:
         epoch: The epoch under which the worker holds the session.
         batch: The number of the newest append in that epoch.
         last_sequence: The newest event before the claim's own.
-        taken_over: True when a lost worker had begun the run.
+        origin: Where the run was.
+        losses: How many workers and processes in a row were lost while they carried it out.
         events: What the claim appended, to be published.
     """
 
@@ -50,7 +65,8 @@ class Claim:
     epoch: int
     batch: int
     last_sequence: int
-    taken_over: bool
+    origin: Origin
+    losses: int
     events: list[StoredEvent]
 
 
@@ -62,7 +78,10 @@ class OwnedSession:
     epoch: int
     active_run: UUID | None
     queued: int
-    interrupt_run: UUID | None
+    stop_run: UUID | None
+    stop_kind: str | None
+    paused: bool
+    inputs: int
     closed: str | None
 
 
@@ -133,6 +152,25 @@ async def lock_head(tx: AsyncSession, session_id: UUID) -> SessionHead | None:
     return head
 
 
+async def living_workers(database: Database) -> dict[UUID, datetime]:
+    """The workers that nobody has declared dead, and the ends of their leases."""
+    async with database.connection() as connection:
+        rows = await connection.fetch("SELECT id, lease_expire_time FROM workers WHERE dead_time IS NULL")
+    return {row[0]: row[1] for row in rows}
+
+
+async def declare_frozen(database: Database, worker_id: UUID, lease_expire_time: datetime) -> bool:
+    """Say that a worker is dead because its lease was not renewed. False: it was renewed, or said already."""
+    async with database.connection() as connection:
+        done = await connection.fetchval(
+            "UPDATE workers SET dead_time = now() WHERE id = $1 AND lease_expire_time = $2 AND dead_time IS NULL"
+            " RETURNING true",
+            worker_id,
+            lease_expire_time,
+        )
+    return bool(done)
+
+
 # Index session_heads_queue. Sessions that the worker holds come first, then tenants with the fewest active runs, then
 # the longest wait. Locks the chosen head row and passes over those that another worker is choosing.
 _NEXT = text("""
@@ -143,23 +181,30 @@ SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 LEFT JOIN active a ON a.tenant = h.tenant
-WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL
-  AND (h.worker = :worker OR :may_take_new AND (
-        h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL
-        OR w.lease_expire_time + make_interval(secs => :kill_timeout) < now()))
+WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
+  AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
 ORDER BY (h.worker IS NOT DISTINCT FROM :worker) DESC, coalesce(a.runs, 0), h.queued_since
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
 
-# Index session_heads_by_worker. A run whose worker is lost.
-_ORPHAN = text("""
+# Index session_heads_released. A run under way that nobody drives and that waits for nothing.
+_RELEASED = text("""
+SELECT h.*
+FROM session_heads h
+WHERE h.active_run IS NOT NULL AND h.worker IS NULL AND h.pending_approvals = 0 AND NOT h.in_doubt AND NOT h.paused
+LIMIT 1
+FOR UPDATE OF h SKIP LOCKED
+""")
+
+# Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s, then 30.
+_LOST = text("""
 SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
-  AND (w.id IS NULL OR w.dead_time IS NOT NULL
-       OR w.lease_expire_time + make_interval(secs => :kill_timeout) < now())
+  AND (w.id IS NULL
+       OR w.dead_time + make_interval(secs => CASE h.losses WHEN 0 THEN 0 WHEN 1 THEN 5 ELSE 30 END) <= now())
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
@@ -170,57 +215,72 @@ async def claim_next(
     worker_id: UUID,
     *,
     may_take_new: bool,
-    kill_timeout: float,
-    begin: Callable[[Session, Run, bool], Sequence[LogEvent]],
+    begun_first: bool = False,
+    begin: Callable[[Session, Run, Origin], Sequence[LogEvent]],
 ) -> Claim | None:
-    """Take the next run that waits, or one whose worker is lost; None when there is nothing for this worker.
+    """Take the next run that waits or that nobody drives; None when there is nothing for this worker.
 
     Args:
         database: The store.
         worker_id: The worker.
         may_take_new: False: only sessions that the worker holds already.
-        kill_timeout: T_kill in seconds.
-        begin: Gives the first events of the run, from session, run and whether it is taken over.
+        begun_first: Look for runs that nobody drives before those that wait. Alternate, so that neither starves.
+        begin: Gives the first events of the run, from session, run and where it was.
     """
-    binds = {"worker": worker_id, "may_take_new": may_take_new, "kill_timeout": kill_timeout}
     async with database.transaction() as tx:
-        taken_over = False
-        head: SessionHead | None = await tx.scalar(select(SessionHead).from_statement(_NEXT), binds)
-        if head is None and may_take_new:
-            binds = {"worker": worker_id, "kill_timeout": kill_timeout}
-            head = await tx.scalar(select(SessionHead).from_statement(_ORPHAN), binds)
-            taken_over = head is not None
-        if head is None:
+        found = await _choose(tx, worker_id, may_take_new=may_take_new, begun_first=begun_first)
+        if found is None:
             return None
+        head, origin = found
         session_id = head.session_id
-        wanted = Run.id == head.active_run if taken_over else Run.state == "QUEUED"
+        wanted = Run.state == "QUEUED" if origin is Origin.QUEUED else Run.id == head.active_run
         rows = await tx.execute(
             select(Run, Session)
             .join(Session, Session.id == Run.session_id)
             .where(Run.session_id == session_id, wanted)
-            .order_by(Run.id)
+            .order_by(Run.conflict_policy.in_(SUPERSEDING).desc(), Run.id)
             .limit(2)
         )
         waiting, sessions = zip(*((row[0], row[1]) for row in rows), strict=True)
         run: Run = waiting[0]
         session: Session = sessions[0]
-        if not taken_over:
+        if origin is Origin.QUEUED:
             head.active_run = run.id
             head.queued -= 1
             head.queued_since = waiting[1].create_time if len(waiting) > 1 else None
-        if head.worker != worker_id or taken_over:
+            run.state = "RUNNING"
+            run.start_time = run.start_time or clock.utcnow()
+        elif origin is Origin.LOST:
+            head.losses += 1
+        if origin is not Origin.RELEASED:
+            run.attempt += 1
+        if head.worker != worker_id:
             head.worker = worker_id
             head.epoch += 1
             head.batch = 0
-        run.state = "RUNNING"
-        run.attempt += 1
-        run.start_time = run.start_time or clock.utcnow()
         before = head.last_sequence
+        losses = head.losses
         await tx.flush()
-        events = await append_control(tx, session_id, begin(session, run, taken_over))
+        events = await append_control(tx, session_id, begin(session, run, origin))
         if not run.first_sequence:
             run.first_sequence = before + 1
-        return Claim(session, run, head.epoch, head.batch, before, taken_over, events)
+        return Claim(session, run, head.epoch, head.batch, before, origin, losses, events)
+
+
+async def _choose(
+    tx: AsyncSession, worker_id: UUID, *, may_take_new: bool, begun_first: bool
+) -> tuple[SessionHead, Origin] | None:
+    searches: list[tuple[TextClause, Origin, dict[str, object]]] = [
+        (_NEXT, Origin.QUEUED, {"worker": worker_id, "may_take_new": may_take_new})
+    ]
+    if may_take_new:
+        at = 0 if begun_first else 1
+        searches[at:at] = [(_RELEASED, Origin.RELEASED, {}), (_LOST, Origin.LOST, {"worker": worker_id})]
+    for statement, origin, binds in searches:
+        head = await tx.scalar(select(SessionHead).from_statement(statement), binds)
+        if head is not None:
+            return head, origin
+    return None
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
@@ -239,7 +299,8 @@ async def owned_sessions(database: Database, worker_id: UUID) -> dict[UUID, Owne
     """The heads of all sessions that the worker holds, in one query: intents are columns, Redis only hastens them."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT session_id, epoch, active_run, queued, interrupt_run, closed FROM session_heads WHERE worker = $1",
+            "SELECT session_id, epoch, active_run, queued, stop_run, stop_kind, paused, inputs, closed"
+            " FROM session_heads WHERE worker = $1",
             worker_id,
         )
     return {row[0]: OwnedSession(*row) for row in rows}

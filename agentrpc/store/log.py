@@ -24,10 +24,12 @@ __all__ = [
     "StoredEvent",
     "append",
     "append_control",
+    "drop_transcript",
     "last_sequences",
     "number_events",
     "read_events",
     "read_transcript",
+    "transcript_place",
     "with_sequence",
 ]
 
@@ -302,3 +304,23 @@ async def read_transcript(database: Database, session_id: UUID) -> list[tuple[st
             "SELECT subpath, data FROM session_transcripts WHERE session_id = $1 ORDER BY position", session_id
         )
     return [(row[0], row[1]) for row in rows]
+
+
+async def transcript_place(database: Database, session_id: UUID, uuid: str) -> int | None:
+    """The position of the line of the main conversation with this uuid."""
+    async with database.connection() as connection:
+        position = await connection.fetchval(
+            "SELECT min(position) FROM session_transcripts"
+            " WHERE session_id = $1 AND subpath = '' AND position(convert_to($2, 'UTF8') in data) > 0",
+            session_id,
+            f'"uuid":"{uuid}"',
+        )
+    return None if position is None else int(position)
+
+
+async def drop_transcript(transaction: AsyncSession, session_id: UUID, position: int) -> None:
+    """Remove the lines from a position on; the caller holds the head row's lock."""
+    await transaction.execute(
+        text("DELETE FROM session_transcripts WHERE session_id = :session_id AND position >= :position"),
+        {"session_id": session_id, "position": position},
+    )

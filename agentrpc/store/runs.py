@@ -5,12 +5,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 
 from agentrpc.store.database import Transaction
-from agentrpc.store.tables import Run, Session, SessionHead, ToolCallRow
+from agentrpc.store.tables import Run, RunInput, Session, SessionHead, ToolCallRow
 
-__all__ = ["LedgerRow", "RunQuery", "find_runs", "ledger_of_run", "oldest_queued", "session_options"]
+__all__ = [
+    "LedgerRow",
+    "RunQuery",
+    "find_runs",
+    "finish_calls",
+    "inputs_of_run",
+    "ledger_of_run",
+    "oldest_queued",
+    "session_options",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,25 @@ async def ledger_of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> dict
         row.tool_use_id: LedgerRow(row.tool_use_id, row.tool_name, row.attempt, row.start_time, row.outcome)
         for row in rows
     }
+
+
+async def finish_calls(tx: Transaction, session_id: UUID, tool_use_ids: Sequence[str], outcome: int) -> None:
+    """Write the outcome of calls that have not ended into the ledger."""
+    if tool_use_ids:
+        await tx.execute(
+            update(ToolCallRow)
+            .where(
+                ToolCallRow.session_id == session_id,
+                ToolCallRow.tool_use_id.in_(tool_use_ids),
+                ToolCallRow.outcome.is_(None),
+            )
+            .values(outcome=outcome, end_time=text("now()"))
+        )
+
+
+async def inputs_of_run(tx: Transaction, run_id: UUID) -> list[RunInput]:
+    """The further messages to a run, in order. Index run_inputs_by_run."""
+    return list(await tx.scalars(select(RunInput).where(RunInput.run_id == run_id).order_by(RunInput.id)))
 
 
 async def session_options(tx: Transaction, session_id: UUID) -> bytes:

@@ -133,8 +133,8 @@ class SessionHead(Base):
     `batch` counts the appends of the current epoch and `batch_base` is `last_sequence` before the newest of them: a
     writer that does not know whether its last append was committed asks for them.
 
-    A run that is active while no worker holds the session is parked: it waits for approvals (`pending_approvals`), for a
-    decision (`in_doubt`), for the end of a pause, or just for a worker to take it up.
+    A run that is active while no worker holds the session waits for approvals (`pending_approvals`), for a decision
+    (`in_doubt`), for the end of a pause, or just for a worker to take it up.
 
     `stop_run`, `stop_kind` and `paused` are intents: the owner reads them once a second. `losses` counts workers and
     processes that were lost under the active run, `inputs` further messages to it that are not delivered yet.
@@ -218,6 +218,7 @@ class Run(Base):
     interrupt_reason: Mapped[str | None]
     inactivity_timeout: Mapped[timedelta | None]
     retry_of: Mapped[UUID | None]
+    rewind_to: Mapped[UUID | None]  # the run to whose beginning the conversation goes back before this one
     stop_receipt: Mapped[bytes | None]  # agentrpc.v1.StopReceipt
     decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest, until the run goes on
     doubt_time: Mapped[datetime | None]

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
-from agentrpc.services.session_host.actor import TokenIssuer
 from agentrpc.services.session_host.host import SessionHost
+from agentrpc.services.session_host.process import TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.work.broker import answer_bell

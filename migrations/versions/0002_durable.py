@@ -32,6 +32,7 @@ _UP = (
     ALTER TABLE runs
         ADD COLUMN inactivity_timeout INTERVAL,
         ADD COLUMN retry_of UUID,
+        ADD COLUMN rewind_to UUID,
         ADD COLUMN stop_receipt BYTEA,
         ADD COLUMN decision BYTEA,
         ADD COLUMN doubt_time TIMESTAMP WITH TIME ZONE
@@ -75,7 +76,8 @@ _DOWN = (
     "DROP INDEX runs_open",
     """
     ALTER TABLE runs
-        DROP COLUMN inactivity_timeout, DROP COLUMN retry_of, DROP COLUMN stop_receipt, DROP COLUMN decision,
+        DROP COLUMN inactivity_timeout, DROP COLUMN retry_of, DROP COLUMN rewind_to,
+        DROP COLUMN stop_receipt, DROP COLUMN decision,
         DROP COLUMN doubt_time
     """,
     "CREATE INDEX runs_open ON runs (state) WHERE state IN ('QUEUED', 'RUNNING', 'REQUIRES_ACTION')",

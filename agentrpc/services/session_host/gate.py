@@ -17,17 +17,14 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict
 from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, session_rules
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
+from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.lifecycle import Asked
-from agentrpc.services.session_host.writer import SessionWriter
-from agentrpc.services.signals import publish
-from agentrpc.store.database import Database
 from agentrpc.store.log import StartedCall
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, session_pb2
 
@@ -51,34 +48,24 @@ class SessionGate:
     """Decides about the calls of one session.
 
     Args:
-        database: The store.
-        bus: The live tail.
-        writer: The session's writer.
+        hold: The session.
         translator: Is told what was started and what was denied.
-        session_id: The session.
-        epoch: The epoch under which this worker holds it.
         workspace: The absolute path of the workspace.
         may_begin: Whether the worker's lease still allows to begin anything.
     """
 
     def __init__(
         self,
-        database: Database,
-        bus: Bus,
-        writer: SessionWriter,
+        hold: Hold,
         translator: Translator,
         *,
-        session_id: UUID,
-        epoch: int,
         workspace: str,
         may_begin: Callable[[], bool],
     ) -> None:
-        self._database = database
-        self._bus = bus
-        self._writer = writer
+        self._held = hold
+        self._writer = hold.writer
+        self._session_id = hold.session_id
         self._translator = translator
-        self._session_id = session_id
-        self._epoch = epoch
         self._workspace = os.path.realpath(workspace)
         self._may_begin = may_begin
         self._options = session_pb2.SessionOptions()
@@ -152,7 +139,7 @@ class SessionGate:
         """Look in the store for answers to what waits. Called on a signal, and once a second while something waits."""
         if not self._waiting:
             return
-        found = await lifecycle.resolutions(self._database, self._session_id, list(self._waiting))
+        found = await lifecycle.resolutions(self._held.database, self._session_id, list(self._waiting))
         for approval_id, answer in found.items():
             waiting = self._waiting.get(approval_id)
             if waiting is not None and not waiting.done():
@@ -220,7 +207,11 @@ class SessionGate:
             self._blocks.pop(tool_use_id, None)
 
     async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        # An answer may come while the process is about to go: then the call is made by the next one.
+        await self._open.wait()
         self._at_gate.discard(call.tool_use_id)
+        if self._run_id != run_id or not self._may_begin():
+            return self._deny(call, "the run was stopped", "policy")
         event = event_pb2.Event(
             tool_call_started=event_pb2.ToolCallStarted(tool_use_id=call.tool_use_id, tool_name=call.tool_name)
         )
@@ -251,9 +242,10 @@ class SessionGate:
             self._asked_at = time.monotonic()
         self._waiting[approval_id] = answered
         try:
-            events = await lifecycle.request_approval(self._database, self._session_id, run_id, self._epoch, approval)
-            self._writer.committed(events[-1].sequence)
-            await publish(self._bus, self._session_id, events)
+            held = self._held
+            await held.show(
+                await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
+            )
             left = (approval.expire_time.ToDatetime(tzinfo=clock.utcnow().tzinfo) - clock.utcnow()).total_seconds()
             try:
                 async with asyncio.timeout(left + 2):
@@ -310,7 +302,6 @@ class SessionGate:
 
 
 def _mode(options: session_pb2.SessionOptions) -> str:
-
     name = common_pb2.PermissionMode.Name(options.permission_mode).removeprefix("PERMISSION_MODE_")
     return "DEFAULT" if name == "UNSPECIFIED" else name
 

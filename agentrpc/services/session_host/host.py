@@ -19,9 +19,10 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
 from agentrpc.errors import AgentRpcError, LeaseLostError
-from agentrpc.services.session_host.actor import Environment, SessionActor, TokenIssuer
+from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
+from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
@@ -44,6 +45,7 @@ log = structlog.get_logger()
 
 _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 10.0
+_ABANDON_SECONDS = 10.0
 
 
 class SessionHost:
@@ -99,15 +101,20 @@ class SessionHost:
         self._work.set()
 
     async def stop(self, grace: float) -> None:
-        """Stop clean: nothing new is claimed, what runs may end for `grace` seconds, then all process trees go.
+        """Stop clean: nothing new is claimed; runs end, or halt at their next tool call and are given back.
 
-        A run that has not ended by then stays in the store and is taken up by another worker at once, because this one
-        declares itself dead when its last process is gone.
+        What is still under way after `grace` seconds is given back as it is: another worker takes it up at once.
         """
         self._draining = True
         if self._runs:
             log.info("worker_draining", runs=len(self._runs))
+            for actor in self._actors.values():
+                actor.drain()
             await asyncio.wait(list(self._runs.values()), timeout=grace)
+        if self._runs and self._lease.valid():
+            for actor in self._actors.values():
+                actor.abandon()
+            await asyncio.wait(list(self._runs.values()), timeout=_ABANDON_SECONDS)
         unfinished = bool(self._runs)
         for task in [*self._tasks, *self._runs.values()]:
             task.cancel()
@@ -117,6 +124,7 @@ class SessionHost:
         self._lease.stop()
         with contextlib.suppress(AgentRpcError):
             if unfinished:
+                # Its last process is gone: whatever it could not give back may be taken.
                 await declare_dead(self._database, [self.worker_id])
             else:
                 await retire_worker(self._database, self.worker_id)
@@ -148,6 +156,7 @@ class SessionHost:
     # ---- Claiming ----
 
     async def _claim_loop(self) -> None:
+        begun_first = False
         while True:
             # Before the claims: a bell that rings during the last of them is not lost.
             self._work.clear()
@@ -156,11 +165,12 @@ class SessionHost:
                     self._database,
                     self.worker_id,
                     may_take_new=await self._make_room(),
-                    kill_timeout=self._settings.kill_timeout,
-                    begin=lambda session, run, taken_over: first_events(
-                        session, run, taken_over=taken_over, warm=self._is_warm(session.id)
+                    begun_first=begun_first,
+                    begin=lambda session, run, origin: first_events(
+                        session, run, origin=origin, warm=self._is_warm(session.id)
                     ),
                 )
+                begun_first = not begun_first
                 if claim is None:
                     break
                 self._begin(claim)
@@ -208,7 +218,8 @@ class SessionHost:
 
     async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
         try:
-            await actor.carry_out(claim)
+            if not await actor.carry_out(claim):
+                await self._drop(actor)
         except LeaseLostError:
             log.warning("session_lost", session=str(actor.session_id), epoch=actor.epoch)
             await self._drop(actor)

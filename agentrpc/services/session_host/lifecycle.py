@@ -4,33 +4,33 @@ Each may be tried again after a lost connection: a transition that is found done
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState, may_follow
+from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState
 from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
-from agentrpc.services.views import head_state
+from agentrpc.services.run_end import Ending, conclude
+from agentrpc.services.views import head_state, text_block
 from agentrpc.store.approvals import granted_rules, of_run, settled_approvals
 from agentrpc.store.database import Database, Transaction
-from agentrpc.store.leases import lock_head
-from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.runs import LedgerRow, ledger_of_run, session_options
+from agentrpc.store.leases import OwnedSession, lock_head
+from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
+from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, run_service_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2
 
 __all__ = [
     "Asked",
-    "Ending",
     "RunRecord",
     "await_decision",
     "cancel_approvals",
     "end_run",
     "grants",
     "hand_over",
+    "intents",
     "load_options",
     "mark_agent",
     "note_loss",
@@ -38,19 +38,9 @@ __all__ = [
     "record_of_run",
     "request_approval",
     "resolutions",
+    "rewind",
+    "take_inputs",
 ]
-
-
-@dataclass(slots=True)
-class Ending:
-    """How a run ended: what `RunEnded` and the run's row say."""
-
-    state: RunState
-    result: run_pb2.RunResult | None = None
-    error: run_pb2.RunError | None = None
-    usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
-    model_usage: Sequence[common_pb2.ModelUsage] = ()
-    receipt: run_pb2.StopReceipt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,63 +62,35 @@ class RunRecord:
     Attributes:
         ledger: The calls that it has begun, by tool_use_id.
         asked: The approvals that it has asked for, the newest of each call.
+        inputs: (id, text) of the further messages that were given to a process, in order.
         retry: Calls that are made again by a caller's decision.
     """
 
     ledger: dict[str, LedgerRow]
     asked: dict[str, Asked]
+    inputs: list[tuple[UUID, str]]
     retry: frozenset[str]
 
 
-async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending) -> list[StoredEvent]:
+async def end_run(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending
+) -> list[StoredEvent] | None:
     """End the active run: its row, its waiting approvals, the head row, the session's totals, and `run_ended`.
 
     Returns:
-        The events, to be published; none when the run had ended already.
+        The events, to be published; none when the run had ended already. None: it has not ended, because a further
+        message came that waits to be delivered.
 
     Raises:
         LeaseLostError: Another epoch has begun.
     """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
-        before = RunState(run.state)
-        if before in TERMINAL_RUN_STATES:
+        if run.state in TERMINAL_RUN_STATES:
             return []
-        assert may_follow(before, ending.state)
-        session_before = head_state(head)
-        events = await approvals.cancel_pending(tx, head, run_id)
-
-        ended = event_pb2.RunEnded(state=f"STATE_{ending.state}", usage=ending.usage, model_usage=ending.model_usage)
-        if ending.result is not None:
-            ended.result.CopyFrom(ending.result)
-        if ending.error is not None:
-            ended.error.CopyFrom(ending.error)
-        if ending.receipt is not None:
-            _complete(ending.receipt, head, ending)
-            ended.stop_receipt.CopyFrom(ending.receipt)
-            run.stop_receipt = ending.receipt.SerializeToString()
-        event = event_pb2.Event(run=run_name(session_id, run_id), run_ended=ended)
-        run.state = ending.state
-        run.end_time = clock.utcnow()
-        event.time.FromDatetime(run.end_time)
-        run.result = ending.result.SerializeToString() if ending.result is not None else None
-        run.error = ending.error.SerializeToString() if ending.error is not None else None
-        run.usage = event_pb2.RunEnded(usage=ending.usage, model_usage=ending.model_usage).SerializeToString()
-        run.cost_usd = ending.usage.cost_usd
-        run.decision = None
-        head.active_run = None
-        head.losses = 0
-        if head.stop_run == run_id:
-            head.stop_run = head.stop_kind = head.stop_time = None
-        session = await tx.get_one(Session, session_id)
-        session.usage = _sum(session.usage, ending.usage)
-        events.append(LogEvent.of(event, run_id))
-        last_of_run = len(events)
-        events += approvals.session_state_event(session_before, head_state(head))
-        await tx.flush()
-        stored = await append_control(tx, session_id, events)
-        run.last_sequence = stored[last_of_run - 1].sequence
-        return stored
+        if ending.state is RunState.SUCCEEDED and head.inputs:
+            return None
+        return await conclude(tx, head, run, ending)
 
 
 async def request_approval(
@@ -170,10 +132,11 @@ async def record_of_run(database: Database, session_id: UUID, run_id: UUID) -> R
                 ApprovalState(row.state),
                 approval_pb2.Resolution.FromString(row.resolution or b""),
             )
+        inputs = [(row.id, row.text) for row in await inputs_of_run(tx, run_id) if row.deliver_time is not None]
         run = await tx.get_one(Run, run_id)
         decision = run_service_pb2.ResolveRunRequest.FromString(run.decision or b"")
     retry = decision.decision == run_service_pb2.ResolveRunRequest.DECISION_RETRY_CALLS
-    return RunRecord(ledger, asked, frozenset(result.tool_use_id for result in decision.results if retry))
+    return RunRecord(ledger, asked, inputs, frozenset(result.tool_use_id for result in decision.results if retry))
 
 
 async def cancel_approvals(
@@ -197,17 +160,83 @@ async def park(database: Database, session_id: UUID, run_id: UUID, epoch: int) -
     """Give the session back while the run waits for approvals. False: it waits no more, or is to stop: carry on."""
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
-        if not head.pending_approvals or head.stop_run == run_id or head.inputs:
+        if not head.pending_approvals or head.stop_run == run_id:
             return False
+        head.worker = None
+        head.losses = 0
+        return True
+
+
+async def hand_over(database: Database, session_id: UUID, run_id: UUID, epoch: int, *, clean: bool) -> bool:
+    """Give the session back in the middle of a run: any worker takes it up. False: it is to stop.
+
+    Args:
+        database: The store.
+        session_id: The session.
+        run_id: Its run.
+        epoch: The epoch under which this worker holds it.
+        clean: Between two tool calls. Otherwise what was under way is void, as after a loss.
+    """
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        if head.stop_run == run_id:
+            return False
+        if not clean:
+            run.attempt += 1
         head.worker = None
         return True
 
 
-async def hand_over(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> None:
-    """Give the session back in the middle of a run, between two tool calls: any worker takes it up."""
+async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSession:
+    """What is wanted of a session now. Raises LeaseLostError."""
+    async with database.transaction() as tx:
+        head = await tx.get(SessionHead, session_id)
+        if head is None or head.epoch != epoch:
+            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        return OwnedSession(
+            session_id,
+            head.epoch,
+            head.active_run,
+            head.queued,
+            head.stop_run,
+            head.stop_kind,
+            head.paused,
+            head.inputs,
+            head.closed,
+        )
+
+
+async def take_inputs(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int
+) -> tuple[list[tuple[UUID, str]], list[StoredEvent]]:
+    """The further messages that wait, from now on counted as delivered, and their events."""
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
-        head.worker = None
+        rows = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None]
+        events = []
+        for row in rows:
+            row.deliver_time = clock.utcnow()
+            message = event_pb2.UserMessage(
+                transcript_uuid=str(row.id), origin=event_pb2.UserMessage.ORIGIN_STEER, blocks=[text_block(row.text)]
+            )
+            event = event_pb2.Event(run=run_name(session_id, run_id), user_message=message)
+            event.time.FromDatetime(row.deliver_time)
+            events.append(LogEvent.of(event, run_id))
+        head.inputs = 0
+        await tx.flush()
+        stored = await append_control(tx, session_id, events) if events else []
+        return [(row.id, row.text) for row in rows], stored
+
+
+async def rewind(database: Database, session_id: UUID, to: UUID, epoch: int, position: int) -> list[StoredEvent]:
+    """Drop the conversation from the beginning of the run `to` on, which is at `position` of the transcript."""
+    async with database.transaction() as tx:
+        _, run = await _held(tx, session_id, to, epoch)
+        await drop_transcript(tx, session_id, position)
+        rewound = event_pb2.ConversationRewound(to_sequence=run.first_sequence - 1)
+        event = event_pb2.Event(conversation_rewound=rewound)
+        event.time.FromDatetime(clock.utcnow())
+        return await append_control(tx, session_id, [LogEvent.of(event, None)])
 
 
 async def await_decision(
@@ -271,17 +300,3 @@ def _in_doubt(row: LedgerRow) -> run_pb2.CallInDoubt:
     call = run_pb2.CallInDoubt(tool_use_id=row.tool_use_id, tool_name=row.tool_name)
     call.start_time.FromDatetime(row.start_time)
     return call
-
-
-def _complete(receipt: run_pb2.StopReceipt, head: SessionHead, ending: Ending) -> None:
-    """What only the store knows of a receipt: when it was asked for."""
-    if head.stop_time is not None:
-        receipt.elapsed.FromTimedelta(max(clock.utcnow() - head.stop_time, timedelta()))
-    receipt.cost_usd = ending.usage.cost_usd
-
-
-def _sum(stored: bytes, usage: common_pb2.Usage) -> bytes:
-    total = common_pb2.Usage.FromString(stored)
-    for name in common_pb2.Usage.DESCRIPTOR.fields_by_name:
-        setattr(total, name, getattr(total, name) + getattr(usage, name))
-    return total.SerializeToString()

@@ -22,7 +22,7 @@ from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Translator, TurnEnded
 from agentrpc.names import session_name
 from agentrpc.services.session_host.gate import SessionGate
-from agentrpc.services.session_host.writer import SessionWriter
+from agentrpc.services.session_host.hold import Hold
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.telemetry import AGENT_PROCESSES
@@ -84,9 +84,8 @@ class SessionProcess:
 
     Args:
         environment: What all actors share.
-        session_id: The session.
+        hold: The session; its writer gets events and transcript lines.
         paths: Its folders.
-        writer: Gets events and transcript lines.
         translator: Makes events of frames.
         gate: Judges every call.
         may_begin: Whether this worker may still begin anything for the session.
@@ -96,9 +95,8 @@ class SessionProcess:
     def __init__(
         self,
         environment: Environment,
-        session_id: UUID,
+        hold: Hold,
         paths: SessionPaths,
-        writer: SessionWriter,
         translator: Translator,
         gate: SessionGate,
         *,
@@ -106,9 +104,9 @@ class SessionProcess:
         on_ready: Callable[[event_pb2.AgentInitialized], None],
     ) -> None:
         self._env = environment
-        self._session_id = session_id
+        self._session_id = hold.session_id
+        self._writer = hold.writer
         self._paths = paths
-        self._writer = writer
         self._translator = translator
         self._gate = gate
         self._may_begin = may_begin
@@ -121,8 +119,8 @@ class SessionProcess:
         self._step: _Step | None = None
         self._writing = False
         self.turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
-        self.last_frame = time.monotonic()
-        self._log = log.bind(session=session_name(session_id))
+        self.last_frame = self._said = time.monotonic()
+        self._log = log.bind(session=session_name(hold.session_id))
 
     @property
     def alive(self) -> bool:
@@ -186,12 +184,10 @@ class SessionProcess:
         self._translator.reset_process()
         if carry is not None:
             self._translator.call_carried(carry.tool_use_id, carry.tool_name, carry.input)
-        self._stored.clear()
+        self._stored = {carry.tool_use_id} if carry is not None else set()
         self._step = None
         if step and carry is not None:
             self._step = _Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
-        elif carry is not None:
-            self._stored.add(carry.tool_use_id)
         self._writing = False
         self._token = self._env.tokens.issue(self._session_id, (lambda: False) if step else self._may_begin)
         spec = AgentSpec(
@@ -214,10 +210,9 @@ class SessionProcess:
             self._env.tokens.revoke(self._token)
             self._token = None
             raise
-        while not self.turns.empty():
-            self.turns.get_nowait()
+        self.forget_turns()
         self._agent, self._options = agent, wanted
-        self.last_frame = time.monotonic()
+        self.last_frame = self._said = time.monotonic()
         AGENT_PROCESSES.inc()
         self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self._session_id}")
 
@@ -290,9 +285,20 @@ class SessionProcess:
 
     # ---- Use and end ----
 
+    @property
+    def begun(self) -> bool:
+        """Whether the CLI has taken in what it was told last: before that, another message would be joined to it."""
+        return self.last_frame > self._said
+
+    def forget_turns(self) -> None:
+        """What ended before now is of no interest."""
+        while not self.turns.empty():
+            self.turns.get_nowait()
+
     async def send_prompt(self, text: str, *, uuid: str) -> None:
         """Begin a turn. `uuid` becomes the prompt's place in the transcript."""
         assert self._agent is not None
+        self._said = time.monotonic()
         await self._agent.send_prompt(text, uuid=uuid)
 
     async def interrupt(self) -> None:
