@@ -23,7 +23,9 @@ from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.settings import Settings, get_settings
@@ -53,6 +55,8 @@ class _Process:
         self.accounts = Accounts(self.database, self.bus, settings)
         self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
         self.runs = Runs(self.database, self.bus, self.doorbell, settings)
+        self.session_control = SessionControl(self.database, self.bus, self.doorbell, self.sessions, settings)
+        self.run_control = RunControl(self.database, self.bus, self.doorbell, self.runs)
         self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:
@@ -82,7 +86,16 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         hub = Hub(process.database, process.bus, settings.replay_concurrency)
         streams = Streams(hub, process.sessions, process.runs, process.approvals, process.accounts, settings)
-        methods = ServiceMethods(process.accounts, process.sessions, process.runs, process.approvals, streams, hub)
+        methods = ServiceMethods(
+            process.accounts,
+            process.sessions,
+            process.session_control,
+            process.runs,
+            process.run_control,
+            process.approvals,
+            streams,
+            hub,
+        )
         server = EdgeServer(settings, process.database, process.bus, process.accounts, methods)
         await server.start()
         await stopped.wait()

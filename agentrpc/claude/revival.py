@@ -238,7 +238,7 @@ def _absorbed(entries: Iterable[dict[str, Any]]) -> set[str]:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry: Any = json.loads(line)
         kind = entry["type"]
     except (ValueError, KeyError, TypeError) as error:
         raise UnknownTranscriptFormat("a line is not an object with a type") from error
