@@ -152,7 +152,7 @@ class Conversation:
     def _entry_of(self, call: OpenCall) -> dict[str, Any]:
         for entry in reversed(self._main):
             if entry["type"] == "assistant" and any(b.get("id") == call.tool_use_id for b in _blocks(entry)):
-                return entry
+                return dict(entry)
         raise KeyError(call.tool_use_id)
 
     # ---- The files ----
