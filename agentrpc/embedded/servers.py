@@ -64,6 +64,8 @@ class EmbeddedPostgres:
         """Stop it. Blocking."""
         if self._server is not None:
             self._server.stop()
+            # The wheel would give out the stopped one again.
+            type(self._server)._instances.pop(self._server.pgdata, None)
             self._server = None
 
 

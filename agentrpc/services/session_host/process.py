@@ -138,17 +138,18 @@ class SessionProcess:
 
     @property
     def halted(self) -> bool:
-        """Whether nothing is under way but calls that wait at the gate, all of them in the transcript.
+        """Whether nothing is under way but calls that wait at the gate or behind one, all of them in the transcript.
 
         Then the process may go without losing anything: a new one takes these calls up again.
         """
         waiting = self._gate.at_gate
         return (
             bool(waiting)
+            and not self._gate.starting
             and not self._writing
+            and not self._translator.calls_run
             and not self._translator.active_subtasks
-            and self._translator.open_calls <= waiting
-            and waiting <= self._stored
+            and self._translator.open_calls | waiting <= self._stored
         )
 
     # ---- Start ----
