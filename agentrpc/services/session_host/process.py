@@ -115,6 +115,7 @@ class SessionProcess:
         self._options = b""
         self._token: str | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[StopReceipt] | None = None
         self._stored: set[str] = set()
         self._step: _Step | None = None
         self._writing = False
@@ -313,6 +314,16 @@ class SessionProcess:
         Args:
             grace: Seconds for the CLI to leave by itself. 0: kill it where it stands, so that it writes nothing more.
         """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace), name=f"stop-{self._session_id}")
+            self._stopping.add_done_callback(self._on_stopped)
+        # Whoever asks waits until the tree is gone, also when somebody else has asked before.
+        return await asyncio.shield(self._stopping)
+
+    def _on_stopped(self, _: object) -> None:
+        self._stopping = None
+
+    async def _stop(self, grace: float) -> StopReceipt:
         agent, self._agent = self._agent, None
         pump, self._pump = self._pump, None
         token, self._token = self._token, None
@@ -323,7 +334,7 @@ class SessionProcess:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
-        if pump is not None and pump is not asyncio.current_task():
+        if pump is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await asyncio.shield(pump)
