@@ -66,6 +66,17 @@ async def test_the_same_batch_again_changes_nothing(database, session_id):
     assert await read_transcript(database, session_id) == [("", b"{}")]
 
 
+async def test_a_connection_comes_back_without_its_transaction(database):
+    async with database.connection() as connection:
+        await connection.execute("BEGIN")
+        await connection.execute("CREATE TABLE left_open ()")
+        process = connection.get_server_pid()
+    async with database.connection() as connection:
+        assert connection.get_server_pid() == process
+        assert not connection.is_in_transaction()
+        assert await connection.fetchval("SELECT to_regclass('left_open')") is None
+
+
 async def test_a_stale_epoch_writes_nothing(database, session_id):
     for epoch, number in [(0, 1), (2, 1), (1, 2)]:
         with pytest.raises(LeaseLostError):
