@@ -167,6 +167,13 @@ async def test_of_many_workers_one_gets_the_run(database, session_id):
     assert not await release(database, session_id, 2)
 
 
+async def test_a_session_is_given_back_under_its_epoch_alone(database, session_id):
+    assert not await release(database, session_id, 2)
+    assert await release(database, session_id, 1)
+    await queue(database, session_id)
+    assert not await release(database, session_id, 1)
+
+
 async def test_a_dead_workers_run_is_taken_over_with_a_new_epoch(database, session_id):
     await queue(database, session_id)
     first, second = clock.uuid7(), clock.uuid7()
