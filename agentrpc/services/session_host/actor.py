@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -420,8 +421,8 @@ class SessionActor:
         translate, put, put_delta = self._translator.translate, self._writer.put, self._writer.put_delta
         crash = AgentCrashedError(None, "")
         try:
-            async for frame in agent.frames():
-                for item in translate(frame):
+            async for frames in agent.frames():
+                for item in chain.from_iterable(map(translate, frames)):
                     if isinstance(item, Delta):
                         put_delta(item)
                     elif isinstance(item, TurnEnded):
