@@ -18,7 +18,7 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from claude_agent_sdk import ClaudeAgentOptions, CLIJSONDecodeError, ProcessError
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
@@ -88,9 +88,13 @@ class BatchingTransport(SubprocessCLITransport):
 
     async def close(self) -> None:
         """End the process and give up its output."""
+        process = self._process
         try:
             await super().close()
         finally:
+            if process is not None:
+                # anyio has no way to it: the SDK's own pipes stay open as long as a child of the CLI has them.
+                cast("Any", process)._process._transport.close()
             if self._exited is not None:
                 self._exited.cancel()
             self._pipe.close()
@@ -121,6 +125,8 @@ class BatchingTransport(SubprocessCLITransport):
                     batch = []
                 frame = _parse(line)
                 if frame is not None:
+                    # It warns of a CLI that is too old to take prompts as they were written.
+                    self._check_claude_version(frame)
                     yield frame
             if batch:
                 yield {"type": _BATCH, "lines": batch}
