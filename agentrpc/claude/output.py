@@ -6,7 +6,7 @@ the SDK as one, unparsed, and in order with all others.
 
 The output comes through a named pipe that the launcher opens as its standard output, and not through the SDK's own,
 which is a socket under uvloop: each small write to a socket costs the CLI twice as much, and a socket holds some
-hundred of them, a pipe a mebibyte.
+hundred of them, this pipe some thousand.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ __all__ = ["BatchingTransport", "OutputPipe", "frames_of"]
 _PASSED_ON = (b'{"type":"stream_event",', b'{"type":"system","subtype":"thinking_tokens",')
 _BATCH = "agentrpc_batch"
 _READ = 64 * 1024
-_PIPE = 1024 * 1024
+_PIPE = 256 * 1024
 # A reader that is woken by each small write takes the CLI's core. After some quick reads in a row it lets more gather.
 _PACE = 0.001
 _QUICK = 0.003
@@ -51,7 +51,7 @@ class OutputPipe:
         self.path = folder / f"output-{secrets.token_hex(8)}"
         os.mkfifo(self.path, 0o600)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # Refused when the user's pipes hold too much already; 64 KiB will do.
+        # Refused when the user's pipes hold 64 MiB already (pipe(7)): what it has then will do.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _PIPE)
 
