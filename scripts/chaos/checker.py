@@ -7,9 +7,9 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from agentrpc.names import parse_session
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_events
-from agentrpc.names import parse_session
 from agentrpc.v1 import event_pb2, run_service_pb2
 from scripts.chaos.traffic import History, SessionRecord
 from scripts.chaos.world import World
@@ -147,7 +147,9 @@ def _calls(session: SessionRecord, events: list[event_pb2.Event], effects: Count
         if not token:
             continue
         if effects[token] > made[token]:
-            found.append(f"call {tool_use_id} had its effect {effects[token]} times and was started {made[token]} times")
+            found.append(
+                f"call {tool_use_id} had its effect {effects[token]} times and was started {made[token]} times"
+            )
         if _Finished.OUTCOME_SUCCEEDED in outcomes and not effects[token]:
             if session.decisions.get(tool_use_id) != run_service_pb2.ResolveRunRequest.DECISION_ASSUME_DONE:
                 found.append(f"call {tool_use_id} succeeded and had no effect")

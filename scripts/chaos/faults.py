@@ -292,5 +292,3 @@ async def racing_workers(moment: Moment) -> None:
                 for session in sessions:
                     await redis.publish(f"agentrpc:worker:{row[0]}", session[0].bytes)
             await asyncio.sleep(0.05)
-
-

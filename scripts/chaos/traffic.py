@@ -193,15 +193,14 @@ class Traffic:
             session.ended.add(event.run)
         elif event.HasField("approval_requested"):
             self._spawn(self._answer(session, event.approval_requested.approval.name), "answer")
-        elif (
-            event.HasField("run_state_changed")
-            and event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME
-        ):
+        elif event.HasField("run_state_changed") and event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
             self._spawn(self._decide(session, event), "decide")
 
     async def _answer(self, session: SessionRecord, approval: str) -> None:
         await asyncio.sleep(self._random.random() * 3)
-        decision = self._random.choice([_Resolution.DECISION_ALLOW, _Resolution.DECISION_ALLOW, _Resolution.DECISION_DENY])
+        decision = self._random.choice(
+            [_Resolution.DECISION_ALLOW, _Resolution.DECISION_ALLOW, _Resolution.DECISION_DENY]
+        )
         resolution = _Resolution(decision=decision)
         async with self._world.client(self._random.randint(0, 1)) as client:
             try:

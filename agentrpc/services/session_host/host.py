@@ -184,14 +184,13 @@ class SessionHost:
 
     async def _make_room(self) -> bool:
         """Whether one more session fits, after the idle one that was used least recently has gone if need be."""
-        limit = self._settings.max_processes
-        if len(self._runs) >= limit:
+        free = self._settings.max_processes - len(self._runs)
+        if free <= 0:
             return False
-        if len(self._actors) < limit:
+        # A session whose process has ended takes no place: to give it back first would only delay the claim.
+        idle = [actor for actor in self._actors.values() if actor.has_process and actor.session_id not in self._runs]
+        if len(idle) < free:
             return True
-        idle = [actor for actor in self._actors.values() if actor.session_id not in self._runs]
-        if not idle:
-            return False
         # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
         oldest = min(idle, key=lambda actor: actor.idle_since)
         return await has_waiting(self._database, self.worker_id) and await self._evict(oldest)
