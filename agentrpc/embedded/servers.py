@@ -54,6 +54,8 @@ class EmbeddedPostgres:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._server = get_server(self._folder, cleanup_mode=None)
+                # It gives out one that this process has stopped as it is.
+                self._server.ensure_postgres_running()
             except (subprocess.SubprocessError, OSError) as error:
                 raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
         if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):  # noqa: S608 - ours
@@ -64,8 +66,6 @@ class EmbeddedPostgres:
         """Stop it. Blocking."""
         if self._server is not None:
             self._server.stop()
-            # The wheel would give out the stopped one again.
-            type(self._server)._instances.pop(self._server.pgdata, None)
             self._server = None
 
 

@@ -17,8 +17,8 @@ from scripts.chaos.world import World, world
 _ENDS_WITHIN = 90.0
 
 
-async def _trial(service: World, name: str, seed: int, sessions: int) -> list[str]:
-    """One fault under traffic; the violations."""
+async def _trial(service: World, name: str, seed: int, sessions: int) -> tuple[str, list[str]]:
+    """One fault under traffic: how much happened, and the violations."""
     events: asyncio.Queue = asyncio.Queue()
     traffic = Traffic(service, seed, lambda session, event: events.put_nowait((session, event)))
     moment = Moment(service, random.Random(seed + 1), events)
@@ -31,7 +31,12 @@ async def _trial(service: World, name: str, seed: int, sessions: int) -> list[st
     finally:
         talking.cancel()
         await traffic.stop()
-    return [*traffic.failures, *await check(service, traffic.history, waiting)]
+    violations = [*traffic.failures, *await check(service, traffic.history, waiting)]
+    history = traffic.history
+    calls = sum(len(run.tokens) for session in history.sessions for run in session.runs)
+    seen = sum(len(seen) for session in history.sessions for seen in session.watchers.values())
+    runs = sum(len(session.runs) for session in history.sessions)
+    return f"{runs} runs, {calls} calls, {seen} events seen", violations
 
 
 async def _run(arguments: argparse.Namespace) -> int:
@@ -46,15 +51,15 @@ async def _run(arguments: argparse.Namespace) -> int:
                 seed = base if arguments.rounds == len(names) == 1 else base + number * 1000 + index
                 began = time.monotonic()
                 try:
-                    violations = await _trial(service, name, seed, arguments.sessions)
+                    amount, violations = await _trial(service, name, seed, arguments.sessions)
                 except Skip as reason:
                     print(f"round {number + 1} {name}: skipped: {reason}", flush=True)
                     continue
                 except Exception:
-                    violations = [traceback.format_exc()]
+                    amount, violations = "", [traceback.format_exc()]
                 failed += bool(violations)
                 told = "ok" if not violations else f"{len(violations)} VIOLATIONS"
-                print(f"round {number + 1} {name} seed {seed}: {told} ({time.monotonic() - began:.1f} s)", flush=True)
+                print(f"round {number + 1} {name} seed {seed}: {told} ({amount}, {time.monotonic() - began:.1f} s)", flush=True)
                 for violation in violations[:20]:
                     print(f"    {violation}", flush=True)
                 if violations and arguments.stop:
