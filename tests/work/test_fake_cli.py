@@ -1,6 +1,7 @@
 """The fake CLI, through the real launcher: each thing that it can do once, and that it does as the real one does."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import time
@@ -13,8 +14,11 @@ from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, Ag
 from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
 from agentrpc.claude.transcripts import restore_transcript
 from agentrpc.domain.gate import Verdict
+from agentrpc.embedded.scripted_model import ScriptedModel
+from agentrpc.gateway.server import ModelGateway
+from agentrpc.services.session_host.host import SessionHost
 from agentrpc.testkit import write_cli
-from agentrpc.v1 import common_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
 
 ALLOW = Verdict(allow=True)
 
@@ -126,6 +130,9 @@ async def launch(tmp_path):
     for live in lives:
         await live.agent.stop(grace=0.1)
         live.draining.cancel()
+        await asyncio.gather(live.draining, return_exceptions=True)
+    # The pipes of processes that have just ended are closed by the loop, which the test's end would stop before.
+    await asyncio.sleep(0.05)
 
 
 # ---- What the real one does ----
@@ -500,3 +507,95 @@ async def test_the_end_of_the_input_ends_it_in_good_order(launch):
     await live.agent.stop(grace=5)
     assert time.monotonic() - began < 2
     assert b"cost-state" in live.lines[-1][1]
+
+
+# ---- The same events as with the real one ----
+
+
+@pytest.fixture
+async def worker(settings, database, bus, edge, tmp_path):
+    """Start a worker in this process, with the fake CLI or with the real one and a scripted model."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(fake, **more):
+            model = await stack.enter_async_context(ScriptedModel())
+            gateway = ModelGateway(upstream_url=model.url, api_key="sk")
+            await gateway.start()
+            stack.push_async_callback(gateway.stop)
+            cli = write_cli(tmp_path / "cli-under-test") if fake else None
+            changed = settings.model_copy(update={"cli_path": cli, **more})
+            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto")[0])
+            await host.start()
+            stack.push_async_callback(host.stop, 0.1)
+            return host
+
+        yield start
+        await stack.aclose()
+        await asyncio.sleep(0.05)
+
+
+ALLOW_IT = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
+PROMPTS = {
+    "text": "[[thinking: let me see]]\n[[text: hello world]]",
+    "approval": f"[[text: hi]]\n{bash('touch made; echo made')}\n[[then]]\n[[text: done]]",
+    "parallel": "\n".join(bash(f"sleep 0.{n}; echo {n}") for n in (5, 1)) + "\n[[then]]\n[[text: ok]]",
+    "denied": f"{bash('git push')}\n[[then]]\n[[text: ok]]",
+    "files": '[[tool: Write {"file_path": "WORK/a", "content": "x"}]]\n[[then]]\n[[tool: Read {"file_path": "WORK/a"}]]\n[[then]]\n[[text: ok]]',
+    "failing": f"{bash('echo no; exit 3')}\n[[tool: Nope {{}}]]\n[[then]]\n[[text: ok]]",
+    "interrupted": f"[[text: hi]]\n{bash('sleep 0.1; exec sleep 61')}\n[[then]]\n[[text: ok]]",
+    "error": "[[error: 400]]",
+}
+
+
+async def events_of(client, settings, prompt):
+    options = session_pb2.SessionOptions(
+        allowed_tools=["Bash(sleep:*)", "Bash(echo:*)", "Bash(exit:*)", "Bash(exec:*)", "Read"], disallowed_tools=["Bash(git:*)"],
+        permission_mode=common_pb2.PERMISSION_MODE_ACCEPT_EDITS,
+    )  # fmt: skip
+    name = (await client.create_session(session_pb2.Session(options=options))).name
+    events = []
+    async with asyncio.timeout(30):
+        prompt = prompt.replace("WORK", str(settings.data_dir / name / "workspace"))
+        async for event in client.run(name, prompt):
+            events.append(event)
+            if event.HasField("tool_call_started") and "sleep 61" in prompt:
+                await client.interrupt(event.run)
+            if event.HasField("approval_requested"):
+                await client.resolve(event.approval_requested.approval.name, ALLOW_IT)
+    return [event for event in events if event.sequence]
+
+
+def outline(events):
+    """Kinds of events, with what tells outcomes apart. The end of a message and what its calls do next are a race."""
+    kinds = []
+    for event in events:
+        kind = event.WhichOneof("payload")
+        if kind == "tool_call_finished":
+            kind += f" {event_pb2.ToolCallFinished.Outcome.Name(event.tool_call_finished.outcome)}"
+        elif kind == "run_ended":
+            kind += f" {run_pb2.Run.State.Name(event.run_ended.state)} {event.run_ended.result.turn_count}"
+        kinds.append(kind)
+    return [kind for kind in kinds if kind != "message_completed"], kinds.count("message_completed")
+
+
+async def test_events_are_those_of_the_real_cli(worker, client, settings):
+    outlines = []
+    for fake in (False, True):
+        host = await worker(fake)
+        outlines.append({name: outline(await events_of(client, settings, prompt)) for name, prompt in PROMPTS.items()})
+        await host.stop(1)
+    real, faked = outlines
+    assert "approval_requested" in real["approval"][0]
+    assert real["parallel"][0].count("tool_call_finished OUTCOME_SUCCEEDED") == 2
+    assert "tool_call_finished OUTCOME_INTERRUPTED" in real["interrupted"][0]
+    assert faked == real
+
+
+async def test_runs_meet_faults(worker, client, settings):
+    await worker(True, agent_start_timeout=2)
+    crashed = (await events_of(client, settings, "[[crash: text]]\n[[text: a b c]]"))[-1].run_ended
+    assert crashed.error.reason == run_pb2.RunError.REASON_AGENT_CRASHED
+    raw = await events_of(client, settings, '[[frame: {"type": "mystery"}]]\n[[flood: 300 kind=unknown]]\n[[text: x]]')
+    assert sum(event.HasField("raw_frame") for event in raw) == 301
+    twice = await events_of(client, settings, "[[text: x]]\n[[duplicate_result]]")
+    assert [event.run_ended.result.text for event in twice if event.HasField("run_ended")] == ["x"]
