@@ -37,6 +37,8 @@ _CUT_OFF = (
 _NO_SCRIPT = "There is **no model** here: this is AgentRPC's *fake CLI*, and it cannot think.\n\n> {said}"
 _RETRYABLE = frozenset({408, 409, 429, *range(500, 600)})
 _RETRIES = 10
+# Ends of turns after which their prompt counts as cancelled.
+_CUT = frozenset({"aborted_streaming", "aborted_tools", "api_error"})
 
 
 class Interrupted(Exception):
@@ -492,7 +494,7 @@ class Session:
             fields["queued_turn_count"] = len(self._queue)
             for _ in range(2 if "duplicate_result" in step.flags else 1):
                 self.send("result", **fields)
-        self._lifecycle(uuid, "cancelled" if ending.get("is_error") else "completed")
+        self._lifecycle(uuid, "cancelled" if ending.get("terminal_reason") in _CUT else "completed")
         self.step = Step()
         self._prompt = None
         self._in_turn = self._interrupted = False
