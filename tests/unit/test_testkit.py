@@ -9,7 +9,7 @@ from claude_agent_sdk import _cli_version, project_key_for_directory
 from agentrpc.embedded import scripted_model
 from agentrpc.testkit import write_cli
 from agentrpc.testkit.fake_cli import script, transcript
-from agentrpc.testkit.fake_cli.session import VERSION
+from agentrpc.testkit.fake_cli.session import VERSION, Arguments
 
 
 def documented(module):
@@ -47,3 +47,12 @@ def test_what_is_no_directive_is_refused(wrong):
 @pytest.mark.parametrize("folder", ["/tmp/a b/ü.x", "/" + "long/" * 60 + "z"])
 def test_the_transcript_is_where_the_sdk_looks_for_it(folder):
     assert transcript._project(folder) == project_key_for_directory(folder)
+
+
+def test_the_command_line(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text('{"permissions": {"ask": ["Bash(*)", "Read"]}}')
+    given = Arguments(["--verbose", "--model", "m", "--resume=r", "--session-mirror", "--settings", str(file)])
+    assert (given.model, given.session_id, given.resume, given.mirror, given.partial) == ("m", "r", "r", True, False)
+    assert given.ask == {"Bash", "Read"}
+    assert Arguments(["--settings", "{}"]).ask == frozenset()

@@ -317,8 +317,14 @@ async def test_an_open_call_is_closed_at_the_next_prompt(launch):
     assert said[1][0]["text"] == "No response requested."
 
 
-def deferred(live):
-    """The transcript with the entry that the CLI writes when a hook defers a call."""
+async def deferred(launch, command):
+    """A session whose process was lost while a call waited; its transcript says that a hook has deferred it."""
+    live = await launch(gate=lambda call: asyncio.Event().wait())
+    await live.begin(bash(command) + "\n[[then]]\n[[text: finished]]")
+    await live.until(lambda: live.asked)
+    await live.until(lambda: any(b'"tool_use"' in line for _, line in live.lines))
+    # The end of its input would deny the call first, as with the real one.
+    await stop_tree(live.agent.pid)
     call = live.asked[0]
     last = [json.loads(line) for _, line in live.lines if b'"parentUuid"' in line][-1]
     attachment = {"type": "hook_deferred_tool", "toolUseID": call.tool_use_id, "toolName": call.tool_name,
@@ -330,14 +336,8 @@ def deferred(live):
 
 
 async def test_a_deferred_call_is_taken_up_without_a_prompt(launch):
-    prompt = bash("echo ran >> file; cat file; sleep 0.2") + "\n[[then]]\n[[text: finished]]"
-    live = await launch(gate=lambda call: asyncio.Event().wait())
-    await live.begin(prompt)
-    await live.until(lambda: live.asked)
-    await live.until(lambda: any(b'"tool_use"' in line for _, line in live.lines))
-    # The end of its input would deny the call first, as with the real one.
-    await stop_tree(live.agent.pid)
-    again = await launch(resume=deferred(live))
+    live = await deferred(launch, "echo ran >> file; cat file")
+    again = await launch(resume=live)
     result = await again.result()
     assert result["result"] == "finished"
     assert "user_message_uuids" not in result
@@ -346,10 +346,15 @@ async def test_a_deferred_call_is_taken_up_without_a_prompt(launch):
     meta = [json.loads(line) for _, line in again.lines if b'"isMeta":true' in line]
     assert [entry["message"]["content"] for entry in meta] == ["Continue from where you left off."]
     assert (await again.say("[[text: next]]"))["result"] == "next"
-    once_more = await launch("[[deferred: unhooked]]", resume=live)
-    await once_more.result()
-    assert once_more.asked == []
-    assert [block["content"] for block in once_more.tool_results()] == ["the call did not pass the gate"]
+
+
+async def test_a_deferred_call_may_be_taken_up_before_there_are_hooks(launch):
+    for command, content in [("echo > file", "the call did not pass the gate"), ("echo hi", "hi")]:
+        live = await deferred(launch, command)
+        again = await launch("[[deferred: unhooked]]", resume=live)
+        assert (await again.result())["result"] == "finished"
+        assert again.asked == []
+        assert [block["content"] for block in again.tool_results()] == [content]
 
 
 async def test_nothing_to_resume(launch):

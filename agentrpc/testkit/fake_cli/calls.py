@@ -115,6 +115,7 @@ class Calls:
         hooks: Who is asked before each call.
         context: What hooks are told besides, made anew for each.
         prompts: Whether there is someone to ask for a permission.
+        ask: The tools about which that one is asked, even if a hook has allowed the call.
         on_point: Told when one of them runs.
         on_state: Told what the session waits for.
         on_mode: Told the new permission mode.
@@ -128,6 +129,7 @@ class Calls:
         context: Callable[[], dict[str, Any]],
         *,
         prompts: bool,
+        ask: frozenset[str],
         on_point: Callable[[], None],
         on_state: Callable[[str], None],
         on_mode: Callable[[str], None],
@@ -137,6 +139,7 @@ class Calls:
         self._hooks = hooks
         self._context = context
         self._prompts = prompts
+        self._ask = ask
         self._on_point = on_point
         self._on_state = on_state
         self._on_mode = on_mode
@@ -269,15 +272,24 @@ class Calls:
             call.fail(f"PreToolUse:{call.name} hook error: {reason}")
             _reject(call, source="hook", reason_type="hook")
             return
+        if not asked and self._harmless(call):
+            _accept(call, source="config")
+            return
         allowed = "allow" in decisions and "ask" not in decisions
         for output in decisions.values():
             call.input = output.get("updatedInput") or call.input
         self.hooked = self.hooked or allowed
         by_person = call.name == "ExitPlanMode" or (call.name == "AskUserQuestion" and "answers" not in call.input)
-        if allowed and not by_person:
+        if allowed and not by_person and call.name not in self._ask:
             _accept(call, source="hook", reason_type="hook")
             return
         yield from self._ask_permission(call, by_person=by_person)
+
+    def _harmless(self, call: Call) -> bool:
+        """What the real CLI runs without asking anyone when no hook is in force."""
+        if call.name in self._ask:
+            return False
+        return call.reads_only or (call.name == "Write" and self._context()["permission_mode"] == "acceptEdits")
 
     def _ask_hook(self, hook: Hook, call: Call) -> str:
         given = {

@@ -47,7 +47,8 @@ At the start of the process (see `agentrpc.testkit.write_cli`) there are also:
     [[starts: 2]]                               all of this is for the first two starts in one HOME only
     [[no_hooks]]                                claims that it cannot keep hooks
     [[deferred: unhooked]]                      takes a deferred call up before the hooks are in force, as the real CLI
-                                                may: it asks for a permission only
+                                                does most of the time: what only reads runs without a question, for
+                                                the rest it asks for a permission
 """
 
 from __future__ import annotations

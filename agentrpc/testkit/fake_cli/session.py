@@ -5,6 +5,7 @@ The order of frames and of transcript entries was recorded from that CLI; `tests
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ class Arguments:
         self.prompts = "permission-prompt-tool" in options
         self.max_turns = int(options.get("max-turns") or 0)
         self.max_budget = float(options.get("max-budget-usd") or 0)
+        self.ask = _ask_rules(options.get("settings", ""))
 
 
 class _Prompt:
@@ -181,6 +183,7 @@ class Session:
                 self._hooks,
                 self._hook_context,
                 prompts=self.arguments.prompts,
+                ask=self.arguments.ask,
                 on_point=lambda: self.point("tool"),
                 on_state=self._on_state,
                 on_mode=self._on_mode,
@@ -530,6 +533,15 @@ class Session:
         if self._prompt is not None:
             context["prompt_id"] = self._prompt_id
         return {**context, "permission_mode": self.mode}
+
+
+def _ask_rules(settings: str) -> frozenset[str]:
+    """The tools that settings (JSON, or a file of it) want a person to be asked about, whatever else allows them."""
+    if settings and not settings.lstrip().startswith("{"):
+        with open(settings, encoding="utf-8") as file:
+            settings = file.read()
+    rules = (json.loads(settings or "{}").get("permissions") or {}).get("ask") or []
+    return frozenset(rule.partition("(")[0] for rule in rules)
 
 
 def _counted(path: str, limit: int) -> bool:
