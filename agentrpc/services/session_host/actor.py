@@ -602,7 +602,7 @@ class SessionActor:
     async def close(self) -> None:
         """End the process tree and the writer. Nothing begins after this."""
         self._closed = True
-        # The process goes first: a call that waits must not be told that it is denied.
-        await self._process.stop()
+        # The process goes first: at the end of its input a CLI would note the calls that wait here as denied.
+        await self._process.stop(grace=0 if self._gate.at_gate else 2)
         self._gate.end_run()
         await self._writer.close()
