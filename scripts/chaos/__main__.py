@@ -59,7 +59,10 @@ async def _run(arguments: argparse.Namespace) -> int:
                     amount, violations = "", [traceback.format_exc()]
                 failed += bool(violations)
                 told = "ok" if not violations else f"{len(violations)} VIOLATIONS"
-                print(f"round {number + 1} {name} seed {seed}: {told} ({amount}, {time.monotonic() - began:.1f} s)", flush=True)
+                print(
+                    f"round {number + 1} {name} seed {seed}: {told} ({amount}, {time.monotonic() - began:.1f} s)",
+                    flush=True,
+                )
                 for violation in violations[:20]:
                     print(f"    {violation}", flush=True)
                 if violations and arguments.stop:

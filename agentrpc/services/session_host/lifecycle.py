@@ -23,6 +23,7 @@ from agentrpc.store.tables import Run, Session, SessionHead
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2
 
 __all__ = [
+    "MAX_LOSSES",
     "Asked",
     "RunRecord",
     "await_decision",
@@ -41,6 +42,10 @@ __all__ = [
     "rewind",
     "take_inputs",
 ]
+
+
+# So many workers and processes in a row may be lost under a run.
+MAX_LOSSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +265,15 @@ async def await_decision(
 
 
 async def note_loss(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> tuple[int, list[StoredEvent]]:
-    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt."""
+    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt.
+
+    After the last one that is borne there is none.
+    """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
         head.losses += 1
+        if head.losses >= MAX_LOSSES:
+            return head.losses, []
         run.attempt += 1
         started = event_pb2.Event(
             run=run_name(session_id, run_id),
