@@ -56,7 +56,7 @@ class _Process:
         self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
         self.runs = Runs(self.database, self.bus, self.doorbell, settings)
         self.session_control = SessionControl(self.database, self.bus, self.doorbell, self.sessions, settings)
-        self.run_control = RunControl(self.database, self.bus, self.doorbell, self.runs)
+        self.run_control = RunControl(self.database, self.bus, self.doorbell, settings)
         self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:
