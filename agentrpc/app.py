@@ -23,6 +23,7 @@ from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.session_control import SessionControl
@@ -56,7 +57,7 @@ class _Process:
         self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
         self.runs = Runs(self.database, self.bus, self.doorbell, settings)
         self.session_control = SessionControl(self.database, self.bus, self.doorbell, self.sessions, settings)
-        self.run_control = RunControl(self.database, self.bus, self.doorbell, self.runs)
+        self.run_control = RunControl(self.database, self.bus, self.doorbell, settings)
         self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:
@@ -132,7 +133,9 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
     process = _Process(settings)
     try:
         await process.open()
-        running = asyncio.create_task(Scheduler(process.database, process.approvals).run(), name="scheduler")
+        deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
+        scheduler = Scheduler(process.database, process.approvals, deadlines)
+        running = asyncio.create_task(scheduler.run(), name="scheduler")
         log.info("scheduling")
         await stopped.wait()
         running.cancel()

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     background_ceiling: Seconds = Field(default=600, description="How long a run waits for background subagents.")
     isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")
+    decision_timeout: Seconds = Field(
+        default=86400, description="A run in UNKNOWN_OUTCOME fails when nobody has decided for so long."
+    )
     cli_path: Path | None = Field(default=None, description="Another CLI than the one in the SDK's wheel.")
 
     # The model.

@@ -220,7 +220,7 @@ class Run(Base):
     retry_of: Mapped[UUID | None]
     rewind_to: Mapped[UUID | None]  # the run to whose beginning the conversation goes back before this one
     stop_receipt: Mapped[bytes | None]  # agentrpc.v1.StopReceipt
-    decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest, until the run goes on
+    decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest: the newest decision about calls in doubt
     doubt_time: Mapped[datetime | None]
 
 

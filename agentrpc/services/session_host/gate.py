@@ -274,6 +274,8 @@ class SessionGate:
     async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
         if state == "EXPIRED":
             return self._deny(call, "nobody answered before the deadline", "approval")
+        if state == "CANCELLED":
+            return self._deny(call, "the run was stopped before anyone answered", "approval")
         if state != "ALLOWED":
             if resolution.interrupt:
                 self.interrupt()

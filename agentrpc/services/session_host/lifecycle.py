@@ -13,14 +13,14 @@ from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
 from agentrpc.services.run_end import Ending, conclude
-from agentrpc.services.views import head_state, text_block
+from agentrpc.services.views import call_in_doubt, head_state, text_block
 from agentrpc.store.approvals import granted_rules, of_run, settled_approvals
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import OwnedSession, lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
 from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_service_pb2
 
 __all__ = [
     "MAX_LOSSES",
@@ -254,7 +254,9 @@ async def await_decision(
             return []
         before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
-        changed = approvals.run_state_event(run, RunState.UNKNOWN_OUTCOME, message, [_in_doubt(row) for row in calls])
+        changed = approvals.run_state_event(
+            run, RunState.UNKNOWN_OUTCOME, message, [call_in_doubt(row) for row in calls]
+        )
         run.doubt_time = clock.utcnow()
         run.decision = None
         head.in_doubt = True
@@ -304,9 +306,3 @@ async def _held(tx: Transaction, session_id: UUID, run_id: UUID, epoch: int) -> 
     if head is None or head.epoch != epoch:
         raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
     return head, await tx.get_one(Run, run_id)
-
-
-def _in_doubt(row: LedgerRow) -> run_pb2.CallInDoubt:
-    call = run_pb2.CallInDoubt(tool_use_id=row.tool_use_id, tool_name=row.tool_name)
-    call.start_time.FromDatetime(row.start_time)
-    return call
