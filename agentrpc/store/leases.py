@@ -7,7 +7,7 @@ which the worker has ended its own processes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
@@ -27,6 +27,7 @@ __all__ = [
     "claim_next",
     "declare_dead",
     "declare_frozen",
+    "forget_workers",
     "living_workers",
     "lock_head",
     "owned_sessions",
@@ -169,6 +170,25 @@ async def declare_frozen(database: Database, worker_id: UUID, lease_expire_time:
             lease_expire_time,
         )
     return bool(done)
+
+
+async def forget_workers(database: Database, age: timedelta) -> None:
+    """Remove workers that have been dead for longer than `age`, once others have taken their runs over.
+
+    Sessions without a run that they held are nobody's from then on.
+    """
+    async with database.connection() as connection:
+        # Index session_heads_by_worker.
+        await connection.execute(
+            "UPDATE session_heads h SET worker = NULL FROM workers w"
+            " WHERE h.worker = w.id AND w.dead_time < now() - $1::interval AND h.active_run IS NULL",
+            age,
+        )
+        await connection.execute(
+            "DELETE FROM workers w WHERE dead_time < now() - $1::interval"
+            " AND NOT EXISTS (SELECT 1 FROM session_heads h WHERE h.worker = w.id)",
+            age,
+        )
 
 
 # Index session_heads_queue. Sessions that the worker holds come first, then tenants with the fewest active runs, then

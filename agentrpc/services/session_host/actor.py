@@ -601,8 +601,10 @@ class SessionActor:
 
     async def close(self) -> None:
         """End the process tree and the writer. Nothing begins after this."""
+        # What is another's by now, or soon, ends where it stands.
+        grace = 2.0 if self._may_begin() else 0
         self._closed = True
         # The process goes first: a call that waits must not be told that it is denied.
-        await self._process.stop()
+        await self._process.stop(grace=grace)
         self._gate.end_run()
         await self._writer.close()

@@ -28,6 +28,7 @@ from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
+    Origin,
     claim_next,
     declare_dead,
     owned_sessions,
@@ -35,7 +36,7 @@ from agentrpc.store.leases import (
     release,
     retire_worker,
 )
-from agentrpc.telemetry import AGENT_MEMORY
+from agentrpc.telemetry import AGENT_MEMORY, TAKEOVERS
 
 __all__ = ["SessionHost"]
 
@@ -57,17 +58,29 @@ class SessionHost:
         settings: How many, how long.
         tokens: The model gateway.
         isolation: How process trees are kept apart.
+        report: Gets this worker's id, and when its parent has to kill it, by `clock.boottime`.
     """
 
     def __init__(
-        self, database: Database, bus: Bus, settings: Settings, tokens: TokenIssuer, isolation: Isolation
+        self,
+        database: Database,
+        bus: Bus,
+        settings: Settings,
+        tokens: TokenIssuer,
+        isolation: Isolation,
+        report: Callable[[UUID, float], None],
     ) -> None:
         self.worker_id = clock.uuid7()
         self._database = database
         self._bus = bus
         self._settings = settings
         self._lease = LeaseKeeper(
-            settings.database_url.get_secret_value(), self.worker_id, settings.lease_ttl, self._on_lease_lost
+            settings.database_url.get_secret_value(),
+            self.worker_id,
+            settings.lease_ttl,
+            self._on_lease_lost,
+            # Half of T_kill is for the worker to end by itself.
+            lambda deadline: report(self.worker_id, deadline + settings.kill_timeout / 2),
         )
         self._env = Environment(database, bus, settings, tokens, isolation, self._lease.valid)
         self._actors: dict[UUID, SessionActor] = {}
@@ -198,6 +211,8 @@ class SessionHost:
 
     def _begin(self, claim: Claim) -> None:
         session_id = claim.session.id
+        if claim.origin is Origin.LOST:
+            TAKEOVERS.inc()
         actor = self._actors.get(session_id)
         if actor is not None and actor.epoch != claim.epoch:
             # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
