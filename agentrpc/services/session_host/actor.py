@@ -65,6 +65,7 @@ class _Stop:
 
     kind: StopKind
     reason: str
+    failure: Ending | None = None
 
     @property
     def state(self) -> RunState:
@@ -461,6 +462,9 @@ class SessionActor:
         assert self._stop is not None
         receipt = await self._process.stop(grace=0)
         self._void()
+        if self._stop.failure is not None:
+            self._stop.failure.usage, self._stop.failure.model_usage = usage.usage, usage.model_usage
+            return self._stop.failure
         ending = stopped(self._stop.state, usage, last)
         if self._cancelled:
             ending.receipt = run_receipt(receipt)
@@ -587,6 +591,10 @@ class SessionActor:
         self._heed(head)
         with contextlib.suppress(StoreUnavailable):
             await self._gate.check_answers()
+
+    def fail(self, reason: str, message: str) -> None:
+        """End the process tree at once; the run fails for this reason."""
+        self._stop_run(_Stop(StopKind.CANCEL, message, failed(reason, message)))
 
     def drain(self) -> None:
         """Hold the next call at the gate and give the session back there."""
