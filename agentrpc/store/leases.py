@@ -316,14 +316,15 @@ async def _choose(
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
     """Give a session back (evict). False: there is work for it after all, or it is another's by now."""
-    async with database.transaction() as tx:
-        head = await lock_head(tx, session_id)
-        if head is None or head.epoch != epoch:
-            return True
-        if head.active_run is not None or head.queued:
-            return False
-        head.worker = None
-        return True
+    async with database.connection() as connection:
+        # The primary key of the head row.
+        done = await connection.fetchval(
+            "UPDATE session_heads SET worker = NULL"
+            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND queued = 0 RETURNING true",
+            session_id,
+            epoch,
+        )
+    return bool(done)
 
 
 async def owned_sessions(database: Database, worker_id: UUID) -> dict[UUID, OwnedSession]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.e2e.conftest import Running
-from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, state
 
 from agentrpc.app import _admin_for
 from agentrpc.embedded.stack import Stack, _processes
 from agentrpc.v1 import event_pb2
+from tests.e2e.conftest import Running
+from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

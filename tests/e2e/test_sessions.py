@@ -10,9 +10,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from agentrpc.client import RpcError
-from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, run, state
-
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, run, state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -129,13 +129,12 @@ async def test_a_tree_that_is_too_large_goes_whoever_else_is_idle(settings):
 
 async def test_room_is_for_what_a_new_process_will_use(settings):
     bound = MemoryBound(settings.model_copy(update={"max_agent_memory": 700 * MIB}))
-    actors = {}
+    sessions = []
     for fits in (True, True, True, False):
-        assert bound.has_room(actors) == fits
-        fresh = Tree(0)
-        actors[fresh.session_id] = fresh
+        assert bound.has_room(sessions) == fits
+        sessions.append(clock.uuid7())
     small = MemoryBound(settings.model_copy(update={"max_agent_memory": MIB}))
-    assert small.has_room({})
+    assert small.has_room([])
 
 
 def test_the_default_is_what_the_machine_has():

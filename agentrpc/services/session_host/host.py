@@ -204,16 +204,18 @@ class SessionHost:
 
     async def _make_room(self) -> bool:
         """Whether one more session fits, after idle ones, used least recently, have gone if need be."""
-        limit = self._settings.max_processes
-        if len(self._runs) >= limit:
-            return False
-        while len(self._actors) >= limit or not self._memory.has_room(self._actors):
-            idle = [actor for actor in self._actors.values() if actor.session_id not in self._runs]
+        while True:
+            free = self._settings.max_processes - len(self._runs)
+            if free <= 0:
+                return False
+            # A session whose process has ended takes no place: to give it back first would only delay the claim.
+            idle = [each for each in self._actors.values() if each.has_process and each.session_id not in self._runs]
+            if len(idle) < free and self._memory.has_room([*self._runs, *(actor.session_id for actor in idle)]):
+                return True
             # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
             if not idle or not await has_waiting(self._database, self.worker_id):
                 return False
             await self._evict(min(idle, key=lambda actor: actor.idle_since))
-        return True
 
     def _begin(self, claim: Claim) -> None:
         session_id = claim.session.id

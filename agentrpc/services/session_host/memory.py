@@ -4,7 +4,7 @@ Measured, since what tools use is nobody's to foresee. A process that has just b
 """
 
 import asyncio
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -40,10 +40,10 @@ class MemoryBound:
         self._used = await asyncio.to_thread(lambda: {session_id: actor.memory() for session_id, actor in trees})
         AGENT_MEMORY.set(sum(self._used.values()))
 
-    def has_room(self, actors: Mapping[UUID, SessionActor]) -> bool:
-        """Whether one more session fits. The first one always does."""
-        used = sum(max(self._used.get(session_id, 0), _FRESH) for session_id in actors)
-        return not actors or used + _FRESH <= self._together
+    def has_room(self, session_ids: Sequence[UUID]) -> bool:
+        """Whether one more process fits beside those of these sessions. The first one always does."""
+        used = sum(max(self._used.get(session_id, 0), _FRESH) for session_id in session_ids)
+        return not session_ids or used + _FRESH <= self._together
 
     def pick_excess(
         self, actors: Mapping[UUID, SessionActor], running: Container[UUID]
