@@ -51,6 +51,15 @@ class Settings(BaseSettings):
 
     # The worker.
     max_processes: int = Field(default=8, ge=1, description="Live CLI processes of one worker, about 200 MB each.")
+    max_agent_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="What all process trees of one worker may use. Default: three quarters of what the machine, or the "
+        "worker's cgroup, has.",
+    )
+    max_session_memory: int | None = Field(
+        default=None, ge=1, description="What the process tree of one session may use. Default: max_agent_memory."
+    )
     approval_hold: Seconds = Field(
         default=60, description="A process whose run waits for answers longer than this goes; an answer brings it back."
     )

@@ -156,6 +156,7 @@ class SessionHead(Base):
         ),
         Index("session_heads_by_worker", "worker", postgresql_where=text("worker IS NOT NULL")),
         Index("session_heads_active", "tenant", postgresql_where=text("active_run IS NOT NULL")),
+        Index("session_heads_served", "tenant", "claim_time"),
         {"postgresql_with": {"fillfactor": "60"}},
     )
 
@@ -170,6 +171,7 @@ class SessionHead(Base):
     active_run: Mapped[UUID | None]
     queued: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     queued_since: Mapped[datetime | None]
+    claim_time: Mapped[datetime | None]  # when a worker last took a waiting run of it
     pending_approvals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     run_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     tool_call_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))

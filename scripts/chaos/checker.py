@@ -150,7 +150,7 @@ def _calls(session: SessionRecord, events: list[event_pb2.Event], effects: Count
             found.append(
                 f"call {tool_use_id} had its effect {effects[token]} times and was started {made[token]} times"
             )
-        if _Finished.OUTCOME_SUCCEEDED in outcomes and not effects[token]:
-            if session.decisions.get(tool_use_id) != run_service_pb2.ResolveRunRequest.DECISION_ASSUME_DONE:
-                found.append(f"call {tool_use_id} succeeded and had no effect")
+        assumed = session.decisions.get(tool_use_id) == run_service_pb2.ResolveRunRequest.DECISION_ASSUME_DONE
+        if _Finished.OUTCOME_SUCCEEDED in outcomes and not effects[token] and not assumed:
+            found.append(f"call {tool_use_id} succeeded and had no effect")
     return found

@@ -43,7 +43,7 @@ class Restartable(Running):
     async def until_parked(self, session):
         """Until no CLI is alive."""
         async with asyncio.timeout(20):
-            while self.agents(session):
+            while self.agents(session):  # noqa: ASYNC110 - processes tell nobody when they end
                 await asyncio.sleep(0.05)
 
     def home(self, session):
@@ -151,7 +151,7 @@ async def test_calls_of_one_message_that_wait_together_are_each_decided(stack):
 
 async def test_calls_of_one_message_that_are_made_one_after_the_other(stack):
     calls = [bash(f"echo {name} | tee -a {name}") for name in "abc"]
-    session, run, [first] = await ask(stack, "\n".join(calls) + "\n[[then]]\n[[text: all told]]")
+    session, _, [first] = await ask(stack, "\n".join(calls) + "\n[[then]]\n[[text: all told]]")
     answers = {first: ALLOW}
     events = []
     async with stack.client() as client, asyncio.timeout(90):
