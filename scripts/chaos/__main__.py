@@ -43,7 +43,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     names = arguments.only or list(FAULTS)
     base = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
     failed = 0
-    async with world() as service:
+    async with world(real_cli=arguments.real_cli) as service:
         print(f"service in {service.folder}", flush=True)
         for number in range(arguments.rounds):
             for index, name in enumerate(names):
@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="only this fault; may be repeated")
     parser.add_argument("--seed", type=int, help="decides about clients and moments; random by default")
     parser.add_argument("--sessions", type=int, default=6, help="sessions at once (6)")
+    parser.add_argument(
+        "--real-cli", action="store_true", help="the real CLI with the scripted model, not the fake one"
+    )
     parser.add_argument("--stop", action="store_true", help="stop at the first violation, and keep the service's files")
     sys.exit(1 if uvloop.run(_run(parser.parse_args())) else 0)
 

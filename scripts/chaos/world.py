@@ -25,6 +25,7 @@ from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.embedded.servers import EmbeddedPostgres, dying_with_parent, free_port, redis_binary
 from agentrpc.store.database import Database
 from agentrpc.store.schema import migrate
+from agentrpc.testkit import write_cli
 
 __all__ = ["World", "world"]
 
@@ -287,8 +288,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(**environment: str) -> AsyncIterator[World]:
-    """The service, up and running."""
+async def world(*, real_cli: bool = False) -> AsyncIterator[World]:
+    """The service, up and running; its agents are those of the test kit, or the real CLI with the scripted model."""
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-faults-"))
     folder.chmod(0o755)
     postgres = EmbeddedPostgres(folder / "postgres")
@@ -308,8 +309,9 @@ async def world(**environment: str) -> AsyncIterator[World]:
         "AGENTRPC_SIGNING_KEY": "for the fault suite, and for nothing else",
         "AGENTRPC_MODEL_URL": model.url,
         "AGENTRPC_MODEL_API_KEY": "scripted",
-        **environment,
     }
+    if not real_cli:
+        common["AGENTRPC_CLI_PATH"] = str(write_cli(folder / "fake-cli"))
     try:
         await made.start_redis()
         made.password = await _admin_for(common) or ""
