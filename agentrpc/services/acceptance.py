@@ -1,7 +1,6 @@
-"""Accepting a run: its request_id, the limits of the queue, and what becomes of the runs before it."""
+"""Accepting a run: the limits of the queue, and what becomes of the runs before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from agentrpc import clock
@@ -9,35 +8,16 @@ from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import SUPERSEDING, RunState, StopKind
 from agentrpc.errors import ResourceExhausted
 from agentrpc.services.approvals import session_state_event
-from agentrpc.services.idempotency import check_same
 from agentrpc.services.run_end import cancel_queued, stop_run
 from agentrpc.services.sessions import busy, not_active
 from agentrpc.services.views import head_state
 from agentrpc.store.database import Transaction
 from agentrpc.store.log import StoredEvent, append_control
-from agentrpc.store.requests import remember_request
 from agentrpc.store.runs import superseding_queued
 from agentrpc.store.tables import Run, SessionHead
 from agentrpc.v1 import run_pb2
 
-__all__ = ["RequestKey", "accept", "check_acceptable", "known_request", "new_run"]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestKey:
-    """What a request_id is remembered by.
-
-    Attributes:
-        principal: The caller.
-        method: Whose ids it is one of.
-        request_id: The caller's own; None when there is none.
-        body: The hash of the request.
-    """
-
-    principal: Principal
-    method: str
-    request_id: UUID | None
-    body: bytes
+__all__ = ["accept", "check_acceptable", "new_run"]
 
 
 def new_run(principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
@@ -58,27 +38,6 @@ def new_run(principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
         last_sequence=0,
         create_time=clock.utcnow(),
     )
-
-
-async def known_request(tx: Transaction, key: RequestKey, resource_id: UUID) -> UUID | None:
-    """What a request_id has made before; None when it is new: from now on it stands for `resource_id`.
-
-    Raises:
-        InvalidArgument: REQUEST_ID_REUSED.
-    """
-    if key.request_id is None:
-        return None
-    resource, stored = await remember_request(
-        tx,
-        principal=key.principal.user_id,
-        method=key.method,
-        request_id=key.request_id,
-        body_hash=key.body,
-        resource_id=resource_id,
-        now=clock.utcnow(),
-    )
-    check_same(key.body, stored, str(key.request_id))
-    return resource if resource != resource_id else None
 
 
 async def check_acceptable(tx: Transaction, head: SessionHead, run: Run, limit: int) -> Sequence[Run]:

@@ -9,10 +9,10 @@ from agentrpc.domain.states import RunState
 from agentrpc.errors import FailedPrecondition, ResourceExhausted
 from agentrpc.names import parse_run
 from agentrpc.services import approvals
-from agentrpc.services.acceptance import RequestKey, accept, known_request, new_run
+from agentrpc.services.acceptance import accept, new_run
 from agentrpc.services.access import require_write
 from agentrpc.services.doubt import UNKNOWN_RESULT
-from agentrpc.services.idempotency import request_hash
+from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.run_end import Ending, conclude, finish_call_events
 from agentrpc.services.runs import describe_run, load_run
 from agentrpc.services.signals import Doorbell, publish

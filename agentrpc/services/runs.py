@@ -11,9 +11,9 @@ from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import TERMINAL_RUN_STATES, StopKind
 from agentrpc.errors import InvalidArgument
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, run_name, session_name
-from agentrpc.services.acceptance import RequestKey, accept, check_acceptable, known_request, new_run
+from agentrpc.services.acceptance import accept, check_acceptable, new_run
 from agentrpc.services.access import require_visible, require_write, visible_owner
-from agentrpc.services.idempotency import request_hash
+from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.pages import Pager, page_size
 from agentrpc.services.run_end import stop_run
 from agentrpc.services.signals import Doorbell, publish

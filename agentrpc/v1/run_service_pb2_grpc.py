@@ -123,9 +123,9 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InterruptRun(self, request, context):
-        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-        taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-        as it is.
+        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+        cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+        A run that has ended is returned as it is.
         Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -134,8 +134,8 @@ class RunServiceServicer:
 
     def CancelRun(self, request, context):
         """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
-        with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
-        A run that has ended is returned as it is.
+        with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+        request is stored; watch for run_ended. A run that has ended is returned as it is.
         Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -54,15 +54,15 @@ class RunServiceStub:
     Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     InterruptRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.InterruptRunRequest, _run_pb2.Run]
-    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-    taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-    as it is.
+    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+    cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
     Errors: NOT_FOUND.
     """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]
     """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
-    with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
-    A run that has ended is returned as it is.
+    with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+    request is stored; watch for run_ended. A run that has ended is returned as it is.
     Errors: NOT_FOUND.
     """
     RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]
@@ -107,15 +107,15 @@ class RunServiceAsyncStub(RunServiceStub):
     Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     InterruptRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.InterruptRunRequest, _run_pb2.Run]  # type: ignore[assignment]
-    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-    taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-    as it is.
+    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+    cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
     Errors: NOT_FOUND.
     """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
-    with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
-    A run that has ended is returned as it is.
+    with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+    request is stored; watch for run_ended. A run that has ended is returned as it is.
     Errors: NOT_FOUND.
     """
     RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]  # type: ignore[assignment]
@@ -187,9 +187,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.InterruptRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
-        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-        taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-        as it is.
+        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+        cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+        A run that has ended is returned as it is.
         Errors: NOT_FOUND.
         """
 
@@ -200,8 +200,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
         """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
-        with stop_receipt. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
-        A run that has ended is returned as it is.
+        with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+        request is stored; watch for run_ended. A run that has ended is returned as it is.
         Errors: NOT_FOUND.
         """
 
