@@ -103,8 +103,13 @@ class Traffic:
 
     async def stop(self) -> None:
         """Let all clients go."""
-        # What was committed last may be on its way to the watchers.
-        await asyncio.sleep(1.5)
+        # What was committed last may be on its way to the watchers, and one may wait to connect again.
+        deadline = asyncio.get_running_loop().time() + 20
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(1)
+            seen = [{len(seen) for seen in session.watchers.values()} for session in self.history.sessions]
+            if all(len(each) == 1 for each in seen):
+                break
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -183,6 +188,7 @@ class Traffic:
                     else:
                         return
                 except RpcError as error:
+                    self.history.notes.append(f"watcher {number} of {session.name}: {error.code} {error.reason}")
                     if error.code not in _AGAIN:
                         raise
                     await asyncio.sleep(0.2)
