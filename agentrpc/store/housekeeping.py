@@ -50,7 +50,7 @@ async def take_sessions_to_clean(database: Database) -> list[UUID]:
     async with database.connection() as connection:
         rows = await connection.fetch(
             "UPDATE sessions SET clean_time = now() FROM session_heads h"
-            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
+            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
             " AND sessions.clean_time IS NULL RETURNING sessions.id"
         )
     return [row[0] for row in rows]

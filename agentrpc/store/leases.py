@@ -284,12 +284,12 @@ async def _choose(
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Give a session back (evict). False: there is work for it after all, or it is another's by now."""
+    """Give an idle session back. False: there is work for it after all."""
     async with database.transaction() as tx:
         head = await lock_head(tx, session_id)
         if head is None or head.epoch != epoch:
             return True
-        if head.active_run is not None or head.queued:
+        if head.active_run is not None or (head.queued and not head.paused):
             return False
         head.worker = None
         return True

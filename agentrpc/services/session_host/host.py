@@ -18,6 +18,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
@@ -69,9 +70,15 @@ class SessionHost:
         self._lease = LeaseKeeper(
             settings.database_url.get_secret_value(), self.worker_id, settings.lease_ttl, self._on_lease_lost
         )
-        self._env = Environment(database, bus, settings, tokens, isolation, self._lease.valid)
+        workspaces = WorkspaceStore(
+            settings.workspaces,
+            checkpoint_limit=settings.checkpoint_limit,
+            checkpoints_kept=settings.checkpoints_kept,
+        )
+        self._env = Environment(database, bus, settings, tokens, isolation, workspaces, self._lease.valid)
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}
+        self._closing: dict[UUID, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
@@ -201,8 +208,7 @@ class SessionHost:
         actor = self._actors.get(session_id)
         if actor is not None and actor.epoch != claim.epoch:
             # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
-            stale = self._actors.pop(session_id)
-            asyncio.create_task(stale.close(), name="close-stale")  # noqa: RUF006 - awaited by nobody on purpose
+            self._close(actor)
             actor = None
         if actor is None:
             actor = self._actors[session_id] = SessionActor(self._env, claim)
@@ -218,6 +224,9 @@ class SessionHost:
 
     async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
         try:
+            if (closing := self._closing.get(actor.session_id)) is not None:
+                # Two processes must not work in the same folders.
+                await asyncio.wait([closing])
             if not await actor.carry_out(claim):
                 await self._drop(actor)
         except LeaseLostError:
@@ -230,9 +239,21 @@ class SessionHost:
             await self._drop(actor)
 
     async def _drop(self, actor: SessionActor) -> None:
-        if self._actors.get(actor.session_id) is actor:
-            del self._actors[actor.session_id]
-        await actor.close()
+        await asyncio.wait([self._close(actor)])
+
+    def _close(self, actor: SessionActor) -> asyncio.Task[None]:
+        """End an actor that is not to be used again. The next one of its session begins when this is done."""
+        session_id = actor.session_id
+        if self._actors.get(session_id) is actor:
+            del self._actors[session_id]
+        task = self._closing[session_id] = asyncio.create_task(actor.close(), name=f"close-{session_id}")
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if self._closing.get(session_id) is finished:
+                del self._closing[session_id]
+
+        task.add_done_callback(done)
+        return task
 
     # ---- Intents ----
 
@@ -251,9 +272,12 @@ class SessionHost:
                 if head is None or head.epoch != actor.epoch:
                     if session_id not in self._runs:
                         await self._drop(actor)
+                        if head is not None:
+                            # Taken from its process, and not from this worker, which gives it back now.
+                            await release(self._database, session_id, head.epoch)
                     continue
                 await actor.look(head)
-                if head.closed and session_id not in self._runs:
+                if (head.closed or head.paused) and session_id not in self._runs:
                     await self._evict(actor)
 
     # ---- Eviction ----
@@ -276,9 +300,7 @@ class SessionHost:
         """Let an idle session go: its last transcript line is written before the lease is given back."""
         if actor.session_id in self._runs:
             return False
-        if self._actors.get(actor.session_id) is actor:
-            del self._actors[actor.session_id]
-        await actor.close()
+        await self._drop(actor)
         await release(self._database, actor.session_id, actor.epoch)
         return True
 
@@ -287,6 +309,7 @@ class SessionHost:
         for session_id in await take_sessions_to_clean(self._database):
             folder = self._settings.data_dir / "sessions" / str(session_id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self._env.workspaces.remove, session_id)
 
 
 def _memory(actors: list[SessionActor]) -> int:
