@@ -52,7 +52,7 @@ def picture(files):
         for name in [*folders, *names]:
             path = Path(folder, name)
             mode = path.lstat().st_mode
-            what = os.readlink(path) if path.is_symlink() else path.read_bytes() if stat.S_ISREG(mode) else b""
+            what = str(path.readlink()) if path.is_symlink() else path.read_bytes() if stat.S_ISREG(mode) else b""
             found[str(path.relative_to(files))] = (stat.S_IFMT(mode), 0 if path.is_symlink() else mode & 0o777, what)
     return found
 
