@@ -13,8 +13,6 @@ from agentrpc.v1 import event_pb2, run_pb2, session_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-Started = event_pb2.ToolCallStarted
-
 
 def bash(command):
     return f"[[tool: Bash {json.dumps({'command': command})}]]"
@@ -66,7 +64,7 @@ def in_workspace(running, session):
 
 async def until(happened, seconds=30):
     async with asyncio.timeout(seconds):
-        while not happened():
+        while not happened():  # noqa: ASYNC110 - of processes and files nobody tells
             await asyncio.sleep(0.05)
 
 
@@ -131,8 +129,8 @@ async def test_terminate_leaves_nothing_of_a_running_tool(client, running):
     assert end.state == run_pb2.Run.STATE_CANCELLED
     assert end.stop_receipt.confirmed
     assert end.stop_receipt.process_count >= 3
-    assert (await client.get_run(waiting.name)).state == run_pb2.Run.STATE_CANCELLED
-    assert (await client.get_run(made.name)).interrupt_reason if hasattr(made, "interrupt_reason") else True
+    states = [(await client.get_run(each.name)).state for each in (made, waiting)]
+    assert states == [run_pb2.Run.STATE_CANCELLED] * 2
     assert (await client.get_session(session)).state == session_pb2.Session.STATE_ARCHIVED
     # And its files go.
     await until(lambda: not running.workspace(session).exists(), 40)
@@ -147,12 +145,10 @@ async def test_forks_go_on_by_themselves_with_and_without_the_files(client, runn
     await run(client, session, "[[text: second words]]")
     whole = (await client.fork_session(session, copy_workspace=True)).name
     early = (await client.fork_session(session, transcript_uuid=at)).name
-    assert await client.get_session(early)
-    look = f"{bash('pwd; ls; cat b 2>&1')}\n[[then]]\n[[heard: first words]]\n[[heard: second words]]"
+    look = f"{bash('pwd; ls; cat b 2>/dev/null; true')}\n[[then]]\n[[heard: first words]]\n[[heard: second words]]"
     seen = {name: await run(client, name, look) for name in (session, whole, early)}
     assert outputs(seen[whole])[0].split() == [str(running.workspace(whole)), "a", "b", "one"]
-    assert "one" not in outputs(seen[early])[0]
-    assert outputs(seen[early])[0].startswith(f"{running.workspace(early)}\n")
+    assert outputs(seen[early]) == [str(running.workspace(early))]
     heard = {name: [b.text.text for m in of(events, "assistant_message") for b in m.blocks if b.text.text.startswith("heard")]
              for name, events in seen.items()}  # fmt: skip
     assert heard[session] == heard[whole] == ["heard 2", "heard 2"]
