@@ -5,9 +5,9 @@ that changes the session; if the session has moved on meanwhile, the copy is thr
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 from agentrpc import clock
@@ -46,7 +46,12 @@ from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
 
 __all__ = ["SessionControl"]
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _FORK = "ForkSession"
+# So many at once: they take disk and threads from everything else that this process does.
+_COPIES = 2
 _REWOUND = event_pb2.Event.CONVERSATION_REWOUND_FIELD_NUMBER
 
 
@@ -65,7 +70,8 @@ class SessionControl:
             checkpoint_limit=settings.checkpoint_limit,
             checkpoints_kept=settings.checkpoints_kept,
         )
-        self._copying: set[asyncio.Task[Any]] = set()
+        self._working: set[asyncio.Task[Any]] = set()
+        self._copying = asyncio.Semaphore(_COPIES)
 
     # ---- Pausing ----
 
@@ -118,23 +124,23 @@ class SessionControl:
         events: list[StoredEvent] = []
         async with self._database.transaction() as tx:
             head, session = await _lock(tx, principal, session_id)
+            before = head_state(head)
+            queued = RunQuery(session_id=session_id, states=["QUEUED"], limit=head.queued)
+            runs = [run for run, _ in await find_runs(tx, queued)]
+            if head.active_run is not None:
+                runs.append(await tx.get_one(Run, head.active_run))
             if head.closed is None:
-                before = head_state(head)
-                queued = RunQuery(session_id=session_id, states=["QUEUED"], limit=head.queued)
-                runs = [run for run, _ in await find_runs(tx, queued)]
-                if head.active_run is not None:
-                    runs.append(await tx.get_one(Run, head.active_run))
                 close(head, session)
-                for run in runs:
-                    run.interrupt_reason = reason
-                    if run.id == head.active_run:
-                        events += await stop_run(tx, head, run, StopKind.CANCEL)
-                    else:
-                        events += await cancel_queued(tx, head, run)
-                    await tx.refresh(head)
-                if not runs:
-                    await tx.flush()
-                    events = await append_control(tx, session_id, session_state_event(before, head_state(head)))
+            for run in runs:
+                run.interrupt_reason = reason
+                if run.id == head.active_run:
+                    events += await stop_run(tx, head, run, StopKind.CANCEL)
+                else:
+                    events += await cancel_queued(tx, head, run)
+                await tx.refresh(head)
+            if not runs and (changed := session_state_event(before, head_state(head))):
+                await tx.flush()
+                events = await append_control(tx, session_id, changed)
             worker = head.worker
         await publish(self._bus, session_id, events)
         await self._signal(session_id, worker)
@@ -168,7 +174,8 @@ class SessionControl:
         lines = await self._forked_lines(source_id, claude_session_id, request.transcript_uuid)
         copies = request.copy_workspace and source.workspace_time is not None
         if copies:
-            await _with_files(self._workspaces.copy, source_id, fork_id)
+            async with self._copying:
+                await _with_files(self._workspaces.copy, source_id, fork_id)
         now = clock.utcnow()
         fork = Session(
             id=fork_id,
@@ -288,8 +295,8 @@ class SessionControl:
                 "the files",
                 "CHECKPOINT_MISSING",
             )
-        fresh: Path = await _with_files(self._workspaces.unpack, session_id, run_id)
-        return fresh
+        async with self._copying:
+            return await _with_files(self._workspaces.unpack, session_id, run_id)
 
     async def _go_back(
         self,
@@ -324,15 +331,15 @@ class SessionControl:
         await publish(self._bus, session_id, events)
         await self._doorbell.ring(session_id, worker)
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - what the work gives
+    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do work that the end of its RPC does not stop half-way."""
         task = asyncio.create_task(work)
-        self._copying.add(task)
-        task.add_done_callback(self._copied)
+        self._working.add(task)
+        task.add_done_callback(self._worked)
         return await asyncio.shield(task)
 
-    def _copied(self, task: asyncio.Task[Any]) -> None:
-        self._copying.discard(task)
+    def _worked(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
         if not task.cancelled():
             # Looked at, also when nobody waits for it any more.
             task.exception()
@@ -353,9 +360,10 @@ async def _lock(tx: Transaction, principal: Principal, session_id: UUID) -> tupl
     return head, session
 
 
-async def _with_files(work: Any, *arguments: Any) -> Any:  # noqa: ANN401 - a method of the store
+async def _with_files(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Let the store of workspaces do something, in a thread; what it cannot do is STATE_INVALID."""
     try:
-        return await asyncio.to_thread(work, *arguments)
+        return await asyncio.to_thread(work, *args, **kwargs)
     except WorkspaceError as error:
         raise _state_invalid(str(error), "WORKSPACE_UNAVAILABLE") from error
 

@@ -8,6 +8,7 @@ import shutil
 import psutil
 import pytest
 
+from agentrpc.claude.launcher import Isolation, choose_isolation
 from agentrpc.client import RpcError
 from agentrpc.v1 import event_pb2, run_pb2, session_pb2
 
@@ -133,7 +134,8 @@ async def test_terminate_leaves_nothing_of_a_running_tool(client, running):
     assert states == [run_pb2.Run.STATE_CANCELLED] * 2
     assert (await client.get_session(session)).state == session_pb2.Session.STATE_ARCHIVED
     # And its files go.
-    await until(lambda: not running.workspace(session).exists(), 40)
+    await until(lambda: not running.workspace(session).parent.exists(), 40)
+    await until(lambda: not (running.folder / session).exists(), 40)
 
 
 async def test_forks_go_on_by_themselves_with_and_without_the_files(client, running):
@@ -186,6 +188,8 @@ async def test_a_rewind_takes_conversation_and_files_back(client, running):
     assert outputs(events)[0].split() == ["a", "link", "one", "/etc/hostname"]
     said = [b.text.text for m in of(events, "assistant_message") for b in m.blocks if b.text.text.startswith("heard")]
     assert said == ["heard 2", "heard 0", "heard 0"]
+    if choose_isolation("auto")[0] is Isolation.BUBBLEWRAP:
+        assert outputs(await run(client, session, bash("ls -A .."))) == ["files"]
     back = [e async for e in _log(client, session) if e.HasField("conversation_rewound")]
     assert back[0].conversation_rewound.workspace_restored
 
@@ -239,3 +243,14 @@ async def test_a_lost_workspace_is_told_and_not_replaced(client, running, warm):
     # Restored, it is as it was.
     kept.rename(files)
     assert outputs(await run(client, session, bash("cat a"))) == ["one"]
+
+
+async def test_a_worker_that_cannot_write_says_so_and_goes_on(client, running):
+    session = await create(client)
+    # Stands for a full disk: nothing can be written where the CLI's files go.
+    (running.folder / session).touch()
+    end = of(await run(client, session, "[[text: no]]"), "run_ended")[0]
+    assert (end.state, end.error.reason) == (run_pb2.Run.STATE_FAILED, run_pb2.RunError.REASON_AGENT_START_FAILED)
+    assert str(running.folder) not in end.error.message
+    (running.folder / session).unlink()
+    assert answer(await run(client, session, "[[text: yes]]")) == "yes"

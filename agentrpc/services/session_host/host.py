@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import UUID
 
 import structlog
@@ -26,9 +26,10 @@ from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
+from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
+    OwnedSession,
     claim_next,
     declare_dead,
     owned_sessions,
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 10.0
 _ABANDON_SECONDS = 10.0
+_UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
 
 class SessionHost:
@@ -79,6 +81,8 @@ class SessionHost:
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}
         self._closing: dict[UUID, asyncio.Task[None]] = {}
+        # Whether this worker may still own sessions for which it has no actor any more.
+        self._left_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
@@ -126,7 +130,9 @@ class SessionHost:
         for task in [*self._tasks, *self._runs.values()]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._runs.values(), return_exceptions=True)
-        await asyncio.gather(*(actor.close() for actor in self._actors.values()), return_exceptions=True)
+        for actor in list(self._actors.values()):
+            self._close(actor)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
         await self._signal_feed.close()
         self._lease.stop()
         with contextlib.suppress(AgentRpcError):
@@ -251,6 +257,8 @@ class SessionHost:
         def done(finished: asyncio.Task[None]) -> None:
             if self._closing.get(session_id) is finished:
                 del self._closing[session_id]
+            self._left_over = True
+            self._signalled.set()
 
         task.add_done_callback(done)
         return task
@@ -264,21 +272,26 @@ class SessionHost:
                     await self._signalled.wait()
             self._signalled.clear()
             self._signals.clear()
-            if not self._actors:
+            if not self._actors and not self._left_over:
                 continue
             heads = await owned_sessions(self._database, self.worker_id)
             for session_id, actor in list(self._actors.items()):
                 head = heads.get(session_id)
-                if head is None or head.epoch != actor.epoch:
-                    if session_id not in self._runs:
-                        await self._drop(actor)
-                        if head is not None:
-                            # Taken from its process, and not from this worker, which gives it back now.
-                            await release(self._database, session_id, head.epoch)
-                    continue
-                await actor.look(head)
-                if (head.closed or head.paused) and session_id not in self._runs:
-                    await self._evict(actor)
+                if head is not None and head.epoch == actor.epoch:
+                    await actor.look(head)
+                    if not (head.closed or head.paused):
+                        continue
+                if session_id not in self._runs:
+                    self._close(actor)
+            await self._give_back(heads)
+
+    async def _give_back(self, heads: Mapping[UUID, OwnedSession]) -> None:
+        """Give back idle sessions whose actors were closed: the epoch was taken from them, or they have to rest."""
+        self._left_over = bool(self._closing)
+        for session_id, head in heads.items():
+            if head.active_run is None and session_id not in self._actors and session_id not in self._closing:
+                self._left_over = True
+                await release(self._database, session_id, head.epoch)
 
     # ---- Eviction ----
 
@@ -305,11 +318,14 @@ class SessionHost:
         return True
 
     async def _clean_closed(self) -> None:
-        """Remove the files of archived and deleted sessions that nobody holds."""
+        """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
         for session_id in await take_sessions_to_clean(self._database):
-            folder = self._settings.data_dir / "sessions" / str(session_id)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             await asyncio.to_thread(self._env.workspaces.remove, session_id)
+        folder = self._settings.data_dir / "sessions"
+        here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
+        for session_id in await cleaned_sessions(self._database, here):
+            if session_id not in self._closing:
+                await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)
 
 
 def _memory(actors: list[SessionActor]) -> int:
