@@ -322,8 +322,8 @@ class SessionControl:
                 worker = head.worker
                 if fresh is not None:
                     # Under the lock: nobody begins a run between the files and the conversation.
-                    exchanged = True
                     await _with_files(self._workspaces.exchange, session_id, fresh)
+                    exchanged = True
         except BaseException:
             if exchanged and fresh is not None:
                 await _with_files(self._workspaces.exchange, session_id, fresh)

@@ -35,5 +35,5 @@ def test_it_ends_with_the_message_that_is_named():
 
 @pytest.mark.parametrize("bad", [b"[]", b"{", b'"x"'])
 def test_what_is_no_object_is_refused(bad):
-    with pytest.raises(ValueError, match="object|Expecting"):
+    with pytest.raises(ValueError, match=r"object|Expecting"):
         fork_transcript([("", bad)], NEW)
