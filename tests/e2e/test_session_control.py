@@ -194,6 +194,15 @@ async def test_a_rewind_takes_conversation_and_files_back(client, running):
     assert back[0].conversation_rewound.workspace_restored
 
 
+async def test_a_rewind_to_the_first_run_begins_anew(client):
+    session = await create(client)
+    events = await run(client, session, "[[text: first words]]")
+    name = next(event.run for event in events if event.HasField("run_started"))
+    await client.rewind_session(name)
+    assert answer(await run(client, session, "[[heard: first words]]")) == "heard 0"
+    assert answer(await run(client, session, "[[heard: heard]]")) == "heard 2"
+
+
 async def _log(client, session):
     last = (await client.get_session(session)).last_sequence
     async for event in client.watch(session):

@@ -190,8 +190,7 @@ class SessionProcess:
         wanted = options.SerializeToString(deterministic=True)
         with _disk():
             self._paths.create()
-            if conversation:
-                await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
+            await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
