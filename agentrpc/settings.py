@@ -58,6 +58,15 @@ class Settings(BaseSettings):
 
     # The worker.
     max_processes: int = Field(default=8, ge=1, description="Live CLI processes of one worker, about 200 MB each.")
+    max_agent_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="What all process trees of one worker may use. Default: three quarters of what the machine, or the "
+        "worker's cgroup, has.",
+    )
+    max_session_memory: int | None = Field(
+        default=None, ge=1, description="What the process tree of one session may use. Default: max_agent_memory."
+    )
     approval_hold: Seconds = Field(
         default=60, description="A process whose run waits for answers longer than this goes; an answer brings it back."
     )
@@ -71,6 +80,9 @@ class Settings(BaseSettings):
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")
+    decision_timeout: Seconds = Field(
+        default=86400, description="A run in UNKNOWN_OUTCOME fails when nobody has decided for so long."
+    )
     cli_path: Path | None = Field(default=None, description="Another CLI than the one in the SDK's wheel.")
 
     # The model.

@@ -223,7 +223,7 @@ def build_edge(settings: Settings, database: Database, bus: Bus) -> Edge:
     hub = Hub(database, bus, settings.replay_concurrency)
     streams = Streams(hub, sessions, runs, approvals, accounts, settings)
     session_control = SessionControl(database, bus, doorbell, sessions, settings)
-    run_control = RunControl(database, bus, doorbell, runs)
+    run_control = RunControl(database, bus, doorbell, settings)
     methods = ServiceMethods(accounts, sessions, session_control, runs, run_control, approvals, streams, hub)
     server = EdgeServer(settings, database, bus, accounts, methods)
     return Edge(settings, database, bus, accounts, sessions, runs, approvals, hub, server)

@@ -19,6 +19,7 @@ from claude_agent_sdk import ClaudeSDKClient, HookMatcher, PermissionResultAllow
 
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.options import agent_environment, agent_options
+from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
 from agentrpc.claude.revival import OpenCall
 from agentrpc.claude.transcripts import TranscriptMirror
 from agentrpc.domain.gate import Gate, ToolCall, Verdict
@@ -93,19 +94,23 @@ def bundled_cli() -> Path:
 class AgentProcess:
     """A live CLI. Made by `start`; `frames` has to be drained for as long as it lives."""
 
-    def __init__(self, client: ClaudeSDKClient, stderr: deque[str]) -> None:
+    def __init__(self, client: ClaudeSDKClient, output: OutputPipe, stderr: deque[str]) -> None:
         self._client = client
+        self._output = output
         self._stderr = stderr
         self._prompts = 0
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
     @classmethod
-    async def start(cls, spec: AgentSpec, *, timeout: float) -> "AgentProcess":
+    async def start(
+        cls, spec: AgentSpec, *, timeout: float, on_abandoned: Callable[[StopReceipt], None] = lambda _: None
+    ) -> "AgentProcess":
         """Start a CLI and wait until it is ready.
 
         Args:
             spec: With what.
             timeout: Seconds after which a CLI that does not answer counts as hung.
+            on_abandoned: Told what became of the process tree when this fails or is cancelled.
 
         Raises:
             AgentStartError: It is missing, crashed or hung. Nothing of it is left.
@@ -114,7 +119,28 @@ class AgentProcess:
         if not cli.is_file():
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
         environment = agent_environment(spec.paths, spec.gateway_url, spec.token)
-        script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
+        output = OutputPipe(spec.paths.launch)
+        try:
+            return await cls._start(spec, timeout, cli, environment, output, on_abandoned)
+        except BaseException:
+            output.close()
+            raise
+        finally:
+            output.hide()
+
+    @classmethod
+    async def _start(
+        cls,
+        spec: AgentSpec,
+        timeout: float,
+        cli: Path,
+        environment: dict[str, str],
+        output: OutputPipe,
+        on_abandoned: Callable[[StopReceipt], None],
+    ) -> "AgentProcess":
+        script = await asyncio.to_thread(
+            write_launcher, spec.paths, spec.isolation, cli, environment, output=output.path
+        )
         stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         gatekeeper = _Gatekeeper(spec.gate, spec.carry)
         rest: dict[str, Any] = {
@@ -135,8 +161,9 @@ class AgentProcess:
         if spec.carry is not None:
             # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
             rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
-        client = ClaudeSDKClient(agent_options(spec.options, spec.paths, rest))
-        agent = cls(client, stderr)
+        options = agent_options(spec.options, spec.paths, rest)
+        client = ClaudeSDKClient(options, BatchingTransport(options, output))
+        agent = cls(client, output, stderr)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -145,7 +172,7 @@ class AgentProcess:
             connecting.result()
         except BaseException as error:
             # The tree goes first: the SDK's own way takes up to 20 s and misses what tools have started.
-            await asyncio.shield(stop_tree(agent.pid))
+            on_abandoned(await asyncio.shield(stop_tree(agent.pid)))
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
@@ -173,8 +200,8 @@ class AgentProcess:
         """Whether another run needs another process: the CLI counts cost for its whole life, we count it for a run."""
         return self._prompts > 0 and options.HasField("max_cost_usd")
 
-    async def frames(self) -> AsyncIterator[dict[str, Any]]:
-        """Raw frames, until `stop`.
+    async def frames(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Raw frames, those that came together in one list, until `stop`.
 
         Raises:
             AgentCrashedError: The CLI ended unasked.
@@ -182,8 +209,8 @@ class AgentProcess:
         assert self._client._query is not None
         exit_code: int | None = 0
         try:
-            async for frame in self._client._query.receive_messages():
-                yield frame
+            async for message in self._client._query.receive_messages():
+                yield frames_of(message)
         except Exception as error:
             exit_code = getattr(error, "exit_code", None)
             self._stderr.append(f"{type(error).__name__}: {error}")
@@ -232,6 +259,7 @@ class AgentProcess:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await self._client.disconnect()
+        self._output.close()
         return receipt
 
 

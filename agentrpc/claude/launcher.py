@@ -137,7 +137,14 @@ def _bubblewrap_trouble() -> str | None:
     return None
 
 
-def write_launcher(paths: SessionPaths, isolation: Isolation, cli: Path, environment: Mapping[str, str]) -> Path:
+def write_launcher(
+    paths: SessionPaths,
+    isolation: Isolation,
+    cli: Path,
+    environment: Mapping[str, str],
+    *,
+    output: Path | None = None,
+) -> Path:
     """Write the script that the SDK runs as its CLI.
 
     Args:
@@ -145,6 +152,7 @@ def write_launcher(paths: SessionPaths, isolation: Isolation, cli: Path, environ
         isolation: How the tree is kept apart.
         cli: The real CLI.
         environment: All that the agent's environment will hold.
+        output: A named pipe that takes the place of the standard output.
     """
     if isolation is Isolation.BUBBLEWRAP:
         arguments = _bubblewrap_arguments(paths, cli, environment)
@@ -157,6 +165,10 @@ def write_launcher(paths: SessionPaths, isolation: Isolation, cli: Path, environ
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
+    if output is not None:
+        # Opened for both first, which waits for nobody: a worker that has died must not leave this hanging.
+        pipe = shlex.quote(str(output))
+        body = f"exec 8<>{pipe} 1>{pipe} 8<&-\n{body}"
     script = paths.launch / "cli"
     _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\n{body}".encode(), mode=0o700)
     return script
@@ -261,7 +273,14 @@ def tree_memory(pid: int) -> int:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1]) * 1024
+                total += _process_memory(Path(f"/proc/{process.pid}"))
     return total
+
+
+def _process_memory(folder: Path) -> int:
+    try:
+        lines = (folder / "smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    except PermissionError:
+        # A process that has changed its user: all its resident pages then.
+        return int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -140,6 +140,11 @@ class Translator:
         return self._calls.open
 
     @property
+    def calls_run(self) -> bool:
+        """Whether a call is being carried out."""
+        return self._calls.running
+
+    @property
     def active_subtasks(self) -> set[str]:
         """Agents and workflows that have not ended. Shells do not count."""
         return self._subtasks.active

@@ -152,8 +152,8 @@ class AgentRpcClient:
     async def call(self, method: Callable[..., Awaitable[_T]], request: Message, *, timeout: float = 30.0) -> _T:
         """Make a unary call, again if that is safe and may help.
 
-        Safe are reads, answers to approvals and interrupts, which may be said twice, and creations with a request_id,
-        which is set when it is empty.
+        Safe are reads, what may be said twice (answers to approvals, decisions, interrupts, cancels), and requests with
+        a request_id, which is set when it is empty.
 
         Raises:
             RpcError: It failed for good.
@@ -242,6 +242,29 @@ class AgentRpcClient:
     async def interrupt(self, run: str, reason: str = "") -> run_pb2.Run:
         """InterruptRun."""
         return await self.call(self.runs.InterruptRun, run_service_pb2.InterruptRunRequest(name=run, reason=reason))
+
+    async def cancel(self, run: str, reason: str = "") -> run_pb2.Run:
+        """CancelRun."""
+        return await self.call(self.runs.CancelRun, run_service_pb2.CancelRunRequest(name=run, reason=reason))
+
+    async def retry(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+        """RetryRun."""
+        return await self.call(self.runs.RetryRun, run_service_pb2.RetryRunRequest(name=run, request_id=request_id))
+
+    async def resolve_run(
+        self,
+        run: str,
+        decision: run_service_pb2.ResolveRunRequest.Decision,
+        results: Iterable[run_service_pb2.ResolveRunRequest.CallResult] = (),
+    ) -> run_pb2.Run:
+        """ResolveRun."""
+        request = run_service_pb2.ResolveRunRequest(name=run, decision=decision, results=results)
+        return await self.call(self.runs.ResolveRun, request)
+
+    async def steer(self, run: str, text: str, *, request_id: str = "") -> run_pb2.Run:
+        """SteerRun."""
+        request = run_service_pb2.SteerRunRequest(name=run, text=text, request_id=request_id)
+        return await self.call(self.runs.SteerRun, request)
 
     async def resolve(self, approval: str, resolution: approval_pb2.Resolution) -> approval_pb2.Approval:
         """ResolveApproval."""

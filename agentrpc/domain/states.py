@@ -68,8 +68,8 @@ _FOLLOWERS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.FAILED}),
     RunState.RUNNING: frozenset({RunState.REQUIRES_ACTION, RunState.UNKNOWN_OUTCOME, *TERMINAL_RUN_STATES}),
     RunState.REQUIRES_ACTION: frozenset({RunState.RUNNING, RunState.UNKNOWN_OUTCOME, *TERMINAL_RUN_STATES}),
-    # Goes on by a decision; fails when nobody decides; ends when somebody stops it.
-    RunState.UNKNOWN_OUTCOME: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED}),
+    # Goes on by a decision; fails when nobody decides; ends when somebody stops it or its time is over.
+    RunState.UNKNOWN_OUTCOME: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED}),
 }
 
 

@@ -200,14 +200,21 @@ class _Meter:
         if not self._streamed:
             self._rest += chunk
             return
-        if b"message_" not in chunk and not self._rest:
-            # Nothing but pieces of text, as nearly always. Keep an unfinished last line: its end decides.
-            self._rest = chunk[chunk.rfind(b"\n") + 1 :]
+        end = chunk.find(b"\n") + 1
+        if not end:
+            self._rest += chunk
             return
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith((b'data: {"type":"message_', b'data: {"type": "message_')) and b'"usage"' in line:
-                self._read(line[6:])
+        self._line(self._rest + chunk[:end])
+        start = chunk.rfind(b"\n") + 1
+        self._rest = chunk[start:]
+        # Nothing but pieces of text, as nearly always, is searched once and not taken apart.
+        while (found := chunk.find(b"message_", end, start)) >= 0:
+            begin, end = chunk.rfind(b"\n", 0, found) + 1, chunk.find(b"\n", found) + 1
+            self._line(chunk[begin:end])
+
+    def _line(self, line: bytes) -> None:
+        if line.startswith((b'data: {"type":"message_', b'data: {"type": "message_')) and b'"usage"' in line:
+            self._read(line[6:])
 
     def close(self) -> None:
         if not self._streamed:

@@ -63,7 +63,7 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
     run.error = ending.error.SerializeToString() if ending.error is not None else None
     run.usage = event_pb2.RunEnded(usage=ending.usage, model_usage=ending.model_usage).SerializeToString()
     run.cost_usd = ending.usage.cost_usd
-    run.decision = run.doubt_time = None
+    run.doubt_time = None
     head.active_run = None
     head.losses = head.inputs = 0
     head.in_doubt = False
@@ -86,27 +86,41 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
 async def stop_run(tx: Transaction, head: SessionHead, run: Run, kind: StopKind) -> list[StoredEvent]:
     """Stop a run that has not ended. The caller holds the head row's lock.
 
-    A queued run, and one that nobody drives, ends here; one under way on its worker, which reads the intent. A later
-    kind counts only if it goes further.
+    A queued run, and one that nobody drives, ends here; one under way on its worker, which reads the intent: only its
+    approvals are cancelled here, so that no answer lets a call begin any more. A later kind counts only if it goes
+    further.
 
     Returns:
-        The events, to be published after the commit; signal the worker then.
+        The events, to be published after the commit; ring the doorbell then: a worker is to look, or another run may
+        begin.
     """
+    receipt = run_pb2.StopReceipt(confirmed=True) if kind is StopKind.CANCEL else None
     if run.state == RunState.QUEUED:
-        return await cancel_queued(tx, head, run)
+        return await cancel_queued(tx, head, run, receipt)
     if head.stop_run != run.id or kind is StopKind.CANCEL:
         head.stop_time = (head.stop_run == run.id and head.stop_time) or clock.utcnow()
         head.stop_run, head.stop_kind = run.id, kind
     if head.worker is not None:
         worker = await tx.get(Worker, head.worker)
         if worker is not None and worker.dead_time is None:
-            return []
+            return await _cancel_approvals(tx, head, run)
         # Whoever had it is dead, with all its processes; should it not know, its epoch is over.
         head.worker = None
         head.epoch += 1
-    receipt = run_pb2.StopReceipt(confirmed=True) if kind is StopKind.CANCEL else None
     state = RunState.EXPIRED if kind is StopKind.EXPIRE else RunState.CANCELLED
     return await conclude(tx, head, run, Ending(state, receipt=receipt))
+
+
+async def _cancel_approvals(tx: Transaction, head: SessionHead, run: Run) -> list[StoredEvent]:
+    before = head_state(head)
+    events = await approvals.cancel_pending(tx, head, run.id)
+    if not events:
+        return []
+    if run.state == RunState.REQUIRES_ACTION:
+        events.append(approvals.run_state_event(run, RunState.RUNNING, "it is to stop"))
+    events += approvals.session_state_event(before, head_state(head))
+    await tx.flush()
+    return await append_control(tx, head.session_id, events)
 
 
 async def finish_call_events(
@@ -126,7 +140,9 @@ async def finish_call_events(
     return events
 
 
-async def cancel_queued(tx: Transaction, head: SessionHead, run: Run) -> list[StoredEvent]:
+async def cancel_queued(
+    tx: Transaction, head: SessionHead, run: Run, receipt: run_pb2.StopReceipt | None = None
+) -> list[StoredEvent]:
     """Take a run out of the queue. The caller holds the head row's lock."""
     before = head_state(head)
     run.state = RunState.CANCELLED
@@ -134,8 +150,10 @@ async def cancel_queued(tx: Transaction, head: SessionHead, run: Run) -> list[St
     head.queued -= 1
     await tx.flush()
     head.queued_since = await oldest_queued(tx, head.session_id)
+    run.stop_receipt = receipt.SerializeToString() if receipt is not None else None
     ended = event_pb2.Event(
-        run=run_name(run.session_id, run.id), run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED)
+        run=run_name(run.session_id, run.id),
+        run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED, stop_receipt=receipt),
     )
     ended.time.FromDatetime(run.end_time)
     await tx.flush()

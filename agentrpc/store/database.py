@@ -112,8 +112,13 @@ class Database:
         """A bare connection of the driver, for the named statements of the hot path. Raises as `transaction`."""
         try:
             pool = self._pool or await self._open()
-            async with pool.acquire(timeout=self._timeout) as connection:
+            # Not by `acquire(timeout=...)`: on Python 3.11 that starts a task.
+            async with asyncio.timeout(self._timeout):
+                connection = await pool.acquire()
+            try:
                 yield connection
+            finally:
+                await pool.release(connection, timeout=self._timeout)
         except Exception as error:
             if is_unreachable(error):
                 raise StoreUnavailable from error
@@ -129,5 +134,13 @@ class Database:
                     command_timeout=self._timeout,
                     timeout=self._timeout,
                     server_settings=_SERVER_SETTINGS,
+                    reset=_keep,
                 )
             return self._pool
+
+
+async def _keep(connection: asyncpg.Connection) -> None:
+    """In place of the driver's reset, one more round trip whenever a connection comes back: `RESET ALL` and the like.
+
+    No statement of ours changes a connection's state, and before it calls this the driver rolls back what is open.
+    """

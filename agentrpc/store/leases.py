@@ -7,7 +7,7 @@ which the worker has ended its own processes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
@@ -27,6 +27,7 @@ __all__ = [
     "claim_next",
     "declare_dead",
     "declare_frozen",
+    "forget_workers",
     "living_workers",
     "lock_head",
     "owned_sessions",
@@ -171,19 +172,48 @@ async def declare_frozen(database: Database, worker_id: UUID, lease_expire_time:
     return bool(done)
 
 
-# Index session_heads_queue. Sessions that the worker holds come first, then tenants with the fewest active runs, then
-# the longest wait. Locks the chosen head row and passes over those that another worker is choosing.
+async def forget_workers(database: Database, age: timedelta) -> None:
+    """Remove workers that have been dead for longer than `age`, once others have taken their runs over.
+
+    Sessions without a run that they held are nobody's from then on.
+    """
+    async with database.connection() as connection:
+        # Index session_heads_by_worker.
+        await connection.execute(
+            "UPDATE session_heads h SET worker = NULL FROM workers w"
+            " WHERE h.worker = w.id AND w.dead_time < now() - $1::interval AND h.active_run IS NULL",
+            age,
+        )
+        await connection.execute(
+            "DELETE FROM workers w WHERE dead_time < now() - $1::interval"
+            " AND NOT EXISTS (SELECT 1 FROM session_heads h WHERE h.worker = w.id)",
+            age,
+        )
+
+
+# Indexes session_heads_queue, session_heads_active and session_heads_served. Tenants with the fewest active runs come
+# first, then those that were served longest ago: one that never stops asking does not keep the others waiting. Of one
+# tenant, sessions that the worker holds come first, then the longest wait. Locks the chosen head row and passes over
+# those that another worker is choosing, or has chosen since: what counts is looked at again under the lock.
 _NEXT = text("""
-WITH active AS (
-    SELECT tenant, count(*) AS runs FROM session_heads WHERE active_run IS NOT NULL GROUP BY tenant
+WITH waiting AS (
+    SELECT h.session_id, h.tenant, h.epoch
+    FROM session_heads h
+    LEFT JOIN workers w ON w.id = h.worker
+    WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
+      AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
+), tenants AS (
+    SELECT tenant,
+           (SELECT count(*) FROM session_heads a WHERE a.tenant = t.tenant AND a.active_run IS NOT NULL) AS runs,
+           (SELECT max(claim_time) FROM session_heads s WHERE s.tenant = t.tenant) AS served
+    FROM (SELECT DISTINCT tenant FROM waiting) t
 )
 SELECT h.*
 FROM session_heads h
-LEFT JOIN workers w ON w.id = h.worker
-LEFT JOIN active a ON a.tenant = h.tenant
+JOIN waiting w ON w.session_id = h.session_id AND w.epoch = h.epoch
+JOIN tenants ON tenants.tenant = w.tenant
 WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
-  AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
-ORDER BY (h.worker IS NOT DISTINCT FROM :worker) DESC, coalesce(a.runs, 0), h.queued_since
+ORDER BY tenants.runs, tenants.served NULLS FIRST, (h.worker IS NOT DISTINCT FROM :worker) DESC, h.queued_since
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
@@ -248,6 +278,7 @@ async def claim_next(
             head.active_run = run.id
             head.queued -= 1
             head.queued_since = waiting[1].create_time if len(waiting) > 1 else None
+            head.claim_time = clock.utcnow()
             run.state = "RUNNING"
             run.start_time = run.start_time or clock.utcnow()
         elif origin is Origin.LOST:
@@ -284,15 +315,16 @@ async def _choose(
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Give an idle session back. False: there is work for it after all."""
-    async with database.transaction() as tx:
-        head = await lock_head(tx, session_id)
-        if head is None or head.epoch != epoch:
-            return True
-        if head.active_run is not None or (head.queued and not head.paused):
-            return False
-        head.worker = None
-        return True
+    """Give an idle session back. False: there is work for it after all, or it is another's by now."""
+    async with database.connection() as connection:
+        # The primary key of the head row.
+        done = await connection.fetchval(
+            "UPDATE session_heads SET worker = NULL"
+            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND (queued = 0 OR paused) RETURNING true",
+            session_id,
+            epoch,
+        )
+    return bool(done)
 
 
 async def owned_sessions(database: Database, worker_id: UUID) -> dict[UUID, OwnedSession]:

@@ -104,16 +104,22 @@ WITH head AS (
         tool_call_count = tool_call_count + $6, batch = $3, batch_base = last_sequence
     WHERE session_id = $1 AND epoch = $2 AND batch = $3 - 1
     RETURNING batch_base AS base, transcript_position - $5 AS position
-), events AS (
-    INSERT INTO session_events (session_id, sequence, run_id, kind, data)
-    SELECT $1, head.base + e.ordinal, e.run_id, e.kind, e.data
-    FROM head, unnest($7::uuid[], $8::smallint[], $9::bytea[]) WITH ORDINALITY AS e (run_id, kind, data, ordinal)
 )"""
+
+# Set-returning functions in the select list run in step and hand each row on as it is made; in FROM all rows would be
+# stored before the first is inserted. Nearly every batch is of one run, which then goes as one value.
+_EVENTS = """, events AS (
+    INSERT INTO session_events (session_id, sequence, run_id, kind, data)
+    SELECT $1, generate_series(head.base + 1, head.base + $4), {run}, unnest($8::smallint[]), unnest($9::bytea[])
+    FROM head
+)"""
+_ONE_RUN = _EVENTS.format(run="$7::uuid")
+_MANY_RUNS = _EVENTS.format(run="unnest($7::uuid[])")
 
 _TRANSCRIPT = """, transcript AS (
     INSERT INTO session_transcripts (session_id, position, subpath, data)
-    SELECT $1, head.position + t.ordinal, t.subpath, t.data
-    FROM head, unnest($10::text[], $11::bytea[]) WITH ORDINALITY AS t (subpath, data, ordinal)
+    SELECT $1, generate_series(head.position + 1, head.position + $5), unnest($10::text[]), unnest($11::bytea[])
+    FROM head
 )"""
 
 # A call that is in the ledger already must not run again: the unique key refuses the whole batch.
@@ -128,9 +134,17 @@ _LEDGER = """, started AS (
     WHERE tool_calls.session_id = $1 AND tool_calls.tool_use_id = f.tool_use_id AND tool_calls.outcome IS NULL
 )"""
 
-_APPEND_EVENTS = f"{_HEAD} SELECT base FROM head"  # noqa: S608 - constants alone
-_APPEND_WITH_TRANSCRIPT = f"{_HEAD}{_TRANSCRIPT} SELECT base FROM head"  # noqa: S608 - constants alone
-_APPEND_ALL = f"{_HEAD}{_TRANSCRIPT}{_LEDGER} SELECT base FROM head"  # noqa: S608 - constants alone
+_BASE = " SELECT base FROM head"
+
+
+def _statements(more: str) -> tuple[str, str]:
+    """The append with events of one run, and of several."""
+    return _HEAD + _ONE_RUN + more + _BASE, _HEAD + _MANY_RUNS + more + _BASE
+
+
+_APPEND_EVENTS = _statements("")
+_APPEND_WITH_TRANSCRIPT = _statements(_TRANSCRIPT)
+_APPEND_ALL = _statements(_TRANSCRIPT + _LEDGER)
 
 _LAST_APPEND = "SELECT epoch, batch, batch_base FROM session_heads WHERE session_id = $1"
 
@@ -153,6 +167,10 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
         StoreUnavailable: Not known whether it was committed: try again with the same number and the same batch.
     """
     events = batch.events
+    runs = [event.run_id for event in events]
+    run = runs[0] if runs else None
+    # Not by a set: a UUID's hash and equality are computed in Python, and `count` needs neither for the same object.
+    several = runs.count(run) < len(runs)
     arguments: list[object] = [
         session_id,
         epoch,
@@ -160,14 +178,14 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
         len(events),
         len(batch.transcript),
         len(batch.started),
-        [event.run_id for event in events],
+        runs if several else run,
         [event.kind for event in events],
         [event.data for event in events],
     ]
-    statement = _APPEND_EVENTS
+    statements = _APPEND_EVENTS
     if batch.transcript or batch.started or batch.finished:
         arguments += [[path for path, _ in batch.transcript], [line for _, line in batch.transcript]]
-        statement = _APPEND_WITH_TRANSCRIPT
+        statements = _APPEND_WITH_TRANSCRIPT
     if batch.started or batch.finished:
         arguments += [
             [call.tool_use_id for call in batch.started],
@@ -178,9 +196,9 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
             [call[1] for call in batch.finished],
             [call.attempt for call in batch.started],
         ]
-        statement = _APPEND_ALL
+        statements = _APPEND_ALL
     async with database.connection() as connection:
-        base = await connection.fetchval(statement, *arguments)
+        base = await connection.fetchval(statements[several], *arguments)
         if base is None:
             row = await connection.fetchrow(_LAST_APPEND, session_id)
             if row is None or row["epoch"] != epoch or row["batch"] != number:

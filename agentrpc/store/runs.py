@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import select, text, update
 
+from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Transaction
 from agentrpc.store.tables import Run, RunInput, Session, SessionHead, ToolCallRow
 
@@ -18,7 +19,9 @@ __all__ = [
     "inputs_of_run",
     "ledger_of_run",
     "oldest_queued",
+    "overdue_runs",
     "session_options",
+    "superseding_queued",
 ]
 
 
@@ -68,6 +71,34 @@ async def find_runs(tx: Transaction, query: RunQuery) -> list[tuple[Run, Session
         statement = statement.where(Run.id < query.after if query.descending else Run.id > query.after)
     statement = statement.order_by(Run.id.desc() if query.descending else Run.id).limit(query.limit)
     return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+# Index runs_open, of runs under way alone. A worker that lives keeps the time-out of the run that it drives.
+_OVERDUE = text("""
+SELECT r.session_id, r.id
+FROM runs r
+JOIN session_heads h ON h.active_run = r.id AND h.session_id = r.session_id
+LEFT JOIN workers w ON w.id = h.worker
+WHERE r.state IN ('RUNNING', 'REQUIRES_ACTION', 'UNKNOWN_OUTCOME')
+  AND (r.start_time + r.timeout <= :now AND (w.id IS NULL OR w.dead_time IS NOT NULL) OR r.doubt_time <= :doubt_before)
+LIMIT :limit
+""")
+
+
+async def overdue_runs(
+    tx: Transaction, now: datetime, *, doubt_before: datetime, limit: int
+) -> list[tuple[UUID, UUID]]:
+    """(session, run) of those that nobody drives and whose time-out has passed, or that are in doubt for too long."""
+    rows = await tx.execute(_OVERDUE, {"now": now, "doubt_before": doubt_before, "limit": limit})
+    return [(row[0], row[1]) for row in rows]
+
+
+async def superseding_queued(tx: Transaction, session_id: UUID) -> list[Run]:
+    """Those that wait in a session and were created to end what is under way."""
+    statement = select(Run).where(
+        Run.session_id == session_id, Run.state == "QUEUED", Run.conflict_policy.in_(SUPERSEDING)
+    )
+    return list(await tx.scalars(statement.order_by(Run.id)))
 
 
 async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:

@@ -159,6 +159,7 @@ class SessionHead(Base):
         ),
         Index("session_heads_by_worker", "worker", postgresql_where=text("worker IS NOT NULL")),
         Index("session_heads_active", "tenant", postgresql_where=text("active_run IS NOT NULL")),
+        Index("session_heads_served", "tenant", "claim_time"),
         {"postgresql_with": {"fillfactor": "60"}},
     )
 
@@ -173,6 +174,7 @@ class SessionHead(Base):
     active_run: Mapped[UUID | None]
     queued: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     queued_since: Mapped[datetime | None]
+    claim_time: Mapped[datetime | None]  # when a worker last took a waiting run of it
     pending_approvals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     run_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     tool_call_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
@@ -223,7 +225,7 @@ class Run(Base):
     retry_of: Mapped[UUID | None]
     rewind_to: Mapped[UUID | None]  # the run to whose beginning the conversation goes back before this one
     stop_receipt: Mapped[bytes | None]  # agentrpc.v1.StopReceipt
-    decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest, until the run goes on
+    decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest: the newest decision about calls in doubt
     doubt_time: Mapped[datetime | None]
 
 

@@ -143,7 +143,8 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryRun(self, request, context):
-        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+        for the runs before it.
         Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -151,7 +152,7 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveRun(self, request, context):
-        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
         Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -160,7 +161,9 @@ class RunServiceServicer:
 
     def SteerRun(self, request, context):
         """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
-        and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+        and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+        ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+        messages wait already.
         Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

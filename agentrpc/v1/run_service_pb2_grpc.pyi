@@ -66,16 +66,19 @@ class RunServiceStub:
     Errors: NOT_FOUND.
     """
     RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]
-    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+    for the runs before it.
     Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
     """
     ResolveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]
-    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
     Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
     """
     SteerRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]
     """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
-    and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+    and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+    messages wait already.
     Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
@@ -116,16 +119,19 @@ class RunServiceAsyncStub(RunServiceStub):
     Errors: NOT_FOUND.
     """
     RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]  # type: ignore[assignment]
-    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+    for the runs before it.
     Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
     """
     ResolveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]  # type: ignore[assignment]
-    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
     Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
     """
     SteerRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
-    and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+    and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+    messages wait already.
     Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
@@ -205,7 +211,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.RetryRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
-        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled.
+        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+        for the runs before it.
         Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
         """
 
@@ -215,7 +222,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.ResolveRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
-        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts.
+        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
         Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
         """
 
@@ -226,7 +233,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
         """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
-        and the run does not end before that. It is in the log as a user_message with ORIGIN_STEER.
+        and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+        ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+        messages wait already.
         Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
 

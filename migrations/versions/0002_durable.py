@@ -16,8 +16,10 @@ _UP = (
         ADD COLUMN paused BOOLEAN DEFAULT false NOT NULL,
         ADD COLUMN in_doubt BOOLEAN DEFAULT false NOT NULL,
         ADD COLUMN losses INTEGER DEFAULT 0 NOT NULL,
-        ADD COLUMN inputs INTEGER DEFAULT 0 NOT NULL
+        ADD COLUMN inputs INTEGER DEFAULT 0 NOT NULL,
+        ADD COLUMN claim_time TIMESTAMP WITH TIME ZONE
     """,
+    "CREATE INDEX session_heads_served ON session_heads (tenant, claim_time)",
     "UPDATE session_heads SET stop_kind = 'INTERRUPT', stop_time = now() WHERE stop_run IS NOT NULL",
     "DROP INDEX session_heads_queue",
     """
@@ -90,7 +92,7 @@ _DOWN = (
     """
     ALTER TABLE session_heads
         DROP COLUMN stop_kind, DROP COLUMN stop_time, DROP COLUMN paused, DROP COLUMN in_doubt,
-        DROP COLUMN losses, DROP COLUMN inputs
+        DROP COLUMN losses, DROP COLUMN inputs, DROP COLUMN claim_time
     """,
     "ALTER TABLE session_heads RENAME COLUMN stop_run TO interrupt_run",
 )

@@ -1,8 +1,9 @@
 """`./scripts/bench NAME... [--json] [--runs N]`."""
 
 import argparse
-import asyncio
 import json
+
+import uvloop
 
 from scripts.benches import runs, streams
 from scripts.benches.frame import medians
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="the median of so many (3)")
     given = parser.parse_args()
     for name in given.names:
-        outcome = medians([asyncio.run(BENCHES[name]()) for _ in range(given.runs)])
+        outcome = medians([uvloop.run(BENCHES[name]()) for _ in range(given.runs)])
         if not given.json:
             for figure in outcome.figures:
                 aim = (

@@ -11,44 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from agentrpc.client import RpcError
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, run, state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ALLOW = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
-DENY = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_DENY, message="not today")
 Finished = event_pb2.ToolCallFinished
-
-
-def bash(command, **more):
-    return f"[[tool: Bash {json.dumps({'command': command, **more})}]]"
-
-
-async def create(client, **options):
-    return (await client.create_session(session_pb2.Session(options=session_pb2.SessionOptions(**options)))).name
-
-
-async def run(client, session, prompt, answer=None, deltas=False, timeout=60):
-    """All events of a run; `answer(approval)` is asked about approvals."""
-    events = []
-    async with asyncio.timeout(timeout):
-        async for event in client.run(session, prompt, include_deltas=deltas):
-            events.append(event)
-            if event.HasField("approval_requested"):
-                assert answer is not None, event
-                await client.resolve(event.approval_requested.approval.name, answer)
-    return events
-
-
-def of(events, kind):
-    return [getattr(event, kind) for event in events if event.HasField(kind)]
-
-
-def state(events):
-    return run_pb2.Run.State.Name(of(events, "run_ended")[0].state)
-
-
-def outputs(events):
-    return ["".join(b.text.text for b in done.content) for done in of(events, "tool_call_finished")]
 
 
 async def test_a_tool_runs_after_an_approval_and_the_log_tells_it_in_order(client):

@@ -1,6 +1,7 @@
 """Promises 1 and 3 in the store: no gap, no duplicate, and nothing from a stale epoch."""
 
 import asyncio
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -73,6 +74,28 @@ async def test_the_same_batch_again_changes_nothing(database, session_id):
     assert await append(database, session_id, 1, 1, batch) == 0
     assert await texts(database, session_id) == ["a", "control"]
     assert await read_transcript(database, session_id) == [("", b"{}")]
+
+
+async def test_each_event_keeps_its_run(database, session_id):
+    first, second = clock.uuid7(), clock.uuid7()
+    batches = ([], [first], [first, first], [first, second], [None, first], [None])
+    for number, runs in enumerate(batches, 1):
+        before = len(await read_events(database, session_id, after=0))
+        events = [replace(notice(f"{number}.{place}"), run_id=run) for place, run in enumerate(runs)]
+        assert await append(database, session_id, 1, number, Batch(events=events)) == before
+        found = await read_events(database, session_id, after=before)
+        assert [(event.run_id, event.kind) for event in found] == [(event.run_id, event.kind) for event in events]
+
+
+async def test_a_connection_comes_back_without_its_transaction(database):
+    async with database.connection() as connection:
+        await connection.execute("BEGIN")
+        await connection.execute("CREATE TABLE left_open ()")
+        process = connection.get_server_pid()
+    async with database.connection() as connection:
+        assert connection.get_server_pid() == process
+        assert not connection.is_in_transaction()
+        assert await connection.fetchval("SELECT to_regclass('left_open')") is None
 
 
 async def test_a_stale_epoch_writes_nothing(database, session_id):
@@ -149,6 +172,13 @@ async def test_of_many_workers_one_gets_the_run(database, session_id):
     assert len(claims) == 1
     assert claims[0].epoch == 2
     assert not await release(database, session_id, 2)
+
+
+async def test_a_session_is_given_back_under_its_epoch_alone(database, session_id):
+    assert not await release(database, session_id, 2)
+    assert await release(database, session_id, 1)
+    await queue(database, session_id)
+    assert not await release(database, session_id, 1)
 
 
 async def test_a_dead_workers_run_is_taken_over_with_a_new_epoch(database, session_id):

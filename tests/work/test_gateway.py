@@ -1,6 +1,7 @@
 """The gateway: the key stays on its side, tokens end when they should, bytes pass as they come."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
@@ -8,7 +9,7 @@ from aiohttp import web
 
 from agentrpc import clock
 from agentrpc.embedded.scripted_model import ScriptedModel
-from agentrpc.gateway.server import TOKENS, ModelGateway
+from agentrpc.gateway.server import TOKENS, ModelGateway, _Meter
 
 
 @pytest.fixture
@@ -119,3 +120,23 @@ async def test_a_key_in_an_error_body_is_taken_out():
     finally:
         await gateway.stop()
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 300, 100_000])
+def test_usage_is_read_once_wherever_the_stream_is_cut(size):
+    pieces = [{"type": "content_block_delta", "delta": {"text": "message_ \\n"}}] * 20
+    events = [
+        {"type": "message_start", "message": {"model": "cut", "usage": {"input_tokens": 5, "output_tokens": 1}}},
+        *pieces,
+        {"type": "message_delta", "usage": {"output_tokens": 7}},
+        *pieces,
+        {"type": "message_stop"},
+    ]
+    stream = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
+    before = [TOKENS.labels("cut", kind)._value.get() for kind in ("input", "output")]
+    meter = _Meter(streamed=True)
+    for start in range(0, len(stream), size):
+        meter.feed(stream[start : start + size])
+    meter.close()
+    after = [TOKENS.labels("cut", kind)._value.get() for kind in ("input", "output")]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [5, 7]

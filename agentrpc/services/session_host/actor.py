@@ -66,6 +66,7 @@ class _Stop:
 
     kind: StopKind
     reason: str
+    failure: Ending | None = None
 
     @property
     def state(self) -> RunState:
@@ -469,6 +470,9 @@ class SessionActor:
         assert self._stop is not None
         receipt = await self._process.stop(grace=0)
         self._void()
+        if self._stop.failure is not None:
+            self._stop.failure.usage, self._stop.failure.model_usage = usage.usage, usage.model_usage
+            return self._stop.failure
         ending = stopped(self._stop.state, usage, last)
         if self._cancelled:
             ending.receipt = run_receipt(receipt)
@@ -596,6 +600,10 @@ class SessionActor:
         with contextlib.suppress(StoreUnavailable):
             await self._gate.check_answers()
 
+    def fail(self, reason: str, message: str) -> None:
+        """End the process tree at once; the run fails for this reason."""
+        self._stop_run(_Stop(StopKind.CANCEL, message, failed(reason, message)))
+
     def drain(self) -> None:
         """Hold the next call at the gate and give the session back there."""
         self._draining = True
@@ -609,8 +617,10 @@ class SessionActor:
 
     async def close(self) -> None:
         """End the process tree and the writer. Nothing begins after this."""
+        # Killed where it stands if it is another's by now, or soon; and if calls wait at the gate: at the end of its
+        # input a CLI would note them as denied.
+        grace = 2.0 if self._may_begin() and not self._gate.at_gate else 0
         self._closed = True
-        # The process goes first: a call that waits must not be told that it is denied.
-        await self._process.stop()
+        await self._process.stop(grace=grace)
         self._gate.end_run()
         await self._writer.close()

@@ -52,6 +52,9 @@ class SessionGate:
         translator: Is told what was started and what was denied.
         workspace: The absolute path of the workspace.
         may_begin: Whether the worker's lease still allows to begin anything.
+
+    Attributes:
+        starting: How many calls are about to be committed.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class SessionGate:
         self._waiting: dict[UUID, asyncio.Future[tuple[str, approval_pb2.Resolution]]] = {}
         self._blocks: dict[str, asyncio.Event] = {}
         self._at_gate: set[str] = set()
+        self.starting = 0
         self._asked_at: float | None = None
         self._answers: dict[str, Asked] = {}
         self._attempts: dict[str, int] = {}
@@ -210,6 +214,13 @@ class SessionGate:
         # An answer may come while the process is about to go: then the call is made by the next one.
         await self._open.wait()
         self._at_gate.discard(call.tool_use_id)
+        self.starting += 1
+        try:
+            return await self._commit(call, run_id, updated)
+        finally:
+            self.starting -= 1
+
+    async def _commit(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
         if self._run_id != run_id or not self._may_begin():
             return self._deny(call, "the run was stopped", "policy")
         event = event_pb2.Event(
@@ -263,6 +274,8 @@ class SessionGate:
     async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
         if state == "EXPIRED":
             return self._deny(call, "nobody answered before the deadline", "approval")
+        if state == "CANCELLED":
+            return self._deny(call, "the run was stopped before anyone answered", "approval")
         if state != "ALLOWED":
             if resolution.interrupt:
                 self.interrupt()

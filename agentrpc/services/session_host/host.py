@@ -23,12 +23,14 @@ from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
+from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
+    Origin,
     OwnedSession,
     claim_next,
     declare_dead,
@@ -37,7 +39,7 @@ from agentrpc.store.leases import (
     release,
     retire_worker,
 )
-from agentrpc.telemetry import AGENT_MEMORY
+from agentrpc.telemetry import TAKEOVERS
 
 __all__ = ["SessionHost"]
 
@@ -46,7 +48,8 @@ _Loop = Callable[[], Awaitable[None]]
 log = structlog.get_logger()
 
 _LOOK_INTERVAL = 1.0
-_MEMORY_INTERVAL = 10.0
+_MEMORY_INTERVAL = 2.0
+_CLEAN_INTERVAL = 10.0
 _ABANDON_SECONDS = 10.0
 _UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
@@ -60,17 +63,29 @@ class SessionHost:
         settings: How many, how long.
         tokens: The model gateway.
         isolation: How process trees are kept apart.
+        report: Gets this worker's id, and when its parent has to kill it, by `clock.boottime`.
     """
 
     def __init__(
-        self, database: Database, bus: Bus, settings: Settings, tokens: TokenIssuer, isolation: Isolation
+        self,
+        database: Database,
+        bus: Bus,
+        settings: Settings,
+        tokens: TokenIssuer,
+        isolation: Isolation,
+        report: Callable[[UUID, float], None],
     ) -> None:
         self.worker_id = clock.uuid7()
         self._database = database
         self._bus = bus
         self._settings = settings
         self._lease = LeaseKeeper(
-            settings.database_url.get_secret_value(), self.worker_id, settings.lease_ttl, self._on_lease_lost
+            settings.database_url.get_secret_value(),
+            self.worker_id,
+            settings.lease_ttl,
+            self._on_lease_lost,
+            # Half of T_kill is for the worker to end by itself.
+            lambda deadline: report(self.worker_id, deadline + settings.kill_timeout / 2),
         )
         workspaces = WorkspaceStore(
             settings.workspaces,
@@ -78,6 +93,7 @@ class SessionHost:
             checkpoints_kept=settings.checkpoints_kept,
         )
         self._env = Environment(database, bus, settings, tokens, isolation, workspaces, self._lease.valid)
+        self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}
         self._closing: dict[UUID, asyncio.Task[None]] = {}
@@ -89,6 +105,8 @@ class SessionHost:
         self._signalled = asyncio.Event()
         self._signal_feed = bus.worker_subscription(self._on_signal)
         self._draining = False
+        # No session is claimed while it is being given back: under one epoch there is one writer.
+        self._choosing = asyncio.Lock()
         self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -174,19 +192,21 @@ class SessionHost:
             # Before the claims: a bell that rings during the last of them is not lost.
             self._work.clear()
             while not self._draining and self._lease.valid():
-                claim = await claim_next(
-                    self._database,
-                    self.worker_id,
-                    may_take_new=await self._make_room(),
-                    begun_first=begun_first,
-                    begin=lambda session, run, origin: first_events(
-                        session, run, origin=origin, warm=self._is_warm(session.id)
-                    ),
-                )
-                begun_first = not begun_first
-                if claim is None:
-                    break
-                self._begin(claim)
+                may_take_new = await self._make_room()
+                async with self._choosing:
+                    claim = await claim_next(
+                        self._database,
+                        self.worker_id,
+                        may_take_new=may_take_new,
+                        begun_first=begun_first,
+                        begin=lambda session, run, origin: first_events(
+                            session, run, origin=origin, warm=self._is_warm(session.id)
+                        ),
+                    )
+                    begun_first = not begun_first
+                    if claim is None:
+                        break
+                    self._begin(claim)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(clock.jitter(self._settings.poll_interval, 0.1)):
                     await self._work.wait()
@@ -196,21 +216,24 @@ class SessionHost:
         return actor is not None and actor.has_process
 
     async def _make_room(self) -> bool:
-        """Whether one more session fits, after the idle one that was used least recently has gone if need be."""
-        limit = self._settings.max_processes
-        if len(self._runs) >= limit:
-            return False
-        if len(self._actors) < limit:
-            return True
-        idle = [actor for actor in self._actors.values() if actor.session_id not in self._runs]
-        if not idle:
-            return False
-        # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
-        oldest = min(idle, key=lambda actor: actor.idle_since)
-        return await has_waiting(self._database, self.worker_id) and await self._evict(oldest)
+        """Whether one more session fits, after idle ones, used least recently, have gone if need be."""
+        while True:
+            free = self._settings.max_processes - len(self._runs)
+            if free <= 0:
+                return False
+            # A session whose process has ended takes no place: to give it back first would only delay the claim.
+            idle = [each for each in self._actors.values() if each.has_process and each.session_id not in self._runs]
+            if len(idle) < free and self._memory.has_room([*self._runs, *(actor.session_id for actor in idle)]):
+                return True
+            # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
+            if not idle or not await has_waiting(self._database, self.worker_id):
+                return False
+            await self._evict(min(idle, key=lambda actor: actor.idle_since))
 
     def _begin(self, claim: Claim) -> None:
         session_id = claim.session.id
+        if claim.origin is Origin.LOST:
+            TAKEOVERS.inc()
         actor = self._actors.get(session_id)
         if actor is not None and actor.epoch != claim.epoch:
             # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
@@ -279,14 +302,14 @@ class SessionHost:
                 head = heads.get(session_id)
                 if head is not None and head.epoch == actor.epoch:
                     await actor.look(head)
-                    if not (head.closed or head.paused):
-                        continue
-                if session_id not in self._runs:
+                    if (head.closed or head.paused) and session_id not in self._runs:
+                        await self._evict(actor)
+                elif session_id not in self._runs:
                     self._close(actor)
             await self._give_back(heads)
 
     async def _give_back(self, heads: Mapping[UUID, OwnedSession]) -> None:
-        """Give back idle sessions whose actors were closed: the epoch was taken from them, or they have to rest."""
+        """Give back idle sessions whose actors were closed because the epoch was taken from them."""
         self._left_over = bool(self._closing)
         for session_id, head in heads.items():
             if head.active_run is None and session_id not in self._actors and session_id not in self._closing:
@@ -296,7 +319,7 @@ class SessionHost:
     # ---- Eviction ----
 
     async def _evict_loop(self) -> None:
-        measured = 0.0
+        measured = cleaned = 0.0
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
@@ -305,17 +328,28 @@ class SessionHost:
                     await self._evict(actor)
             if now - measured > _MEMORY_INTERVAL:
                 measured = now
-                actors = list(self._actors.values())
-                AGENT_MEMORY.set(await asyncio.to_thread(_memory, actors))
+                await self._bound_memory()
+            if now - cleaned > _CLEAN_INTERVAL:
+                cleaned = now
                 await self._clean_closed()
+
+    async def _bound_memory(self) -> None:
+        """End what uses too much: an idle process just goes, a run fails and says why."""
+        await self._memory.measure(self._actors)
+        while excess := self._memory.pick_excess(self._actors, self._runs):
+            actor, why = excess
+            log.warning("out_of_memory", session=str(actor.session_id), running=actor.session_id in self._runs)
+            if not await self._evict(actor):
+                actor.fail("REASON_OUT_OF_MEMORY", why)
 
     async def _evict(self, actor: SessionActor) -> bool:
         """Let an idle session go: its last transcript line is written before the lease is given back."""
-        if actor.session_id in self._runs:
-            return False
-        await self._drop(actor)
-        await release(self._database, actor.session_id, actor.epoch)
-        return True
+        async with self._choosing:
+            if actor.session_id in self._runs:
+                return False
+            await self._drop(actor)
+            await release(self._database, actor.session_id, actor.epoch)
+            return True
 
     async def _clean_closed(self) -> None:
         """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
@@ -326,7 +360,3 @@ class SessionHost:
         for session_id in await cleaned_sessions(self._database, here):
             if session_id not in self._closing:
                 await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)
-
-
-def _memory(actors: list[SessionActor]) -> int:
-    return sum(actor.memory() for actor in actors)

@@ -13,16 +13,17 @@ from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
 from agentrpc.services.run_end import Ending, conclude
-from agentrpc.services.views import head_state, text_block
+from agentrpc.services.views import call_in_doubt, head_state, text_block
 from agentrpc.store.approvals import granted_rules, of_run, settled_approvals
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import OwnedSession, lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
 from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_service_pb2
 
 __all__ = [
+    "MAX_LOSSES",
     "Asked",
     "RunRecord",
     "await_decision",
@@ -43,6 +44,10 @@ __all__ = [
     "rewind",
     "take_inputs",
 ]
+
+
+# So many workers and processes in a row may be lost under a run.
+MAX_LOSSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +256,9 @@ async def await_decision(
             return []
         before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
-        changed = approvals.run_state_event(run, RunState.UNKNOWN_OUTCOME, message, [_in_doubt(row) for row in calls])
+        changed = approvals.run_state_event(
+            run, RunState.UNKNOWN_OUTCOME, message, [call_in_doubt(row) for row in calls]
+        )
         run.doubt_time = clock.utcnow()
         run.decision = None
         head.in_doubt = True
@@ -262,10 +269,15 @@ async def await_decision(
 
 
 async def note_loss(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> tuple[int, list[StoredEvent]]:
-    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt."""
+    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt.
+
+    After the last one that is borne there is none.
+    """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
         head.losses += 1
+        if head.losses >= MAX_LOSSES:
+            return head.losses, []
         run.attempt += 1
         started = event_pb2.Event(
             run=run_name(session_id, run_id),
@@ -312,9 +324,3 @@ async def _held(tx: Transaction, session_id: UUID, run_id: UUID, epoch: int) -> 
     if head is None or head.epoch != epoch:
         raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
     return head, await tx.get_one(Run, run_id)
-
-
-def _in_doubt(row: LedgerRow) -> run_pb2.CallInDoubt:
-    call = run_pb2.CallInDoubt(tool_use_id=row.tool_use_id, tool_name=row.tool_name)
-    call.start_time.FromDatetime(row.start_time)
-    return call

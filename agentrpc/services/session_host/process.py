@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 from uuid import UUID
 
@@ -128,6 +129,8 @@ class SessionProcess:
         self._options = b""
         self._token: str | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._abandoned = StopReceipt(0, 0.0, confirmed=True)
+        self._stopping: asyncio.Task[StopReceipt] | None = None
         self._stored: set[str] = set()
         self._step: _Step | None = None
         self._writing = False
@@ -151,17 +154,18 @@ class SessionProcess:
 
     @property
     def halted(self) -> bool:
-        """Whether nothing is under way but calls that wait at the gate, all of them in the transcript.
+        """Whether nothing is under way but calls that wait at the gate or behind one, all of them in the transcript.
 
         Then the process may go without losing anything: a new one takes these calls up again.
         """
         waiting = self._gate.at_gate
         return (
             bool(waiting)
+            and not self._gate.starting
             and not self._writing
+            and not self._translator.calls_run
             and not self._translator.active_subtasks
-            and self._translator.open_calls <= waiting
-            and waiting <= self._stored
+            and self._translator.open_calls | waiting <= self._stored
         )
 
     # ---- Start ----
@@ -218,8 +222,11 @@ class SessionProcess:
             cli_path=self._env.settings.cli_path,
         )
         try:
+            self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with _disk():
-                agent = await AgentProcess.start(spec, timeout=self._env.settings.agent_start_timeout)
+                agent = await AgentProcess.start(
+                    spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
+                )
         except BaseException:
             self._env.tokens.revoke(self._token)
             self._token = None
@@ -256,10 +263,11 @@ class SessionProcess:
         """Frames to events, for the life of the process."""
         crash = AgentCrashedError(None, "")
         try:
-            async for frame in agent.frames():
+            async for frames in agent.frames():
                 self.last_frame = time.monotonic()
-                if self._step is None or frame.get("type") == "user":
-                    self._hand_on(self._translator.translate(frame))
+                if self._step is not None:
+                    frames = [frame for frame in frames if frame.get("type") == "user"]  # noqa: PLW2901 - of a step
+                self._hand_on(chain.from_iterable(map(self._translator.translate, frames)))
                 await self._writer.room()
         except AgentCrashedError as error:
             crash = error
@@ -270,7 +278,7 @@ class SessionProcess:
             await self.stop()
             self.turns.put_nowait(crash)
 
-    def _hand_on(self, items: Sequence[Delta | TurnEnded | event_pb2.Event]) -> None:
+    def _hand_on(self, items: Iterable[Delta | TurnEnded | event_pb2.Event]) -> None:
         put, put_delta = self._writer.put, self._writer.put_delta
         for item in items:
             if isinstance(item, Delta):
@@ -326,17 +334,31 @@ class SessionProcess:
         Args:
             grace: Seconds for the CLI to leave by itself. 0: kill it where it stands, so that it writes nothing more.
         """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace), name=f"stop-{self._session_id}")
+            self._stopping.add_done_callback(self._on_stopped)
+        # Whoever asks waits until the tree is gone, also when somebody else has asked before.
+        return await asyncio.shield(self._stopping)
+
+    def _on_abandoned(self, receipt: StopReceipt) -> None:
+        self._abandoned = receipt
+
+    def _on_stopped(self, _: object) -> None:
+        self._stopping = None
+
+    async def _stop(self, grace: float) -> StopReceipt:
         agent, self._agent = self._agent, None
         pump, self._pump = self._pump, None
         token, self._token = self._token, None
         if token is not None:
             self._env.tokens.revoke(token)
-        receipt = StopReceipt(0, 0.0, confirmed=True)
+        # Without a process: what became of the last one that was stopped while it started.
+        receipt, self._abandoned = self._abandoned, StopReceipt(0, 0.0, confirmed=True)
         if agent is not None:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
-        if pump is not None and pump is not asyncio.current_task():
+        if pump is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await asyncio.shield(pump)

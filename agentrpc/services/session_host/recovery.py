@@ -24,12 +24,9 @@ from agentrpc.store.runs import LedgerRow
 from agentrpc.store.tables import Run
 from agentrpc.v1 import event_pb2, session_pb2
 
-__all__ = ["MAX_LOSSES", "Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery"]
+__all__ = ["Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery"]
 
 log = structlog.get_logger()
-
-# So many workers and processes in a row may be lost under a run.
-MAX_LOSSES = 3
 
 _FAIL = session_pb2.RECOVERY_POLICY_FAIL
 _ALWAYS = session_pb2.RECOVERY_POLICY_RESUME_ALWAYS
@@ -116,7 +113,7 @@ class _Recovery:
         self, policy: session_pb2.RecoveryPolicy, *, lost: bool, losses: int
     ) -> Plan | Ending | Parked | Changed:
         doubt = self._calls_in_doubt()
-        if lost and (policy == _FAIL or losses >= MAX_LOSSES):
+        if lost and (policy == _FAIL or losses >= lifecycle.MAX_LOSSES):
             self._close(doubt)
             if policy == _FAIL:
                 return failed("REASON_WORKER_LOST", "its worker or its process was lost: create the run again")
