@@ -26,7 +26,14 @@ class Settings(BaseSettings):
     # Where things are.
     database_url: SecretStr = Field(description="postgresql://user:password@host:port/database, PostgreSQL 15 to 18.")
     redis_url: SecretStr = Field(description="redis://[:password@]host:port/db, Redis 6.2 or later.")
-    data_dir: Path = Field(default=Path(".agentrpc"), description="Workspaces and the CLI's files of sessions.")
+    data_dir: Path = Field(
+        default=Path(".agentrpc"),
+        description="What this machine keeps: the CLI's files of sessions, which it can lose.",
+    )
+    workspace_dir: Path | None = Field(
+        default=None,
+        description="Workspaces and checkpoints, shared by all workers and edges. Default: {data_dir}/workspaces.",
+    )
 
     # Identity.
     signing_key: SecretStr = Field(description="HMAC key of tokens and page tokens, 32 bytes or more.")
@@ -70,6 +77,8 @@ class Settings(BaseSettings):
     agent_start_timeout: Seconds = 60
     background_ceiling: Seconds = Field(default=600, description="How long a run waits for background subagents.")
     isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
+    checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
+    checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")
     decision_timeout: Seconds = Field(
         default=86400, description="A run in UNKNOWN_OUTCOME fails when nobody has decided for so long."
@@ -119,6 +128,11 @@ class Settings(BaseSettings):
             msg = "must begin with postgresql://"
             raise ValueError(msg)
         return value
+
+    @property
+    def workspaces(self) -> Path:
+        """Where workspaces are."""
+        return self.workspace_dir or self.data_dir / "workspaces"
 
     @model_validator(mode="after")
     def _tls_pair(self) -> Self:

@@ -7,6 +7,7 @@ their turn. Calls that are not to be made get the result that the model is told.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,8 @@ class Conversation:
         self._find_calls()
 
     def __bool__(self) -> bool:
-        return bool(self._main)
+        # Of notes about a queue alone, as a rewind to the first run leaves them, the CLI cannot resume.
+        return any(entry["type"] in {"user", "assistant"} for entry in self._main)
 
     def __contains__(self, uuid: str) -> bool:
         return uuid in self._uuids
@@ -158,7 +160,7 @@ class Conversation:
     # ---- The files ----
 
     def write(self, paths: SessionPaths, claude_session_id: str, *, carry: OpenCall | None = None) -> None:
-        """Write the conversation where the CLI looks for it. Blocking.
+        """Write the conversation where the CLI looks for it; of an empty one nothing is left there. Blocking.
 
         Args:
             paths: The session's folders.
@@ -169,6 +171,10 @@ class Conversation:
             UnknownTranscriptFormat: A subpath leads out of the folder.
         """
         folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
+        (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(folder / claude_session_id, ignore_errors=True)
+        if not self:
+            return
         main = [_dump(entry) for entry in self._chained(carry)]
         for subpath, lines in {"": main, **self._others}.items():
             path = folder / f"{claude_session_id}.jsonl"

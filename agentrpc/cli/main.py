@@ -210,6 +210,45 @@ def delete_session(session: str) -> None:
     _call(lambda client: client.call(client.sessions.DeleteSession, request))
 
 
+@sessions_app.command("pause")
+def pause_session(session: str, reason: str = "") -> None:
+    """Halt a session before its next tool call; nothing is lost."""
+    _call(lambda client: client.pause_session(_session_name(session), reason))
+
+
+@sessions_app.command("resume")
+def resume_session(session: str) -> None:
+    """Let a paused session go on."""
+    _call(lambda client: client.resume_session(_session_name(session)))
+
+
+@sessions_app.command("terminate")
+def terminate_session(session: str, reason: str = "") -> None:
+    """End everything in a session at once, and close it for good."""
+    _call(lambda client: client.terminate_session(_session_name(session), reason))
+
+
+@sessions_app.command("fork")
+def fork_session(
+    session: str,
+    at: Annotated[str, typer.Option(help="The last message to keep, by its transcript_uuid.")] = "",
+    files: Annotated[bool, typer.Option(help="Copy the files of the workspace too.")] = False,
+    display_name: str = "",
+) -> None:
+    """Create a session that begins with a copy of another one's conversation."""
+    name = _session_name(session)
+    _call(lambda client: client.fork_session(name, transcript_uuid=at, copy_workspace=files, display_name=display_name))
+
+
+@sessions_app.command("rewind")
+def rewind_session(
+    run: Annotated[str, typer.Argument(help="The run, sessions/{session}/runs/{run}, to whose beginning to go back.")],
+    files: Annotated[bool, typer.Option(help="The files of the workspace too, from the run's checkpoint.")] = False,
+) -> None:
+    """Take the conversation of a session back to before a run."""
+    _call(lambda client: client.rewind_session(run, restore_workspace=files))
+
+
 @runs_app.command("list")
 def list_runs(session: str = "-", page_size: int = 20, as_json: Json = False) -> None:
     """List runs, newest first."""

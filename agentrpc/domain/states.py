@@ -82,13 +82,12 @@ def session_state(*, closed: SessionState | None, active: bool, queued: int, wai
     """The state of a session, derived from its head row.
 
     Args:
-        closed: ARCHIVED or FAILED when the session is closed, else None.
+        closed: ARCHIVED or FAILED when the session is closed, else None. It counts from the end of the last run on:
+            a session that is terminated while a run is under way is ARCHIVED when that has ended.
         active: Whether a run of it has begun and not ended.
         queued: How many runs wait.
         waiting: Whether a person is asked: to answer an approval, or to decide about calls in doubt.
     """
-    if closed is not None:
-        return closed
     if not active and not queued:
-        return SessionState.IDLE
+        return closed or SessionState.IDLE
     return SessionState.REQUIRES_ACTION if waiting else SessionState.RUNNING

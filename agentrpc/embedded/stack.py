@@ -116,6 +116,7 @@ class Stack:
             "AGENTRPC_DATABASE_URL": database_url,
             "AGENTRPC_REDIS_URL": redis_url,
             "AGENTRPC_DATA_DIR": str(self._dir),
+            "AGENTRPC_WORKSPACE_DIR": str(self._dir / "workspaces"),
             "AGENTRPC_SIGNING_KEY": os.environ.get("AGENTRPC_SIGNING_KEY") or self._signing_key(),
             "AGENTRPC_LISTEN": self.address,
             "AGENTRPC_LOG_FORMAT": "console",
@@ -293,8 +294,8 @@ class Stack:
 
 def _agent_processes(data_dir: Path) -> list[psutil.Process]:
     """Processes that work in a session's folder of this data dir."""
-    folder = str(data_dir / "sessions") + "/"
-    return _processes(lambda process: process.cwd().startswith(folder))
+    folders = tuple(f"{data_dir / name}/" for name in ("sessions", "workspaces"))
+    return _processes(lambda process: process.cwd().startswith(folders))
 
 
 def _processes(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

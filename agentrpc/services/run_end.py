@@ -67,6 +67,9 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
     head.active_run = None
     head.losses = head.inputs = 0
     head.in_doubt = False
+    if head.closed is not None:
+        # A session that was terminated: nothing is appended behind its last state.
+        head.epoch += 1
     if head.stop_run == run.id:
         head.stop_run = head.stop_kind = head.stop_time = None
     session = await tx.get_one(Session, session_id)

@@ -65,6 +65,10 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         _time(message.archive_time, session.archive_time)
     if session.delete_time:
         _time(message.delete_time, session.delete_time)
+    if session.pause_time:
+        _time(message.pause_time, session.pause_time)
+    if session.forked_from:
+        message.forked_from = session_name(session.forked_from)
     return message
 
 

@@ -1,10 +1,11 @@
 """What is done now and then: figures for the gauges, old request ids, files of closed sessions."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from agentrpc.store.database import Database
 
-__all__ = ["forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
+__all__ = ["cleaned_sessions", "forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
 
 
 async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
@@ -45,12 +46,23 @@ async def has_waiting(database: Database, worker_id: UUID) -> bool:
         )
 
 
+async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> list[UUID]:
+    """Which of these sessions `take_sessions_to_clean` has given."""
+    if not session_ids:
+        return []
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "SELECT id FROM sessions WHERE id = ANY ($1::uuid[]) AND clean_time IS NOT NULL", list(session_ids)
+        )
+    return [row[0] for row in rows]
+
+
 async def take_sessions_to_clean(database: Database) -> list[UUID]:
     """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once."""
     async with database.connection() as connection:
         rows = await connection.fetch(
             "UPDATE sessions SET clean_time = now() FROM session_heads h"
-            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
+            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
             " AND sessions.clean_time IS NULL RETURNING sessions.id"
         )
     return [row[0] for row in rows]

@@ -315,12 +315,12 @@ async def _choose(
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Give a session back (evict). False: there is work for it after all, or it is another's by now."""
+    """Give an idle session back. False: there is work for it after all, or it is another's by now."""
     async with database.connection() as connection:
         # The primary key of the head row.
         done = await connection.fetchval(
             "UPDATE session_heads SET worker = NULL"
-            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND queued = 0 RETURNING true",
+            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND (queued = 0 OR paused) RETURNING true",
             session_id,
             epoch,
         )

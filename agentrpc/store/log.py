@@ -24,6 +24,7 @@ __all__ = [
     "StoredEvent",
     "append",
     "append_control",
+    "copy_transcript",
     "drop_transcript",
     "last_sequences",
     "number_events",
@@ -259,6 +260,9 @@ def with_sequence(data: bytes, sequence: int) -> bytes:
     return bytes(out)
 
 
+# Lines of one statement when a transcript is copied.
+_COPY_LINES = 500
+
 # Walks the primary key of one partition.
 _READ = """
 SELECT sequence, run_id, kind, data FROM session_events
@@ -306,10 +310,11 @@ async def read_events(
 
 
 async def last_sequences(database: Database, session_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str | None]]:
-    """The newest number of each session's log, and `closed` of its head, in one query."""
+    """The newest number of each session's log, and `closed` of its head once its last run has ended, in one query."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT session_id, last_sequence, closed FROM session_heads WHERE session_id = ANY ($1::uuid[])",
+            "SELECT session_id, last_sequence, CASE WHEN active_run IS NULL AND queued = 0 THEN closed END"
+            " FROM session_heads WHERE session_id = ANY ($1::uuid[])",
             list(session_ids),
         )
     return {row[0]: (row[1], row[2]) for row in rows}
@@ -334,6 +339,26 @@ async def transcript_place(database: Database, session_id: UUID, uuid: str) -> i
             f'"uuid":"{uuid}"',
         )
     return None if position is None else int(position)
+
+
+async def copy_transcript(transaction: AsyncSession, session_id: UUID, lines: Sequence[tuple[str, bytes]]) -> None:
+    """Give a new session, whose head row is stored, the transcript (subpath, line)."""
+    for begin in range(0, len(lines), _COPY_LINES):
+        part = lines[begin : begin + _COPY_LINES]
+        await transaction.execute(
+            text(
+                "INSERT INTO session_transcripts (session_id, position, subpath, data)"
+                " SELECT :session_id, :begin + t.ordinal, t.subpath, t.data"
+                " FROM unnest(CAST(:subpaths AS text[]), CAST(:datas AS bytea[]))"
+                " WITH ORDINALITY AS t (subpath, data, ordinal)"
+            ),
+            {
+                "session_id": session_id,
+                "begin": begin,
+                "subpaths": [subpath for subpath, _ in part],
+                "datas": [line for _, line in part],
+            },
+        )
 
 
 async def drop_transcript(transaction: AsyncSession, session_id: UUID, position: int) -> None:

@@ -136,6 +136,9 @@ class SessionHead(Base):
     A run that is active while no worker holds the session waits for approvals (`pending_approvals`), for a decision
     (`in_doubt`), for the end of a pause, or just for a worker to take it up.
 
+    The epoch moves on under an idle session's worker when its conversation was changed or closed: that ends the process
+    which knows the old one, and only then gives the session back or carries out another run.
+
     `stop_run`, `stop_kind` and `paused` are intents: the owner reads them once a second. `losses` counts workers and
     processes that were lost under the active run, `inputs` further messages to it that are not delivered yet.
     """

@@ -159,7 +159,7 @@ class SessionServiceServicer:
     def PauseSession(self, request, context):
         """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
         Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
-        Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,8 +175,9 @@ class SessionServiceServicer:
 
     def TerminateSession(self, request, context):
         """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
-        background work; then as ArchiveSession. Returns when the request is stored.
-        Errors: NOT_FOUND.
+        background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+        run has ended, which is what its log ends with. Terminating it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +185,8 @@ class SessionServiceServicer:
 
     def ForkSession(self, request, context):
         """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+        Options, labels and description are copied; rules that answers have added for the session are not.
+        STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -191,7 +194,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RewindSession(self, request, context):
-        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it.
+        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+        it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -62,7 +62,7 @@ class SessionServiceStub:
     PauseSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.PauseSessionRequest, _session_pb2.Session]
     """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
     Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
-    Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
     """
     ResumeSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_pb2.Session]
     """Lets a paused session go on.
@@ -70,15 +70,19 @@ class SessionServiceStub:
     """
     TerminateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.TerminateSessionRequest, _session_pb2.Session]
     """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
-    background work; then as ArchiveSession. Returns when the request is stored.
-    Errors: NOT_FOUND.
+    background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+    run has ended, which is what its log ends with. Terminating it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID.
     """
     ForkSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_pb2.Session]
     """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+    Options, labels and description are copied; rules that answers have added for the session are not.
+    STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
     """
     RewindSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RewindSessionRequest, _session_pb2.Session]
-    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it.
+    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+    it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
     ListSessionEvents: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]
@@ -126,7 +130,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     PauseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PauseSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
     Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
-    Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
     """
     ResumeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Lets a paused session go on.
@@ -134,15 +138,19 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     TerminateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.TerminateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
-    background work; then as ArchiveSession. Returns when the request is stored.
-    Errors: NOT_FOUND.
+    background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+    run has ended, which is what its log ends with. Terminating it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID.
     """
     ForkSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+    Options, labels and description are copied; rules that answers have added for the session are not.
+    STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
     """
     RewindSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RewindSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
-    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it.
+    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+    it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
     ListSessionEvents: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]  # type: ignore[assignment]
@@ -229,7 +237,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
         Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
-        Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
         """
 
     @_abc_1.abstractmethod
@@ -249,8 +257,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
-        background work; then as ArchiveSession. Returns when the request is stored.
-        Errors: NOT_FOUND.
+        background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+        run has ended, which is what its log ends with. Terminating it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -260,6 +269,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+        Options, labels and description are copied; rules that answers have added for the session are not.
+        STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
         """
 
@@ -269,7 +280,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.RewindSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
-        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it.
+        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+        it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
         """
 

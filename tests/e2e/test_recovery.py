@@ -37,17 +37,14 @@ class Restartable(Running):
         await self.start()
 
     def agents(self, session):
-        """What runs in the folder of a session."""
-        return _processes(lambda process: process.cwd().startswith(str(self.home(session))))
+        """What runs in the workspace of a session."""
+        return _processes(lambda process: process.cwd().startswith(str(self.workspace(session))))
 
     async def until_parked(self, session):
         """Until no CLI is alive."""
         async with asyncio.timeout(20):
             while self.agents(session):  # noqa: ASYNC110 - processes tell nobody when they end
                 await asyncio.sleep(0.05)
-
-    def home(self, session):
-        return self.folder / "sessions" / session.removeprefix("sessions/")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -96,7 +93,7 @@ async def rest(stack, session, run):
 
 
 def count(stack, session, name="count"):
-    path = stack.home(session) / "workspace" / name
+    path = stack.workspace(session) / name
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 

@@ -58,7 +58,7 @@ async def test_deny_tells_the_model_why_and_nothing_ran(client, running):
     assert (done.denied_by, done.denial_reason) == ("approval", "not today")
     assert not of(events, "tool_call_started")
     assert state(events) == "STATE_SUCCEEDED"
-    assert not (running.folder / session / "workspace" / "ran").exists()
+    assert not (running.workspace(session) / "ran").exists()
 
 
 async def test_rules_and_modes_decide_without_asking(client):

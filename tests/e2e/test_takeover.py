@@ -35,12 +35,9 @@ Finished = event_pb2.ToolCallFinished
 
 
 class Stacked(Running):
-    def workspace(self, session):
-        return self.folder / session / "workspace"
-
     def agents(self, session):
-        """What runs in the folder of a session."""
-        folder = str(self.folder / session)
+        """What runs in the workspace of a session."""
+        folder = str(self.workspace(session))
         return _processes(lambda process: process.cwd().startswith(folder))
 
     def lines(self, session, name="file"):

@@ -103,8 +103,9 @@ async def launch(tmp_path):
 
     async def start(directives="", gate=None, *, isolation=None, resume=None, carry=None, timeout=10, **options):
         session_id = resume.spec.session_id if resume else clock.uuid7()
-        paths = SessionPaths.under(tmp_path, session_id)
+        paths = SessionPaths.under(tmp_path, session_id, tmp_path / "workspaces" / str(session_id))
         paths.create()
+        paths.workspace.mkdir(parents=True, exist_ok=True)
         if resume and resume.lines:
             Conversation(resume.lines).write(paths, str(session_id))
         asked, lines = [], []
@@ -571,7 +572,8 @@ async def events_of(client, settings, prompt):
     name = (await client.create_session(session_pb2.Session(options=options))).name
     events = []
     async with asyncio.timeout(30):
-        prompt = prompt.replace("WORK", str(settings.data_dir / name / "workspace"))
+        workspace = settings.workspaces / name.removeprefix("sessions/") / "files"
+        prompt = prompt.replace("WORK", str(workspace))
         async for event in client.run(name, prompt):
             events.append(event)
             if event.HasField("tool_call_started") and "sleep 61" in prompt:

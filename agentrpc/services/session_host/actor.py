@@ -39,6 +39,7 @@ from agentrpc.services.session_host.recovery import (
     load_conversation,
     plan_recovery,
 )
+from agentrpc.services.session_host.workspace import open_workspace
 from agentrpc.services.session_host.writer import SessionWriter
 from agentrpc.store.leases import Claim, Origin, OwnedSession
 from agentrpc.store.log import transcript_place
@@ -89,7 +90,8 @@ class SessionActor:
         self.session_id = claim.session.id
         self.epoch = claim.epoch
         self._claude_session_id = str(claim.session.claude_session_id)
-        self._paths = SessionPaths.under(environment.settings.data_dir, claim.session.id)
+        workspace = environment.workspaces.path(claim.session.id)
+        self._paths = SessionPaths.under(environment.settings.data_dir, claim.session.id, workspace)
         self._writer = SessionWriter(
             environment.database,
             environment.bus,
@@ -99,10 +101,9 @@ class SessionActor:
             last_sequence=claim.last_sequence,
         )
         self._hold = Hold(environment.database, environment.bus, self._writer, claim.session.id, claim.epoch)
-        self._translator = Translator(host_paths=[str(self._paths.root), str(environment.settings.data_dir)])
-        self._gate = SessionGate(
-            self._hold, self._translator, workspace=str(self._paths.workspace), may_begin=self._may_begin
-        )
+        hidden = (self._paths.root, workspace.parent, environment.settings.data_dir)
+        self._translator = Translator(host_paths=[str(path) for path in hidden])
+        self._gate = SessionGate(self._hold, self._translator, workspace=str(workspace), may_begin=self._may_begin)
         self._gate.interrupt = lambda: self._stop_run(_Stop(StopKind.INTERRUPT, "denied with interrupt"))
         self._process = SessionProcess(
             environment,
@@ -245,6 +246,13 @@ class SessionActor:
     async def _attempt(
         self, run: Run, options: session_pb2.SessionOptions, plan: Plan, usage: Ending, *, again: bool
     ) -> Ending | Parked | Changed | AgentCrashedError:
+        begins = not again and (str(run.id), run.prompt) in plan.prompts
+        opening = open_workspace(self._env.workspaces, self._hold, run.id, checkpoint=begins and options.checkpoints)
+        if (cannot := await self._unless_stopped(opening)) is not None:
+            # A live process would go on in files that nobody finds again.
+            await self._process.stop(grace=0)
+            self._void()
+            return cannot
         granted = await self._hold.patiently(lambda: lifecycle.grants(self._env.database, self.session_id))
         self._writer.deltas = options.deltas if options.HasField("deltas") else True
         self._gate.begin_run(run.id, options, granted)

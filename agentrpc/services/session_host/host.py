@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import UUID
 
 import structlog
@@ -18,6 +18,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
@@ -26,10 +27,11 @@ from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
+from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
     Origin,
+    OwnedSession,
     claim_next,
     declare_dead,
     owned_sessions,
@@ -49,6 +51,7 @@ _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 2.0
 _CLEAN_INTERVAL = 10.0
 _ABANDON_SECONDS = 10.0
+_UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
 
 class SessionHost:
@@ -84,10 +87,18 @@ class SessionHost:
             # Half of T_kill is for the worker to end by itself.
             lambda deadline: report(self.worker_id, deadline + settings.kill_timeout / 2),
         )
-        self._env = Environment(database, bus, settings, tokens, isolation, self._lease.valid)
+        workspaces = WorkspaceStore(
+            settings.workspaces,
+            checkpoint_limit=settings.checkpoint_limit,
+            checkpoints_kept=settings.checkpoints_kept,
+        )
+        self._env = Environment(database, bus, settings, tokens, isolation, workspaces, self._lease.valid)
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}
+        self._closing: dict[UUID, asyncio.Task[None]] = {}
+        # Whether this worker may still own sessions for which it has no actor any more.
+        self._left_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
@@ -137,7 +148,9 @@ class SessionHost:
         for task in [*self._tasks, *self._runs.values()]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._runs.values(), return_exceptions=True)
-        await asyncio.gather(*(actor.close() for actor in self._actors.values()), return_exceptions=True)
+        for actor in list(self._actors.values()):
+            self._close(actor)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
         await self._signal_feed.close()
         self._lease.stop()
         with contextlib.suppress(AgentRpcError):
@@ -224,8 +237,7 @@ class SessionHost:
         actor = self._actors.get(session_id)
         if actor is not None and actor.epoch != claim.epoch:
             # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
-            stale = self._actors.pop(session_id)
-            asyncio.create_task(stale.close(), name="close-stale")  # noqa: RUF006 - awaited by nobody on purpose
+            self._close(actor)
             actor = None
         if actor is None:
             actor = self._actors[session_id] = SessionActor(self._env, claim)
@@ -241,6 +253,9 @@ class SessionHost:
 
     async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
         try:
+            if (closing := self._closing.get(actor.session_id)) is not None:
+                # Two processes must not work in the same folders.
+                await asyncio.wait([closing])
             if not await actor.carry_out(claim):
                 await self._drop(actor)
         except LeaseLostError:
@@ -253,9 +268,23 @@ class SessionHost:
             await self._drop(actor)
 
     async def _drop(self, actor: SessionActor) -> None:
-        if self._actors.get(actor.session_id) is actor:
-            del self._actors[actor.session_id]
-        await actor.close()
+        await asyncio.wait([self._close(actor)])
+
+    def _close(self, actor: SessionActor) -> asyncio.Task[None]:
+        """End an actor that is not to be used again. The next one of its session begins when this is done."""
+        session_id = actor.session_id
+        if self._actors.get(session_id) is actor:
+            del self._actors[session_id]
+        task = self._closing[session_id] = asyncio.create_task(actor.close(), name=f"close-{session_id}")
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if self._closing.get(session_id) is finished:
+                del self._closing[session_id]
+            self._left_over = True
+            self._signalled.set()
+
+        task.add_done_callback(done)
+        return task
 
     # ---- Intents ----
 
@@ -266,18 +295,26 @@ class SessionHost:
                     await self._signalled.wait()
             self._signalled.clear()
             self._signals.clear()
-            if not self._actors:
+            if not self._actors and not self._left_over:
                 continue
             heads = await owned_sessions(self._database, self.worker_id)
             for session_id, actor in list(self._actors.items()):
                 head = heads.get(session_id)
-                if head is None or head.epoch != actor.epoch:
-                    if session_id not in self._runs:
-                        await self._drop(actor)
-                    continue
-                await actor.look(head)
-                if head.closed and session_id not in self._runs:
-                    await self._evict(actor)
+                if head is not None and head.epoch == actor.epoch:
+                    await actor.look(head)
+                    if (head.closed or head.paused) and session_id not in self._runs:
+                        await self._evict(actor)
+                elif session_id not in self._runs:
+                    self._close(actor)
+            await self._give_back(heads)
+
+    async def _give_back(self, heads: Mapping[UUID, OwnedSession]) -> None:
+        """Give back idle sessions whose actors were closed because the epoch was taken from them."""
+        self._left_over = bool(self._closing)
+        for session_id, head in heads.items():
+            if head.active_run is None and session_id not in self._actors and session_id not in self._closing:
+                self._left_over = True
+                await release(self._database, session_id, head.epoch)
 
     # ---- Eviction ----
 
@@ -310,14 +347,16 @@ class SessionHost:
         async with self._choosing:
             if actor.session_id in self._runs:
                 return False
-            if self._actors.get(actor.session_id) is actor:
-                del self._actors[actor.session_id]
-            await actor.close()
+            await self._drop(actor)
             await release(self._database, actor.session_id, actor.epoch)
             return True
 
     async def _clean_closed(self) -> None:
-        """Remove the files of archived and deleted sessions that nobody holds."""
+        """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
         for session_id in await take_sessions_to_clean(self._database):
-            folder = self._settings.data_dir / "sessions" / str(session_id)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self._env.workspaces.remove, session_id)
+        folder = self._settings.data_dir / "sessions"
+        here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
+        for session_id in await cleaned_sessions(self._database, here):
+            if session_id not in self._closing:
+                await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)

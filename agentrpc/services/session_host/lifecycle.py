@@ -31,10 +31,12 @@ __all__ = [
     "end_run",
     "grants",
     "hand_over",
+    "has_workspace",
     "intents",
     "load_options",
     "mark_agent",
     "note_loss",
+    "note_workspace",
     "park",
     "record_of_run",
     "request_approval",
@@ -285,6 +287,22 @@ async def note_loss(database: Database, session_id: UUID, run_id: UUID, epoch: i
         losses = head.losses
         await tx.flush()
         return losses, await append_control(tx, session_id, [LogEvent.of(started, run_id)])
+
+
+async def has_workspace(database: Database, session_id: UUID) -> bool:
+    """Whether the session's workspace has been made."""
+    async with database.transaction() as tx:
+        return (await tx.get_one(Session, session_id)).workspace_time is not None
+
+
+async def note_workspace(database: Database, session_id: UUID, epoch: int) -> None:
+    """The session's workspace has been made: from now on it has to be there. Raises LeaseLostError."""
+    async with database.transaction() as tx:
+        head = await lock_head(tx, session_id)
+        if head is None or head.epoch != epoch:
+            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        session = await tx.get_one(Session, session_id)
+        session.workspace_time = session.workspace_time or clock.utcnow()
 
 
 async def load_options(database: Database, session_id: UUID) -> bytes:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -17,10 +17,11 @@ from uuid import UUID
 import structlog
 
 from agentrpc.bus.redis_bus import Bus
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec
+from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Translator, TurnEnded
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.names import session_name
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
@@ -63,6 +64,7 @@ class Environment:
     settings: Settings
     tokens: TokenIssuer
     isolation: Isolation
+    workspaces: WorkspaceStore
     may_begin: Callable[[], bool]
 
 
@@ -78,6 +80,17 @@ class _Step:
     def check(self) -> None:
         if self.ended and self.stored and not self.done.done():
             self.done.set_result(None)
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
+    try:
+        yield
+    except OSError as error:
+        raise AgentStartError(
+            "the worker could not write the CLI's files: see the space on its disk", str(error)
+        ) from error
 
 
 class SessionProcess:
@@ -179,8 +192,8 @@ class SessionProcess:
             AgentStartError: The CLI is missing, crashed or hung. Nothing of it is left.
         """
         wanted = options.SerializeToString(deterministic=True)
-        self._paths.create()
-        if conversation:
+        with _disk():
+            self._paths.create()
             await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
@@ -210,9 +223,10 @@ class SessionProcess:
         )
         try:
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
-            agent = await AgentProcess.start(
-                spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
-            )
+            with _disk():
+                agent = await AgentProcess.start(
+                    spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
+                )
         except BaseException:
             self._env.tokens.revoke(self._token)
             self._token = None
