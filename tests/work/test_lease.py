@@ -33,9 +33,8 @@ async def test_each_renewal_moves_the_deadline(kept, database):
     assert kept.deadlines[0] - clock.boottime() <= TTL
     kept.keeper.start()
     [first] = (await living_workers(database)).values()
-    async with asyncio.timeout(20):
-        while len(kept.deadlines) < 4:
-            await asyncio.sleep(0.05)
+    await asyncio.sleep(TTL)
+    assert len(kept.deadlines) > 2
     assert kept.deadlines == sorted(set(kept.deadlines))
     assert (await living_workers(database))[kept.worker_id] > first
     assert kept.keeper.valid()
