@@ -70,7 +70,7 @@ class SessionHost:
         settings: Settings,
         tokens: TokenIssuer,
         isolation: Isolation,
-        report: Callable[[UUID, float], None],
+        report: Callable[[UUID, float], None] = lambda *_: None,
     ) -> None:
         self.worker_id = clock.uuid7()
         self._database = database
