@@ -87,6 +87,7 @@ class SessionGate:
         self._open = asyncio.Event()
         self._open.set()
         self.interrupt: Callable[[], None] = lambda: None
+        self.in_transcript: Callable[[str], bool] = lambda _: True
 
     def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str]) -> None:
         """From now on calls belong to this run and are judged by these options."""
@@ -210,6 +211,12 @@ class SessionGate:
         finally:
             self._blocks.pop(tool_use_id, None)
 
+    async def _wait_for_line(self, tool_use_id: str) -> None:
+        """Whoever answers may find this worker gone: another one knows the call from the transcript alone."""
+        deadline = time.monotonic() + _BLOCK_WAIT
+        while not self.in_transcript(tool_use_id) and time.monotonic() < deadline:  # noqa: ASYNC110 - for moments
+            await asyncio.sleep(0.002)
+
     async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
         # An answer may come while the process is about to go: then the call is made by the next one.
         await self._open.wait()
@@ -247,6 +254,8 @@ class SessionGate:
     async def _ask(self, call: ToolCall, run_id: UUID, decision: Decision) -> Verdict:
         approval_id = clock.uuid7()
         approval = self._approval(call, run_id, approval_id, decision)
+        if not call.agent_id:
+            await self._wait_for_line(call.tool_use_id)
         await self._writer.flush()
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
         if not self._waiting:

@@ -73,7 +73,7 @@ class SessionHost:
         settings: Settings,
         tokens: TokenIssuer,
         isolation: Isolation,
-        report: Callable[[UUID, float], None],
+        report: Callable[[UUID, float], None] = lambda *_: None,
     ) -> None:
         self.worker_id = clock.uuid7()
         self._database = database

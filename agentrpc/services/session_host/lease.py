@@ -53,10 +53,11 @@ class LeaseKeeper:
         self._lost = False
         self._deadline = clock.boottime() + ttl
         self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="lease", daemon=True)
+        # Before the worker is registered: whoever is to bury it knows it from the beginning.
+        on_deadline(self._deadline)
 
     def start(self) -> None:
         """Begin to renew."""
-        self._on_deadline(self._deadline)
         self._thread.start()
 
     def stop(self) -> None:

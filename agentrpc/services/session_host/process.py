@@ -7,6 +7,7 @@ them comes out of `turns`: the ends of turns, and the end of the process.
 import asyncio
 import contextlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ class SessionProcess:
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
         self._stopping: asyncio.Task[StopReceipt] | None = None
         self._stored: set[str] = set()
+        gate.in_transcript = lambda tool_use_id: tool_use_id in self._stored
         self._step: _Step | None = None
         self._writing = False
         self.turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
@@ -195,6 +197,9 @@ class SessionProcess:
         with _disk():
             self._paths.create()
             await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
+        else:
+            # A process that was lost before anything of it was stored: the CLI refuses an id that it knows.
+            await asyncio.to_thread(shutil.rmtree, self._paths.config / "projects", ignore_errors=True)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
