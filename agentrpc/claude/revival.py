@@ -171,6 +171,7 @@ class Conversation:
             UnknownTranscriptFormat: A subpath leads out of the folder.
         """
         folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
+        # What a lost process has left was not stored, and the CLI refuses an id that it knows.
         (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
         shutil.rmtree(folder / claude_session_id, ignore_errors=True)
         if not self:

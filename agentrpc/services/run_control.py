@@ -149,7 +149,10 @@ async def _decide(
             outcome = _Outcome.OUTCOME_FAILED if result.failed else _Outcome.OUTCOME_SUCCEEDED
             events += await finish_call_events(tx, run, [row], outcome, result.text)
     else:
-        decision.results.extend(_Decision.CallResult(tool_use_id=row.tool_use_id) for row in doubt)
+        # Which attempt it was decides whether a later loss needs a decision of its own.
+        decision.results.extend(
+            _Decision.CallResult(tool_use_id=row.tool_use_id, text=str(row.attempt)) for row in doubt
+        )
     run.decision = decision.SerializeToString()
     if request.decision == _Decision.DECISION_ABANDON:
         return await conclude(tx, head, run, Ending(RunState.CANCELLED))

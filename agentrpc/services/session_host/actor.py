@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -38,6 +39,7 @@ from agentrpc.services.session_host.recovery import (
     first_plan,
     load_conversation,
     plan_recovery,
+    wait_for_decision,
 )
 from agentrpc.services.session_host.workspace import open_workspace
 from agentrpc.services.session_host.writer import SessionWriter
@@ -223,12 +225,13 @@ class SessionActor:
             if self._stop is not None:
                 return await self._halt(usage)
             if plan is None:
+                found: Plan | Ending | Parked | Changed
                 try:
                     found = await plan_recovery(
                         self._hold, run, policy=options.recovery_policy, lost=lost, losses=losses
                     )
                 except UnknownTranscriptFormat as error:
-                    return await self._do_not_guess(run, error)
+                    found = await self._do_not_guess(run, error)
                 if isinstance(found, Changed):
                     continue
                 if not isinstance(found, Plan):
@@ -419,9 +422,15 @@ class SessionActor:
         """Take the conversation back to before a run, unless that was done."""
         database = self._env.database
         await self._writer.flush()
-        position = await self._hold.patiently(lambda: transcript_place(database, self.session_id, str(to)))
-        if position is None:
-            return
+        targets = await self._hold.patiently(lambda: lifecycle.rewind_targets(database, to))
+        for target in targets:
+            position = await self._hold.patiently(partial(transcript_place, database, self.session_id, str(target)))
+            if position is not None:
+                await self._rewind_to(target, position)
+                return
+
+    async def _rewind_to(self, to: UUID, position: int) -> None:
+        database = self._env.database
         await self._process.stop()
         await self._writer.flush()
         events = await self._hold.patiently(
@@ -509,15 +518,11 @@ class SessionActor:
             left = await self._hold.patiently(lambda: lifecycle.park(*args))
         return Parked() if left else Changed()
 
-    async def _do_not_guess(self, run: Run, error: UnknownTranscriptFormat) -> Parked:
+    async def _do_not_guess(self, run: Run, error: UnknownTranscriptFormat) -> Parked | Changed:
         """The transcript cannot be read: a caller has to decide."""
         self._log.error("transcript_unknown", detail=str(error))
         message = "the conversation is in a format that this version does not know: upgrade the workers, then resume"
-        events = await self._hold.patiently(
-            lambda: lifecycle.await_decision(self._env.database, self.session_id, run.id, self.epoch, (), message)
-        )
-        await self._hold.show(events)
-        return Parked()
+        return await wait_for_decision(self._hold, run.id, (), message)
 
     async def _note_loss(self, run: Run) -> int:
         """The process was lost: from now on it is another attempt."""

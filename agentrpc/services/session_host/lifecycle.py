@@ -42,6 +42,7 @@ __all__ = [
     "request_approval",
     "resolutions",
     "rewind",
+    "rewind_targets",
     "take_inputs",
 ]
 
@@ -70,13 +71,13 @@ class RunRecord:
         ledger: The calls that it has begun, by tool_use_id.
         asked: The approvals that it has asked for, the newest of each call.
         inputs: (id, text) of the further messages that were given to a process, in order.
-        retry: Calls that are made again by a caller's decision.
+        retry: The attempts, by tool_use_id, after which calls are made again by a caller's decision.
     """
 
     ledger: dict[str, LedgerRow]
     asked: dict[str, Asked]
     inputs: list[tuple[UUID, str]]
-    retry: frozenset[str]
+    retry: dict[str, int]
 
 
 async def end_run(
@@ -143,7 +144,9 @@ async def record_of_run(database: Database, session_id: UUID, run_id: UUID) -> R
         run = await tx.get_one(Run, run_id)
         decision = run_service_pb2.ResolveRunRequest.FromString(run.decision or b"")
     retry = decision.decision == run_service_pb2.ResolveRunRequest.DECISION_RETRY_CALLS
-    return RunRecord(ledger, asked, inputs, frozenset(result.tool_use_id for result in decision.results if retry))
+    return RunRecord(
+        ledger, asked, inputs, {result.tool_use_id: int(result.text) for result in decision.results if retry}
+    )
 
 
 async def cancel_approvals(
@@ -235,6 +238,18 @@ async def take_inputs(
         return [(row.id, row.text) for row in rows], stored
 
 
+async def rewind_targets(database: Database, to: UUID) -> list[UUID]:
+    """The run to whose beginning the conversation goes back, or, if it never began, the one that it was to go back to."""
+    targets: list[UUID] = []
+    following: UUID | None = to
+    async with database.transaction() as tx:
+        while following is not None and following not in targets:
+            targets.append(following)
+            run = await tx.get(Run, following)
+            following = run.rewind_to if run is not None else None
+    return targets
+
+
 async def rewind(database: Database, session_id: UUID, to: UUID, epoch: int, position: int) -> list[StoredEvent]:
     """Drop the conversation from the beginning of the run `to` on, which is at `position` of the transcript."""
     async with database.transaction() as tx:
@@ -248,12 +263,18 @@ async def rewind(database: Database, session_id: UUID, to: UUID, epoch: int, pos
 
 async def await_decision(
     database: Database, session_id: UUID, run_id: UUID, epoch: int, calls: Sequence[LedgerRow], message: str
-) -> list[StoredEvent]:
-    """The run becomes UNKNOWN_OUTCOME, holds its session's queue, and the session is given back."""
+) -> list[StoredEvent] | None:
+    """The run becomes UNKNOWN_OUTCOME, holds its session's queue, and the session is given back.
+
+    Returns:
+        The events, to be published. None: it is to stop, and nothing was changed.
+    """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
         if head.in_doubt:
             return []
+        if head.stop_run == run_id:
+            return None
         before = head_state(head)
         events = await approvals.cancel_pending(tx, head, run_id)
         changed = approvals.run_state_event(

@@ -7,7 +7,6 @@ them comes out of `turns`: the ends of turns, and the end of the process.
 import asyncio
 import contextlib
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -197,9 +196,6 @@ class SessionProcess:
         with _disk():
             self._paths.create()
             await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
-        else:
-            # A process that was lost before anything of it was stored: the CLI refuses an id that it knows.
-            await asyncio.to_thread(shutil.rmtree, self._paths.config / "projects", ignore_errors=True)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model

@@ -7,6 +7,7 @@ session's `recovery_policy` decides about them. Keeps promise 4.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import structlog
 
@@ -24,7 +25,7 @@ from agentrpc.store.runs import LedgerRow
 from agentrpc.store.tables import Run
 from agentrpc.v1 import event_pb2, session_pb2
 
-__all__ = ["Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery"]
+__all__ = ["Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery", "wait_for_decision"]
 
 log = structlog.get_logger()
 
@@ -102,6 +103,17 @@ async def plan_recovery(
     return await _Recovery(hold, run, record, Conversation(lines)).plan(policy, lost=lost, losses=losses)
 
 
+async def wait_for_decision(hold: Hold, run_id: UUID, doubt: Sequence[LedgerRow], message: str) -> Parked | Changed:
+    """Give the session back until a caller has decided how the run goes on."""
+    events = await hold.patiently(
+        lambda: lifecycle.await_decision(hold.database, hold.session_id, run_id, hold.epoch, doubt, message)
+    )
+    if events is None:
+        return Changed()
+    await hold.show(events)
+    return Parked()
+
+
 class _Recovery:
     def __init__(self, hold: Hold, run: Run, record: RunRecord, conversation: Conversation) -> None:
         self._hold = hold
@@ -119,8 +131,7 @@ class _Recovery:
                 return failed("REASON_WORKER_LOST", "its worker or its process was lost: create the run again")
             return failed("REASON_POISON_RUN", f"{losses} workers or processes in a row were lost under it")
         if doubt and policy != _ALWAYS:
-            await self._wait_for_decision(doubt, "the outcome of tool calls is unknown: decide with ResolveRun")
-            return Parked()
+            return await self._wait_for_decision(doubt)
         self._close(doubt)
         waiting = await self._wait_for_approvals()
         return waiting if waiting is not None else await self._go_on()
@@ -152,16 +163,10 @@ class _Recovery:
 
     # ---- Waiting ----
 
-    async def _wait_for_decision(self, doubt: Sequence[LedgerRow], message: str) -> None:
-        hold = self._hold
-        await hold.writer.flush()
-        await hold.show(
-            await hold.patiently(
-                lambda: lifecycle.await_decision(
-                    hold.database, hold.session_id, self._run.id, hold.epoch, doubt, message
-                )
-            )
-        )
+    async def _wait_for_decision(self, doubt: Sequence[LedgerRow]) -> Parked | Changed:
+        await self._hold.writer.flush()
+        message = "the outcome of tool calls is unknown: decide with ResolveRun"
+        return await wait_for_decision(self._hold, self._run.id, doubt, message)
 
     async def _wait_for_approvals(self) -> Parked | Changed | None:
         """Cancel those whose call is lost; if others wait, give the session back until they are answered."""
@@ -192,7 +197,8 @@ class _Recovery:
         results, carry, attempts = [], [], {}
         for call in conversation.open_calls:
             row, asked = record.ledger.get(call.tool_use_id), record.asked.get(call.tool_use_id)
-            if row is not None and row.outcome == _Outcome.OUTCOME_UNKNOWN and call.tool_use_id in record.retry:
+            again = row is not None and row.attempt == record.retry.get(call.tool_use_id)
+            if row is not None and row.outcome == _Outcome.OUTCOME_UNKNOWN and again:
                 carry.append(call)
                 attempts[call.tool_use_id] = row.attempt + 1
             elif call.tool_use_id in ends:
