@@ -90,7 +90,7 @@ async def test_a_run_in_doubt_goes_on_and_its_calls_have_ended_unknown(
     claim = await other.claim()
     assert (claim.origin, claim.run.id) == (Origin.RELEASED, parse_run(run.name)[1])
     record = await lifecycle.record_of_run(edge.database, *parse_run(run.name))
-    assert record.retry == ({"t1", "t2"} if decision == RETRY else set())
+    assert record.retry == ({"t1": 1, "t2": 1} if decision == RETRY else {})
     assert {row.outcome for row in record.ledger.values()} == {Finished.OUTCOME_UNKNOWN}
 
 

@@ -239,7 +239,7 @@ async def take_inputs(
 
 
 async def rewind_targets(database: Database, to: UUID) -> list[UUID]:
-    """The run to whose beginning the conversation goes back, or, if it never began, the one that it was to go back to."""
+    """The run to whose beginning the conversation goes back; if it never began, the one that it was to go back to."""
     targets: list[UUID] = []
     following: UUID | None = to
     async with database.transaction() as tx:
