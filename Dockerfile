@@ -19,10 +19,11 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends bubblewrap ca-certificates git ripgrep \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 agentrpc \
-    && install -d -o agentrpc -g agentrpc -m 0700 /var/lib/agentrpc
+    && install -d -o agentrpc -g agentrpc -m 0700 /var/lib/agentrpc /var/lib/agentrpc/workspaces
 COPY --from=build /opt/agentrpc /opt/agentrpc
 ENV PATH=/opt/agentrpc/bin:$PATH \
     AGENTRPC_DATA_DIR=/var/lib/agentrpc \
+    AGENTRPC_WORKSPACE_DIR=/var/lib/agentrpc/workspaces \
     AGENTRPC_LISTEN=0.0.0.0:7400 \
     AGENTRPC_METRICS_LISTEN=0.0.0.0:9400
 USER agentrpc

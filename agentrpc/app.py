@@ -23,14 +23,20 @@ from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.reaper import Reaper
+from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
 from agentrpc.telemetry import configure_logging, serve_metrics
+from agentrpc.work import parent
 from agentrpc.work.broker import Bell
+from agentrpc.work.parent import Report
 from agentrpc.work.scheduler import Scheduler
 from agentrpc.work.worker import WorkerProcess
 
@@ -53,6 +59,8 @@ class _Process:
         self.accounts = Accounts(self.database, self.bus, settings)
         self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
         self.runs = Runs(self.database, self.bus, self.doorbell, settings)
+        self.session_control = SessionControl(self.database, self.bus, self.doorbell, self.sessions, settings)
+        self.run_control = RunControl(self.database, self.bus, self.doorbell, settings)
         self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:
@@ -82,7 +90,16 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         hub = Hub(process.database, process.bus, settings.replay_concurrency)
         streams = Streams(hub, process.sessions, process.runs, process.approvals, process.accounts, settings)
-        methods = ServiceMethods(process.accounts, process.sessions, process.runs, process.approvals, streams, hub)
+        methods = ServiceMethods(
+            process.accounts,
+            process.sessions,
+            process.session_control,
+            process.runs,
+            process.run_control,
+            process.approvals,
+            streams,
+            hub,
+        )
         server = EdgeServer(settings, process.database, process.bus, process.accounts, methods)
         await server.start()
         await stopped.wait()
@@ -91,7 +108,7 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
         await process.close()
 
 
-async def _work(settings: Settings, stopped: asyncio.Event) -> None:
+async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> None:
     isolation, why = choose_isolation(settings.isolation)
     log.info("isolation", isolation=str(isolation), why=why)
     process = _Process(settings)
@@ -103,7 +120,7 @@ async def _work(settings: Settings, stopped: asyncio.Event) -> None:
             api_key=key.get_secret_value() if key is not None else None,
             auth_style=settings.model_auth,
         )
-        worker = WorkerProcess(settings, process.database, process.bus, isolation, gateway)
+        worker = WorkerProcess(settings, process.database, process.bus, isolation, gateway, process.bell.ring, report)
         await worker.start()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())
         await asyncio.wait({waiting, worker.fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -119,11 +136,16 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
     process = _Process(settings)
     try:
         await process.open()
-        running = asyncio.create_task(Scheduler(process.database, process.approvals).run(), name="scheduler")
+        deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
+        running = [
+            asyncio.create_task(Scheduler(process.database, process.approvals, deadlines).run(), name="scheduler"),
+            asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
+        ]
         log.info("scheduling")
         await stopped.wait()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
     finally:
         await process.close()
 
@@ -167,13 +189,21 @@ def serve() -> None:
 
 @app.command(rich_help_panel="Processes")
 def worker() -> None:
-    """Host agent sessions."""
-    _run("worker", _work)
+    """Host agent sessions; a worker that ends by itself is started again."""
+    # The parent takes this process over, without what was imported here.
+    os.execv(sys.executable, [sys.executable, "-m", parent.__name__])  # noqa: S606
+
+
+@app.command(parent.WORKER_COMMAND, hidden=True)
+def worker_process(pipe: int) -> None:
+    """Host agent sessions under a parent, which gets reports by a PIPE."""
+    report = parent.reporter(pipe)
+    _run("worker", lambda settings, stopped: _work(settings, stopped, report))
 
 
 @app.command(rich_help_panel="Processes")
 def scheduler() -> None:
-    """Expire approvals and keep house."""
+    """Expire approvals, find lost workers, and keep house."""
     _run("scheduler", _schedule)
 
 

@@ -11,12 +11,17 @@ import time
 from datetime import UTC, datetime
 from uuid import UUID
 
-__all__ = ["jitter", "monotonic", "utcnow", "uuid7"]
+__all__ = ["boottime", "jitter", "monotonic", "utcnow", "uuid7"]
 
 _lock = threading.Lock()
 _last_stamp = 0
 
 monotonic = time.monotonic
+
+
+def boottime() -> float:
+    """Seconds by a clock that is the same for all processes of this machine and goes on while it sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def utcnow() -> datetime:

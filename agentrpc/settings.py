@@ -26,7 +26,14 @@ class Settings(BaseSettings):
     # Where things are.
     database_url: SecretStr = Field(description="postgresql://user:password@host:port/database, PostgreSQL 15 to 18.")
     redis_url: SecretStr = Field(description="redis://[:password@]host:port/db, Redis 6.2 or later.")
-    data_dir: Path = Field(default=Path(".agentrpc"), description="Workspaces and the CLI's files of sessions.")
+    data_dir: Path = Field(
+        default=Path(".agentrpc"),
+        description="What this machine keeps: the CLI's files of sessions, which it can lose.",
+    )
+    workspace_dir: Path | None = Field(
+        default=None,
+        description="Workspaces and checkpoints, shared by all workers and edges. Default: {data_dir}/workspaces.",
+    )
 
     # Identity.
     signing_key: SecretStr = Field(description="HMAC key of tokens and page tokens, 32 bytes or more.")
@@ -51,6 +58,18 @@ class Settings(BaseSettings):
 
     # The worker.
     max_processes: int = Field(default=8, ge=1, description="Live CLI processes of one worker, about 200 MB each.")
+    max_agent_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="What all process trees of one worker may use. Default: three quarters of what the machine, or the "
+        "worker's cgroup, has.",
+    )
+    max_session_memory: int | None = Field(
+        default=None, ge=1, description="What the process tree of one session may use. Default: max_agent_memory."
+    )
+    approval_hold: Seconds = Field(
+        default=60, description="A process whose run waits for answers longer than this goes; an answer brings it back."
+    )
     idle_ttl: Seconds = Field(default=300, description="A warm CLI process without a run ends after this time.")
     lease_ttl: Seconds = Field(default=30, description="A worker that has not renewed its lease for so long is lost.")
     kill_timeout: Seconds = Field(default=5, description="T_kill: within it a lost worker's processes are ended.")
@@ -58,7 +77,12 @@ class Settings(BaseSettings):
     agent_start_timeout: Seconds = 60
     background_ceiling: Seconds = Field(default=600, description="How long a run waits for background subagents.")
     isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
+    checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
+    checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")
+    decision_timeout: Seconds = Field(
+        default=86400, description="A run in UNKNOWN_OUTCOME fails when nobody has decided for so long."
+    )
     cli_path: Path | None = Field(default=None, description="Another CLI than the one in the SDK's wheel.")
 
     # The model.
@@ -104,6 +128,11 @@ class Settings(BaseSettings):
             msg = "must begin with postgresql://"
             raise ValueError(msg)
         return value
+
+    @property
+    def workspaces(self) -> Path:
+        """Where workspaces are."""
+        return self.workspace_dir or self.data_dir / "workspaces"
 
     @model_validator(mode="after")
     def _tls_pair(self) -> Self:

@@ -25,6 +25,8 @@ __all__ = [
     "RPC_LATENCY",
     "RUNS",
     "RUNS_ENDED",
+    "TAKEOVERS",
+    "WORKERS_DECLARED_DEAD",
     "configure_logging",
     "serve_metrics",
 ]
@@ -41,6 +43,10 @@ EVENTS_SHED = Counter("agentrpc_events_shed_total", "Live events left out for sl
 RUNS = Gauge("agentrpc_runs", "Runs that have not ended, by state, in the whole service.", ("state",))
 RUNS_ENDED = Counter("agentrpc_runs_ended_total", "Runs that this worker ended.", ("state",))
 QUEUE_AGE = Gauge("agentrpc_queue_age_seconds", "Age of the oldest run that waits for a worker.")
+TAKEOVERS = Counter("agentrpc_takeovers_total", "Runs that this worker took over from one that was lost.")
+WORKERS_DECLARED_DEAD = Counter(
+    "agentrpc_workers_declared_dead_total", "Workers that this process has declared dead because they did not answer."
+)
 AGENT_PROCESSES = Gauge("agentrpc_agent_processes", "Live CLI processes of this worker.")
 AGENT_MEMORY = Gauge("agentrpc_agent_memory_bytes", "Proportional set size of all CLI process trees of this worker.")
 MODEL_COST = Counter("agentrpc_model_cost_usd_total", "Estimated cost at list price.", ("model",))

@@ -25,7 +25,9 @@ from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.settings import Settings
@@ -220,7 +222,9 @@ def build_edge(settings: Settings, database: Database, bus: Bus) -> Edge:
     approvals = Approvals(database, bus, doorbell, settings)
     hub = Hub(database, bus, settings.replay_concurrency)
     streams = Streams(hub, sessions, runs, approvals, accounts, settings)
-    methods = ServiceMethods(accounts, sessions, runs, approvals, streams, hub)
+    session_control = SessionControl(database, bus, doorbell, sessions, settings)
+    run_control = RunControl(database, bus, doorbell, settings)
+    methods = ServiceMethods(accounts, sessions, session_control, runs, run_control, approvals, streams, hub)
     server = EdgeServer(settings, database, bus, accounts, methods)
     return Edge(settings, database, bus, accounts, sessions, runs, approvals, hub, server)
 

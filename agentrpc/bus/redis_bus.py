@@ -24,6 +24,7 @@ _EVENTS = b"agentrpc:events:"
 _WORKER = b"agentrpc:worker:"
 _TROUBLE = (RedisError, OSError, TimeoutError)
 _PAUSE = 1.0
+_LOG_PAUSE = 10.0
 
 # Takes one token if there is one. Returns the seconds until the next when there is none.
 _TAKE = """
@@ -135,6 +136,7 @@ class Subscriptions:
         self._pubsub: PubSub | None = None
         self._task: asyncio.Task[None] | None = None
         self._some = asyncio.Event()
+        self._quiet_until = 0.0
 
     async def close(self) -> None:
         """End it."""
@@ -180,7 +182,9 @@ class Subscriptions:
             try:
                 await self._listen()
             except _TROUBLE as error:
-                log.warning("redis_unreachable", doing="subscribe", error=type(error).__name__)
+                if time.monotonic() > self._quiet_until:
+                    self._quiet_until = time.monotonic() + _LOG_PAUSE
+                    log.warning("redis_unreachable", doing="subscribe", error=type(error).__name__)
             finally:
                 self._pubsub = None
                 for confirmed in self._confirmed.values():

@@ -20,6 +20,7 @@ from claude_agent_sdk import ClaudeSDKClient, HookMatcher, PermissionResultAllow
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.options import agent_environment, agent_options
 from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
+from agentrpc.claude.revival import OpenCall
 from agentrpc.claude.transcripts import TranscriptMirror
 from agentrpc.domain.gate import Gate, ToolCall, Verdict
 from agentrpc.v1 import session_pb2
@@ -67,6 +68,7 @@ class AgentSpec:
         isolation: How the tree is kept apart.
         gate: Judges every call.
         on_transcript: Gets (subpath, lines); must only enqueue.
+        carry: A call of the stored conversation that the CLI takes up by itself at its start.
         cli_path: Another CLI than the bundled one.
     """
 
@@ -80,6 +82,7 @@ class AgentSpec:
     isolation: Isolation
     gate: Gate
     on_transcript: Callable[[str, list[bytes]], None]
+    carry: OpenCall | None = None
     cli_path: Path | None = None
 
 
@@ -99,12 +102,15 @@ class AgentProcess:
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
     @classmethod
-    async def start(cls, spec: AgentSpec, *, timeout: float) -> "AgentProcess":
+    async def start(
+        cls, spec: AgentSpec, *, timeout: float, on_abandoned: Callable[[StopReceipt], None] = lambda _: None
+    ) -> "AgentProcess":
         """Start a CLI and wait until it is ready.
 
         Args:
             spec: With what.
             timeout: Seconds after which a CLI that does not answer counts as hung.
+            on_abandoned: Told what became of the process tree when this fails or is cancelled.
 
         Raises:
             AgentStartError: It is missing, crashed or hung. Nothing of it is left.
@@ -115,7 +121,7 @@ class AgentProcess:
         environment = agent_environment(spec.paths, spec.gateway_url, spec.token)
         output = OutputPipe(spec.paths.launch)
         try:
-            return await cls._start(spec, timeout, cli, environment, output)
+            return await cls._start(spec, timeout, cli, environment, output, on_abandoned)
         except BaseException:
             output.close()
             raise
@@ -124,13 +130,19 @@ class AgentProcess:
 
     @classmethod
     async def _start(
-        cls, spec: AgentSpec, timeout: float, cli: Path, environment: dict[str, str], output: OutputPipe
+        cls,
+        spec: AgentSpec,
+        timeout: float,
+        cli: Path,
+        environment: dict[str, str],
+        output: OutputPipe,
+        on_abandoned: Callable[[StopReceipt], None],
     ) -> "AgentProcess":
         script = await asyncio.to_thread(
             write_launcher, spec.paths, spec.isolation, cli, environment, output=output.path
         )
         stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        gatekeeper = _Gatekeeper(spec.gate)
+        gatekeeper = _Gatekeeper(spec.gate, spec.carry)
         rest: dict[str, Any] = {
             "cli_path": str(script),
             # The mirror checks paths against it here, in our process; the launcher sets it for the CLI.
@@ -146,6 +158,9 @@ class AgentProcess:
             "can_use_tool": gatekeeper.can_use_tool,
             ("resume" if spec.resume else "session_id"): spec.claude_session_id,
         }
+        if spec.carry is not None:
+            # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
+            rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
         options = agent_options(spec.options, spec.paths, rest)
         client = ClaudeSDKClient(options, BatchingTransport(options, output))
         agent = cls(client, output, stderr)
@@ -157,7 +172,7 @@ class AgentProcess:
             connecting.result()
         except BaseException as error:
             # The tree goes first: the SDK's own way takes up to 20 s and misses what tools have started.
-            await asyncio.shield(stop_tree(agent.pid))
+            on_abandoned(await asyncio.shield(stop_tree(agent.pid)))
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
@@ -224,7 +239,7 @@ class AgentProcess:
         """End the whole tree. Goes on even if the caller is cancelled.
 
         Args:
-            grace: Seconds for the CLI to leave by itself after the end of its input.
+            grace: Seconds for the CLI to leave by itself after the end of its input. 0: it is killed where it stands.
         """
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(grace), name="stop-agent")
@@ -234,12 +249,12 @@ class AgentProcess:
         pid = self.pid
         transport = self._client._transport
         process = getattr(transport, "_process", None)
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(grace):
-                assert transport is not None
-                await transport.end_input()
-                if process is not None:
-                    await process.wait()
+        if grace and transport is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(grace):
+                    await transport.end_input()
+                    if process is not None:
+                        await process.wait()
         receipt = await stop_tree(pid)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
@@ -252,11 +267,13 @@ class _Gatekeeper:
     """Puts the gate where the CLI asks: in its hook before every call, and in its permission prompt.
 
     The prompt comes for what the CLI would ask a person even after a hook has allowed it (leaving plan mode). It is
-    there too because AskUserQuestion exists only for a host that has it.
+    there too because AskUserQuestion exists only for a host that has it. For a call that is carried over from another
+    process it may come without the hook.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, carry: OpenCall | None) -> None:
         self._gate = gate
+        self._carry = carry
         self._allowed: dict[str, Verdict] = {}
 
     async def hook(self, given: Any, tool_use_id: str | None, _: Any) -> dict[str, Any]:  # noqa: ANN401 - the SDK's
@@ -277,8 +294,13 @@ class _Gatekeeper:
             answer["permissionDecisionReason"] = verdict.message
         return {"hookSpecificOutput": answer}
 
-    async def can_use_tool(self, _: str, given: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - the SDK's
+    async def can_use_tool(self, name: str, given: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - the SDK's
         verdict = self._allowed.pop(context.tool_use_id, None)
+        if verdict is None and self._carry is not None and context.tool_use_id == self._carry.tool_use_id:
+            self._carry = None
+            verdict = await self._gate(ToolCall(context.tool_use_id, name, given))
+            if not verdict.allow:
+                return PermissionResultDeny(message=verdict.message)
         if verdict is None:
             return PermissionResultDeny(message="the call did not pass the gate")
         return PermissionResultAllow(updated_input=verdict.updated_input or given)

@@ -40,14 +40,20 @@ class Isolation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionPaths:
-    """The folders of one session; all of mode 0700."""
+    """The folders of one session; all of mode 0700.
+
+    Attributes:
+        root: What this machine keeps of it; lost, it is made again.
+        workspace: Where the agent works (see `workspaces.py`).
+    """
 
     root: Path
+    workspace: Path
 
     @classmethod
-    def under(cls, data_dir: Path, session_id: UUID) -> "SessionPaths":
+    def under(cls, data_dir: Path, session_id: UUID, workspace: Path) -> "SessionPaths":
         """Where the files of a session are."""
-        return cls(data_dir.resolve() / "sessions" / str(session_id))
+        return cls(data_dir.resolve() / "sessions" / str(session_id), workspace)
 
     @property
     def home(self) -> Path:
@@ -60,11 +66,6 @@ class SessionPaths:
         return self.root / "config"
 
     @property
-    def workspace(self) -> Path:
-        """Where the agent works."""
-        return self.root / "workspace"
-
-    @property
     def launch(self) -> Path:
         """What the launcher reads. Not visible to the agent, except `options`."""
         return self.root / "launch"
@@ -75,8 +76,8 @@ class SessionPaths:
         return self.launch / "options"
 
     def create(self) -> None:
-        """Make what is missing."""
-        for folder in (self.root, self.home, self.config, self.workspace, self.launch, self.options):
+        """Make what is missing, but the workspace: that is not made twice."""
+        for folder in (self.root, self.home, self.config, self.launch, self.options):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write_option(self, name: str, text: str) -> Path:
@@ -272,7 +273,14 @@ def tree_memory(pid: int) -> int:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1]) * 1024
+                total += _process_memory(Path(f"/proc/{process.pid}"))
     return total
+
+
+def _process_memory(folder: Path) -> int:
+    try:
+        lines = (folder / "smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    except PermissionError:
+        # A process that has changed its user: all its resident pages then.
+        return int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,8 @@
-"""Runs the CLI as a child subreaper and ends everything below it when it or the worker ends.
+"""Ends everything below a process, however it ends itself; as a script, runs the CLI under a child subreaper.
 
-Used where bubblewrap does not work. Standard library alone, and started with `python -I -S`: it must be quick. Orphans
-of any depth become children of this process (prctl(2), PR_SET_CHILD_SUBREAPER), whatever sessions they made.
+Orphans of any depth become children of the nearest subreaper above them (prctl(2), PR_SET_CHILD_SUBREAPER), whatever
+sessions they made. The script is used where bubblewrap does not work. Standard library alone, and started with
+`python -I -S`: it must be quick.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__: list[str] = []
+__all__ = ["become_subreaper", "dying_with_parent", "kill_descendants"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -46,20 +47,31 @@ def _reap() -> None:
         pass
 
 
-def _kill_all() -> None:
-    """Kill until nothing is left: what is found is stopped first, so that it cannot fork away from the next look."""
+def become_subreaper() -> None:
+    """From now on orphans below this process become its children."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_descendants(timeout: float = 10) -> bool:
+    """Kill everything below this process, which is a subreaper, until nothing is left; reap it too.
+
+    What is found is stopped first, so that it cannot fork away from the next look.
+
+    Returns:
+        Whether /proc shows none any more. False: some could not be killed within `timeout` seconds.
+    """
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in _descendants():
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + timeout
+    while True:
         _reap()
         left = _descendants()
-        if not left:
-            return
+        if not left or time.monotonic() > deadline:
+            return not left
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -68,17 +80,29 @@ def _kill_all() -> None:
         time.sleep(0.005)
 
 
+# An exec keeps PR_SET_PDEATHSIG. Not by preexec_fn: that runs Python between fork and exec, which a process with gRPC's
+# threads does not survive for certain.
+_WITH_PARENT = (
+    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,int(sys.argv[2]),0,0,0);"
+    "os.getppid()==int(sys.argv[1]) or sys.exit(1);os.execv(sys.argv[3],sys.argv[3:])"
+)
+
+
+def dying_with_parent(*command: str, number: int = signal.SIGTERM) -> list[str]:
+    """A command that gets a signal, SIGTERM unless told otherwise, when this process dies, however it dies."""
+    return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), str(int(number)), *command]
+
+
 def main() -> None:
     """Run the CLI of the plan in argv[1] with the arguments behind it; exit as it does."""
     plan = json.loads(Path(sys.argv[1]).read_bytes())
     parent = os.getppid()
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    become_subreaper()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def stop(*_: object) -> None:
-        _kill_all()
+        kill_descendants()
         os._exit(143)
 
     signal.signal(signal.SIGTERM, stop)
@@ -96,7 +120,7 @@ def main() -> None:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
             break
-    _kill_all()
+    kill_descendants()
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 

@@ -1,18 +1,10 @@
-"""The CLI's transcript: lines of JSON, of which Postgres has the truth and the config dir a copy to resume from."""
+"""What the CLI writes into its transcript, on the way to the store. The way back is in `revival.py`."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from claude_agent_sdk import project_key_for_directory
-
-from agentrpc.claude.launcher import SessionPaths
-
-__all__ = ["TranscriptMirror", "UnknownTranscriptFormat", "restore_transcript", "transcript_has"]
-
-
-class UnknownTranscriptFormat(Exception):
-    """The stored transcript is not one that this version can resume from."""
+__all__ = ["TranscriptMirror"]
 
 
 class TranscriptMirror:
@@ -35,42 +27,5 @@ class TranscriptMirror:
         self._on_lines(key.get("subpath", ""), lines)
 
     async def load(self, key: dict[str, Any]) -> None:  # noqa: ARG002 - the SDK's signature
-        """Nothing: the CLI resumes from the file that `restore_transcript` has written."""
+        """Nothing: the CLI resumes from the file that `Conversation.write` has written."""
         return
-
-
-def restore_transcript(paths: SessionPaths, claude_session_id: str, lines: Iterable[tuple[str, bytes]]) -> None:
-    """Write the stored transcript where the CLI looks for it.
-
-    Args:
-        paths: The session's folders.
-        claude_session_id: The CLI's id of the session.
-        lines: (subpath, line) in order.
-
-    Raises:
-        UnknownTranscriptFormat: A line is not an object with a type.
-    """
-    folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
-    files: dict[str, list[bytes]] = {}
-    for subpath, line in lines:
-        try:
-            kind = json.loads(line)["type"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnknownTranscriptFormat("a line is not an object with a type") from error
-        if not isinstance(kind, str):
-            raise UnknownTranscriptFormat("the type of a line is not text")
-        files.setdefault(subpath, []).append(line)
-    for subpath, content in files.items():
-        path = folder / f"{claude_session_id}.jsonl"
-        if subpath:
-            path = folder / claude_session_id / f"{subpath}.jsonl"
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UnknownTranscriptFormat("a subpath leads out of the folder")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_bytes(b"\n".join(content) + b"\n")
-
-
-def transcript_has(lines: Iterable[tuple[str, bytes]], uuid: str) -> bool:
-    """Whether an entry of the main conversation has this uuid."""
-    wanted = f'"uuid":"{uuid}"'.encode()
-    return any(not subpath and wanted in line for subpath, line in lines)

@@ -114,6 +114,10 @@ class Translator:
 
     # ---- What the gate tells and asks ----
 
+    def call_carried(self, tool_use_id: str, tool_name: str, given: dict[str, Any]) -> None:
+        """A call whose block was seen by another process is taken up again."""
+        self._calls.asked(tool_use_id, tool_name, compact_json(given), "")
+
     def call_started(self, tool_use_id: str, at: datetime) -> None:
         """A call is being carried out from `at` on."""
         self._calls.started(tool_use_id, at)
@@ -136,9 +140,18 @@ class Translator:
         return self._calls.open
 
     @property
+    def calls_run(self) -> bool:
+        """Whether a call is being carried out."""
+        return self._calls.running
+
+    @property
     def active_subtasks(self) -> set[str]:
         """Agents and workflows that have not ended. Shells do not count."""
         return self._subtasks.active
+
+    def abandon(self) -> list[event_pb2.Event]:
+        """The process is gone and will not be replaced: the ends of calls for which no result will come."""
+        return self._calls.abandoned(())
 
     def reset_process(self) -> None:
         """A new process: open messages, calls, subtasks and totals are those of the old one."""

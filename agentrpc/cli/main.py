@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from agentrpc.cli import talk
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
-from agentrpc.cli.render import print_line, state_name
+from agentrpc.cli.render import print_line, state_name, wait_name
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     approval_pb2,
@@ -210,6 +210,45 @@ def delete_session(session: str) -> None:
     _call(lambda client: client.call(client.sessions.DeleteSession, request))
 
 
+@sessions_app.command("pause")
+def pause_session(session: str, reason: str = "") -> None:
+    """Halt a session before its next tool call; nothing is lost."""
+    _call(lambda client: client.pause_session(_session_name(session), reason))
+
+
+@sessions_app.command("resume")
+def resume_session(session: str) -> None:
+    """Let a paused session go on."""
+    _call(lambda client: client.resume_session(_session_name(session)))
+
+
+@sessions_app.command("terminate")
+def terminate_session(session: str, reason: str = "") -> None:
+    """End everything in a session at once, and close it for good."""
+    _call(lambda client: client.terminate_session(_session_name(session), reason))
+
+
+@sessions_app.command("fork")
+def fork_session(
+    session: str,
+    at: Annotated[str, typer.Option(help="The last message to keep, by its transcript_uuid.")] = "",
+    files: Annotated[bool, typer.Option(help="Copy the files of the workspace too.")] = False,
+    display_name: str = "",
+) -> None:
+    """Create a session that begins with a copy of another one's conversation."""
+    name = _session_name(session)
+    _call(lambda client: client.fork_session(name, transcript_uuid=at, copy_workspace=files, display_name=display_name))
+
+
+@sessions_app.command("rewind")
+def rewind_session(
+    run: Annotated[str, typer.Argument(help="The run, sessions/{session}/runs/{run}, to whose beginning to go back.")],
+    files: Annotated[bool, typer.Option(help="The files of the workspace too, from the run's checkpoint.")] = False,
+) -> None:
+    """Take the conversation of a session back to before a run."""
+    _call(lambda client: client.rewind_session(run, restore_workspace=files))
+
+
 @runs_app.command("list")
 def list_runs(session: str = "-", page_size: int = 20, as_json: Json = False) -> None:
     """List runs, newest first."""
@@ -220,9 +259,9 @@ def list_runs(session: str = "-", page_size: int = 20, as_json: Json = False) ->
         if as_json:
             _print(response)
             return
-        table = Table(Column("run", no_wrap=True), "state", "prompt", box=None)
+        table = Table(Column("run", no_wrap=True), "state", "waits for", "prompt", box=None)
         for found in response.runs:
-            table.add_row(found.name, state_name(found), " ".join(found.prompt.split())[:60])
+            table.add_row(found.name, state_name(found), wait_name(found), " ".join(found.prompt.split())[:60])
         console.print(table)
 
     run_command(work)
@@ -238,6 +277,47 @@ def get_run(name: str) -> None:
 def interrupt_run(name: str, reason: str = "") -> None:
     """Interrupt a run."""
     _call(lambda client: client.interrupt(name, reason))
+
+
+@runs_app.command("cancel")
+def cancel_run(name: str, reason: str = "") -> None:
+    """End a run and its whole process tree at once."""
+    _call(lambda client: client.cancel(name, reason))
+
+
+@runs_app.command("retry")
+def retry_run(name: str) -> None:
+    """Create a run anew that failed, expired or was cancelled."""
+    _call(lambda client: client.retry(name))
+
+
+@runs_app.command("steer")
+def steer_run(name: str, text: Annotated[str, typer.Argument(help="What to say; - reads standard input.")]) -> None:
+    """Say something more to a run that is under way."""
+    said = sys.stdin.read() if text == "-" else text
+    _call(lambda client: client.steer(name, said))
+
+
+@runs_app.command("resolve")
+def resolve_run(
+    name: str,
+    decision: Annotated[str, typer.Argument(help="resume, retry-calls, assume-done or abandon.")],
+    result: Annotated[list[str] | None, typer.Option(help="With assume-done: ID=TEXT of a call.")] = None,
+    failed: Annotated[list[str] | None, typer.Option(help="The same, of a call that failed.")] = None,
+) -> None:
+    """Decide how a run in UNKNOWN_OUTCOME goes on; `runs get` shows its in_doubt_calls."""
+    request = run_service_pb2.ResolveRunRequest
+    try:
+        wanted = request.Decision.Value(f"DECISION_{decision.upper().replace('-', '_')}")
+    except ValueError:
+        raise fail("the decision must be resume, retry-calls, assume-done or abandon", 2) from None
+    results = []
+    for text, is_error in [*((r, False) for r in result or []), *((r, True) for r in failed or [])]:
+        tool_use_id, separator, told = text.partition("=")
+        if not separator:
+            raise fail(f"{text!r} must be ID=TEXT", 2)
+        results.append(request.CallResult(tool_use_id=tool_use_id, text=told, failed=is_error))
+    _call(lambda client: client.resolve_run(name, wanted, results))
 
 
 @approvals_app.command("list")

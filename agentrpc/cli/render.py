@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
 
-__all__ = ["event_line", "state_name", "summary"]
+__all__ = ["event_line", "print_line", "state_name", "summary", "wait_name"]
 
 _Outcome = event_pb2.ToolCallFinished
 _MARKS = {
@@ -42,11 +42,21 @@ def state_name(run: run_pb2.Run) -> str:
     return run_pb2.Run.State.Name(run.state).removeprefix("STATE_")
 
 
+def wait_name(run: run_pb2.Run) -> str:
+    """Such as `APPROVAL`; empty when it waits for nothing."""
+    if not run.HasField("waiting_on"):
+        return ""
+    return run_pb2.WaitingOn.Reason.Name(run.waiting_on.reason).removeprefix("REASON_")
+
+
 def event_line(event: event_pb2.Event) -> str | None:
     """An event as one line of rich markup; None for those that say nothing to people."""
     kind = event.WhichOneof("payload")
     if kind == "run_started":
         return f"[dim]run started (attempt {event.run_started.attempt})[/]"
+    if kind == "run_state_changed" and event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
+        unknown = ", ".join(f"{c.tool_name} {c.tool_use_id}" for c in event.run_state_changed.in_doubt_calls)
+        return f"[red]?[/] {escape(event.run_state_changed.message)} [dim]{escape(unknown)}[/]"
     if kind == "run_ended":
         ended = event.run_ended
         state = run_pb2.Run.State.Name(ended.state).removeprefix("STATE_")

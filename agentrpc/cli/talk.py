@@ -64,6 +64,9 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
                 nobody = True
                 notes.print("[red]an approval is asked and there is nobody to ask: use --approve all or none[/]")
                 await client.interrupt(names[0], "nobody to ask")
+        if event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
+            notes.print(f"decide with `agentrpc runs resolve {event.run}`", highlight=False)
+            return _STATUS[run_pb2.Run.STATE_UNKNOWN_OUTCOME]
         if event.HasField("run_ended"):
             status = _STATUS.get(event.run_ended.state, 1)
     return _NOBODY if nobody else status

@@ -46,6 +46,8 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
 # A stream of this age that says nothing is looked at by its heartbeats; before the first response this long.
 _OPENING = 20.0
 _ATTEMPTS = 6
+# Seconds for calls that copy files.
+_COPYING = 600.0
 _RETRYABLE = {"UNAVAILABLE", "CANCELLED"}
 _FINAL = {_End.REASON_RUN_ENDED, _End.REASON_SESSION_CLOSED, _End.REASON_ACCESS_REVOKED}
 _REFRESH_BEFORE = 30.0
@@ -150,8 +152,8 @@ class AgentRpcClient:
     async def call(self, method: Callable[..., Awaitable[_T]], request: Message, *, timeout: float = 30.0) -> _T:
         """Make a unary call, again if that is safe and may help.
 
-        Safe are reads, answers to approvals and interrupts, which may be said twice, and creations with a request_id,
-        which is set when it is empty.
+        Safe are reads, what may be said twice (answers to approvals, decisions, interrupts, cancels), and requests with
+        a request_id, which is set when it is empty.
 
         Raises:
             RpcError: It failed for good.
@@ -186,6 +188,46 @@ class AgentRpcClient:
         """GetSession."""
         return await self.call(self.sessions.GetSession, session_service_pb2.GetSessionRequest(name=name))
 
+    async def pause_session(self, name: str, reason: str = "") -> session_pb2.Session:
+        """PauseSession."""
+        request = session_service_pb2.PauseSessionRequest(name=name, reason=reason)
+        return await self.call(self.sessions.PauseSession, request)
+
+    async def resume_session(self, name: str) -> session_pb2.Session:
+        """ResumeSession."""
+        return await self.call(self.sessions.ResumeSession, session_service_pb2.ResumeSessionRequest(name=name))
+
+    async def terminate_session(self, name: str, reason: str = "") -> session_pb2.Session:
+        """TerminateSession."""
+        request = session_service_pb2.TerminateSessionRequest(name=name, reason=reason)
+        return await self.call(self.sessions.TerminateSession, request)
+
+    async def fork_session(
+        self,
+        name: str,
+        *,
+        transcript_uuid: str = "",
+        copy_workspace: bool = False,
+        display_name: str = "",
+        request_id: str = "",
+    ) -> session_pb2.Session:
+        """ForkSession. Copying many files takes its time."""
+        request = session_service_pb2.ForkSessionRequest(
+            name=name,
+            transcript_uuid=transcript_uuid,
+            copy_workspace=copy_workspace,
+            display_name=display_name,
+            request_id=request_id,
+        )
+        return await self.call(self.sessions.ForkSession, request, timeout=_COPYING)
+
+    async def rewind_session(self, run: str, *, restore_workspace: bool = False) -> session_pb2.Session:
+        """RewindSession, to before this run of the session."""
+        request = session_service_pb2.RewindSessionRequest(
+            name=run.partition("/runs/")[0], run=run, restore_workspace=restore_workspace
+        )
+        return await self.call(self.sessions.RewindSession, request, timeout=_COPYING)
+
     async def create_run(self, session: str, prompt: str, *, request_id: str = "") -> run_pb2.Run:
         """CreateRun."""
         request = run_service_pb2.CreateRunRequest(
@@ -200,6 +242,29 @@ class AgentRpcClient:
     async def interrupt(self, run: str, reason: str = "") -> run_pb2.Run:
         """InterruptRun."""
         return await self.call(self.runs.InterruptRun, run_service_pb2.InterruptRunRequest(name=run, reason=reason))
+
+    async def cancel(self, run: str, reason: str = "") -> run_pb2.Run:
+        """CancelRun."""
+        return await self.call(self.runs.CancelRun, run_service_pb2.CancelRunRequest(name=run, reason=reason))
+
+    async def retry(self, run: str, *, request_id: str = "") -> run_pb2.Run:
+        """RetryRun."""
+        return await self.call(self.runs.RetryRun, run_service_pb2.RetryRunRequest(name=run, request_id=request_id))
+
+    async def resolve_run(
+        self,
+        run: str,
+        decision: run_service_pb2.ResolveRunRequest.Decision,
+        results: Iterable[run_service_pb2.ResolveRunRequest.CallResult] = (),
+    ) -> run_pb2.Run:
+        """ResolveRun."""
+        request = run_service_pb2.ResolveRunRequest(name=run, decision=decision, results=results)
+        return await self.call(self.runs.ResolveRun, request)
+
+    async def steer(self, run: str, text: str, *, request_id: str = "") -> run_pb2.Run:
+        """SteerRun."""
+        request = run_service_pb2.SteerRunRequest(name=run, text=text, request_id=request_id)
+        return await self.call(self.runs.SteerRun, request)
 
     async def resolve(self, approval: str, resolution: approval_pb2.Resolution) -> approval_pb2.Approval:
         """ResolveApproval."""

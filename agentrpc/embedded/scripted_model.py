@@ -13,6 +13,7 @@ is the answer to the prompt, the next the answer to the results of its tool call
     [[redacted: abc]]                           a block of thinking that the provider withholds
     [[tool: Bash {"command": "ls"}]]            a call of a tool; several in one step are parallel calls
     [[search: cats]]                            a web search that the provider runs
+    [[heard: a word]]                           a block of text: how many other messages of the conversation have it
     [[repeat: 200]]                             this step is played so often
     [[delay: 2.5]]                              seconds before the answer
     [[slow: 50]]                                milliseconds between the pieces of this step
@@ -228,7 +229,7 @@ def _direct(step: _Step, name: str, text: str) -> None:
         step.blocks.append(("text", text.replace("\\n", "\n")))
     elif name == "deltas":
         step.blocks.append(("deltas", (int(text.split(maxsplit=1)[0]), int(options.get("size", "4")))))
-    elif name in {"thinking", "redacted", "search"}:
+    elif name in {"thinking", "redacted", "search", "heard"}:
         step.blocks.append((name, text))
     elif name == "tool":
         tool, _, arguments = text.partition(" ")
@@ -276,6 +277,10 @@ def _message(asked: dict[str, Any], step: _Step, size: int) -> dict[str, Any]:
             blocks.append({"type": "text", "text": value})
         elif kind == "thinking":
             blocks.append({"type": "thinking", "thinking": value, "signature": secrets.token_urlsafe(30)})
+        elif kind == "heard":
+            having = sum(value in json.dumps(message, ensure_ascii=False) for message in asked["messages"])
+            # The one with this directive has it.
+            blocks.append({"type": "text", "text": f"heard {having - 1}"})
         elif kind == "redacted":
             blocks.append({"type": "redacted_thinking", "data": value})
         elif kind == "search":

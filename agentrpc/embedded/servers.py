@@ -3,18 +3,18 @@
 import asyncio
 import contextlib
 import importlib.util
-import os
 import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from agentrpc.claude.supervisor import dying_with_parent
 
 __all__ = ["EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "free_port", "redis_binary"]
 
@@ -54,6 +54,8 @@ class EmbeddedPostgres:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._server = get_server(self._folder, cleanup_mode=None)
+                # It gives out one that this process has stopped as it is.
+                self._server.ensure_postgres_running()
             except (subprocess.SubprocessError, OSError) as error:
                 raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
         if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):  # noqa: S608 - ours
@@ -143,16 +145,3 @@ class EmbeddedRedis:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-
-
-# prctl(2), PR_SET_PDEATHSIG, which an exec keeps. Not by preexec_fn: that runs Python between fork and exec, which a
-# process with gRPC's threads does not survive for certain.
-_WITH_PARENT = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,15,0,0,0);"
-    "os.getppid()==int(sys.argv[1]) or sys.exit(1);os.execv(sys.argv[2],sys.argv[2:])"
-)
-
-
-def dying_with_parent(*command: str) -> list[str]:
-    """A command that gets SIGTERM when this process dies, however it dies."""
-    return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), *command]

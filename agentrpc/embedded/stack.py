@@ -20,8 +20,9 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from agentrpc.claude.supervisor import dying_with_parent
 from agentrpc.embedded.scripted_model import ScriptedModel
-from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, dying_with_parent, free_port
+from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, free_port
 from agentrpc.store.database import Database
 from agentrpc.store.leases import declare_dead
 from agentrpc.store.schema import migrate
@@ -29,6 +30,12 @@ from agentrpc.store.schema import migrate
 __all__ = ["Stack"]
 
 _COLOURS = {"serve": "cyan", "worker": "magenta", "scheduler": "blue", "up": "green"}
+_COMMANDS = {
+    "serve": ("agentrpc.app", "serve"),
+    # What `agentrpc worker` becomes.
+    "worker": ("agentrpc.work.parent",),
+    "scheduler": ("agentrpc.app", "scheduler"),
+}
 _READY_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 
@@ -109,12 +116,13 @@ class Stack:
             "AGENTRPC_DATABASE_URL": database_url,
             "AGENTRPC_REDIS_URL": redis_url,
             "AGENTRPC_DATA_DIR": str(self._dir),
+            "AGENTRPC_WORKSPACE_DIR": str(self._dir / "workspaces"),
             "AGENTRPC_SIGNING_KEY": os.environ.get("AGENTRPC_SIGNING_KEY") or self._signing_key(),
             "AGENTRPC_LISTEN": self.address,
             "AGENTRPC_LOG_FORMAT": "console",
             **await self._model_settings(),
         }
-        for name in ("serve", "worker", "scheduler"):
+        for name in _COMMANDS:
             await self._spawn(name)
         await self._wait_until_served()
 
@@ -146,10 +154,18 @@ class Stack:
             self._lock = None
 
     def kill_child(self, name: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to a child; its pid. For tests of faults."""
-        pid = self._children[name].process.pid
+        """Send a signal to a process; its pid. `worker` is the one that hosts sessions. For tests of faults."""
+        pid = self.pid(name)
         os.kill(pid, number)
         return pid
+
+    def pid(self, name: str) -> int:
+        """The process id of `serve`, `scheduler`, `worker-parent`, or the `worker` that hosts sessions below it."""
+        child = self._children[name.removesuffix("-parent")].process.pid
+        if name != "worker":
+            return child
+        below = psutil.Process(child).children()
+        return next(process.pid for process in below if "worker-process" in process.cmdline())
 
     # ---- Children ----
 
@@ -160,7 +176,7 @@ class Stack:
             if key.startswith(("AGENTRPC_", "ANTHROPIC_", "LC_")) or key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
         }
         process = await asyncio.create_subprocess_exec(
-            *dying_with_parent(sys.executable, "-m", "agentrpc.app", name),
+            *dying_with_parent(sys.executable, "-m", *_COMMANDS[name]),
             env={**inherited, **self.environment, "PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -184,28 +200,9 @@ class Stack:
             child = self._children[name]
             status = await child.process.wait()
             self.say("up", f"{name} ended with status {status}; starting it again")
-            if name == "worker":
-                # Its parent has seen it die: what it left is ended, and its runs need not wait for its lease.
-                await self._bury(child.process.pid)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 10.0)
             await self._spawn(name)
-
-    async def _bury(self, pid: int) -> None:
-        # The agents' trees die with their worker (PDEATHSIG); until the last one is gone nobody takes over.
-        for _ in range(200):
-            left = _agent_processes(self._dir)
-            if not left:
-                break
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            await asyncio.sleep(0.02)
-        database = Database(self.environment["AGENTRPC_DATABASE_URL"], pool_size=1)
-        try:
-            await declare_dead(database, host=socket.gethostname(), pid=pid)
-        finally:
-            await database.close()
 
     async def _end(self, child: _Child) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -286,7 +283,8 @@ class Stack:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process = psutil.Process(note["pid"])
                     if abs(process.create_time() - note["created"]) < 1:
-                        for each in [*process.children(recursive=True), process]:
+                        # Parents first: that of a worker would start another one.
+                        for each in [process, *process.children(recursive=True)]:
                             with contextlib.suppress(psutil.NoSuchProcess):
                                 each.kill()
         for process in _agent_processes(self._dir):
@@ -296,8 +294,8 @@ class Stack:
 
 def _agent_processes(data_dir: Path) -> list[psutil.Process]:
     """Processes that work in a session's folder of this data dir."""
-    folder = str(data_dir / "sessions") + "/"
-    return _processes(lambda process: process.cwd().startswith(folder))
+    folders = tuple(f"{data_dir / name}/" for name in ("sessions", "workspaces"))
+    return _processes(lambda process: process.cwd().startswith(folders))
 
 
 def _processes(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

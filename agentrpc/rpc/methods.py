@@ -10,7 +10,9 @@ from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 
 __all__ = ["ServiceMethods"]
@@ -26,7 +28,9 @@ class ServiceMethods:
         self,
         accounts: Accounts,
         sessions: Sessions,
+        session_control: SessionControl,
         runs: Runs,
+        run_control: RunControl,
         approvals: Approvals,
         streams: Streams,
         hub: Hub,
@@ -52,6 +56,11 @@ class ServiceMethods:
             "UpdateSession": lambda call, r: sessions.update(call.principal, r),
             "ArchiveSession": lambda call, r: sessions.archive(call.principal, r.name, r.etag),
             "DeleteSession": delete_session,
+            "PauseSession": lambda call, r: session_control.pause(call.principal, r.name, r.reason),
+            "ResumeSession": lambda call, r: session_control.resume(call.principal, r.name),
+            "TerminateSession": lambda call, r: session_control.terminate(call.principal, r.name, r.reason),
+            "ForkSession": lambda call, r: session_control.fork(call.principal, r),
+            "RewindSession": lambda call, r: session_control.rewind(call.principal, r),
             "ListSessionEvents": lambda call, r: sessions.list_events(call.principal, r),
             "WatchSession": lambda call, r, send: streams.watch_session(call.principal, r, send),
             "CreateRun": lambda call, r: runs.create(call.principal, r),
@@ -59,6 +68,10 @@ class ServiceMethods:
             "GetRun": lambda call, r: runs.get(call.principal, r.name),
             "ListRuns": lambda call, r: runs.list(call.principal, r),
             "InterruptRun": lambda call, r: runs.interrupt(call.principal, r.name, r.reason),
+            "CancelRun": lambda call, r: runs.cancel(call.principal, r.name, r.reason),
+            "RetryRun": lambda call, r: run_control.retry(call.principal, r),
+            "ResolveRun": lambda call, r: run_control.resolve(call.principal, r),
+            "SteerRun": lambda call, r: run_control.steer(call.principal, r),
             "GetApproval": lambda call, r: approvals.get(call.principal, r.name),
             "ListApprovals": lambda call, r: approvals.list(call.principal, r),
             "ResolveApproval": lambda call, r: approvals.resolve(call.principal, r.name, r.resolution),

@@ -11,7 +11,7 @@ from uuid import UUID
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
-from agentrpc.domain.states import ApprovalState, RunState, SessionState
+from agentrpc.domain.states import ApprovalState, RunState, SessionState, may_follow
 from agentrpc.errors import FailedPrecondition, InvalidArgument
 from agentrpc.names import approval_name, parse_approval, parse_run, parse_session_or_wildcard, run_name, user_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
@@ -31,9 +31,9 @@ from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
-from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2
+from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2
 
-__all__ = ["Approvals", "cancel_pending", "request_approval", "session_state_event"]
+__all__ = ["Approvals", "cancel_pending", "request_approval", "run_state_event", "session_state_event"]
 
 _EXPIRE_AT_ONCE = 50
 _ALLOW = approval_pb2.Resolution.DECISION_ALLOW
@@ -133,8 +133,7 @@ class Approvals:
             worker = head.worker
             message = approval_message(row)
         await publish(self._bus, session_id, events)
-        if worker is not None:
-            await self._bus.signal_worker(worker, session_id)
+        await self._doorbell.ring(session_id, worker)
         return message
 
     async def expire_due(self) -> int:
@@ -150,8 +149,7 @@ class Approvals:
                 events = await _settle(tx, head, row, ApprovalState.EXPIRED, None)
                 worker = head.worker
             await publish(self._bus, session_id, events)
-            if worker is not None:
-                await self._bus.signal_worker(worker, session_id)
+            await self._doorbell.ring(session_id, worker)
         return len(due)
 
 
@@ -187,15 +185,17 @@ async def request_approval(
     asked.time.FromDatetime(now)
     events = [LogEvent.of(asked, run.id)]
     if run.state == RunState.RUNNING:
-        events.append(_run_state(run, RunState.REQUIRES_ACTION, approval.title))
+        events.append(run_state_event(run, RunState.REQUIRES_ACTION, approval.title))
     events += session_state_event(before, head_state(head))
     await tx.flush()
     return await append_control(tx, head.session_id, events)
 
 
-async def cancel_pending(tx: Transaction, head: SessionHead, run_id: UUID) -> list[LogEvent]:
-    """Cancel what waits in a run that goes no further; the events are the caller's to append."""
-    rows = await pending_of_run(tx, head.session_id, run_id)
+async def cancel_pending(
+    tx: Transaction, head: SessionHead, run_id: UUID, only: Sequence[UUID] | None = None
+) -> list[LogEvent]:
+    """Cancel what waits in a run, or only some of it; the events are the caller's to append."""
+    rows = [row for row in await pending_of_run(tx, head.session_id, run_id) if only is None or row.id in only]
     now = clock.utcnow()
     for row in rows:
         row.state = ApprovalState.CANCELLED
@@ -233,19 +233,22 @@ async def _settle(
     run = await tx.get_one(Run, row.run_id)
     await tx.flush()
     if run.state == RunState.REQUIRES_ACTION and not await pending_of_run(tx, row.session_id, run.id):
-        events.append(_run_state(run, RunState.RUNNING, "the approval was answered"))
+        events.append(run_state_event(run, RunState.RUNNING, "the approval was answered"))
     events += session_state_event(before, head_state(head))
     await tx.flush()
     return await append_control(tx, head.session_id, events)
 
 
-def _run_state(run: Run, state: RunState, message: str) -> LogEvent:
+def run_state_event(run: Run, state: RunState, message: str, in_doubt: Sequence[run_pb2.CallInDoubt] = ()) -> LogEvent:
+    """Bring a run from one state that is not terminal to another; the event is the caller's to append."""
+    assert may_follow(RunState(run.state), state)
     event = event_pb2.Event(
         run=run_name(run.session_id, run.id),
         run_state_changed=event_pb2.RunStateChanged(
             previous_state=f"STATE_{run.state}",
             state=f"STATE_{state}",
             message=message,
+            in_doubt_calls=in_doubt,
         ),
     )
     event.time.FromDatetime(clock.utcnow())

@@ -3,38 +3,31 @@
 A QUEUED row is its own outbox: once it is committed it will be run, whatever becomes of this process or of Redis.
 """
 
-from collections.abc import Sequence
 from datetime import UTC
 from uuid import UUID
 
-from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
-from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState
-from agentrpc.errors import InvalidArgument, ResourceExhausted
+from agentrpc.domain.states import TERMINAL_RUN_STATES, StopKind
+from agentrpc.errors import InvalidArgument
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, run_name, session_name
+from agentrpc.services.acceptance import accept, check_acceptable, new_run
 from agentrpc.services.access import require_visible, require_write, visible_owner
-from agentrpc.services.approvals import session_state_event
-from agentrpc.services.idempotency import check_same, request_hash
+from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.pages import Pager, page_size
-from agentrpc.services.sessions import busy, not_active
+from agentrpc.services.run_end import stop_run
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_run, request_uuid
-from agentrpc.services.views import head_state, run_message
+from agentrpc.services.views import run_message
 from agentrpc.settings import Settings
-from agentrpc.store.approvals import pending_of_run
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
-from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.requests import remember_request
-from agentrpc.store.runs import RunQuery, find_runs, oldest_queued
+from agentrpc.store.progress import progress_of_runs
+from agentrpc.store.runs import RunQuery, find_runs
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2
+from agentrpc.v1 import run_pb2, run_service_pb2
 
-__all__ = ["Runs"]
-
-_REJECT = run_pb2.Run.CONFLICT_POLICY_REJECT
-_SCOPE = "CreateRun"
+__all__ = ["Runs", "describe_run", "load_run"]
 
 
 class Runs:
@@ -58,78 +51,32 @@ class Runs:
         only_check = isinstance(request, run_service_pb2.CreateRunRequest) and request.validate_only
         # CreateRun and StreamRun share their ids: the hash is of what they have in common.
         body = request_hash(run_service_pb2.CreateRunRequest(parent=request.parent, run=request.run))
-        run = self._new(principal, session_id, request.run)
+        key = RequestKey(principal, "CreateRun", request_id, body)
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
             session = await tx.get(Session, session_id) if head is not None else None
             owner = session.owner if session is not None and session.delete_time is None else None
             require_visible(principal, owner, "Session", session_name(session_id))
             assert head is not None
-            if request_id is not None and not only_check:
-                resource, stored = await remember_request(
-                    tx,
-                    principal=principal.user_id,
-                    method=_SCOPE,
-                    request_id=request_id,
-                    body_hash=body,
-                    resource_id=run.id,
-                    now=run.create_time,
-                )
-                check_same(body, stored, request.request_id)
-                if resource != run.id:
-                    return await _message(tx, await tx.get_one(Run, resource), head)
-            self._check(head, request.run)
+            run = new_run(principal, session_id, request.run)
             if only_check:
+                await check_acceptable(tx, head, run, self._settings.max_queued_runs)
                 return run_message(run)
-            before = head_state(head)
-            tx.add(run)
-            head.queued += 1
-            head.run_count += 1
-            head.queued_since = head.queued_since or run.create_time
-            await tx.flush()
-            events: Sequence[StoredEvent] = []
-            if change := session_state_event(before, head_state(head)):
-                events = await append_control(tx, session_id, change)
+            if known := await known_request(tx, key, run.id):
+                return await describe_run(tx, await tx.get_one(Run, known), head)
+            events = await accept(tx, head, run, self._settings.max_queued_runs)
+            message = await describe_run(tx, run, head, changed=True)
             worker = head.worker
         await self._doorbell.ring(session_id, worker)
         await publish(self._bus, session_id, events)
-        return run_message(run)
-
-    def _new(self, principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
-        policy = run_pb2.Run.ConflictPolicy.Name(given.conflict_policy).removeprefix("CONFLICT_POLICY_")
-        return Run(
-            id=clock.uuid7(),
-            session_id=session_id,
-            creator=principal.user_id,
-            state=RunState.QUEUED,
-            prompt=given.prompt,
-            conflict_policy="ENQUEUE" if policy == "UNSPECIFIED" else policy,
-            timeout=given.timeout.ToTimedelta() if given.HasField("timeout") else None,
-            labels=dict(given.labels),
-            attempt=0,
-            first_sequence=0,
-            last_sequence=0,
-            create_time=clock.utcnow(),
-        )
-
-    def _check(self, head: SessionHead, given: run_pb2.Run) -> None:
-        if head.closed is not None:
-            raise not_active(head)
-        if given.conflict_policy == _REJECT and (head.active_run is not None or head.queued):
-            raise busy(head)
-        if head.queued >= self._settings.max_queued_runs:
-            raise ResourceExhausted(
-                f"{head.queued} runs wait in the session already: wait for some to end",
-                reason="QUEUE_FULL",
-                metadata={"limit": str(self._settings.max_queued_runs)},
-            )
+        return message
 
     async def get(self, principal: Principal, name: str) -> run_pb2.Run:
         """GetRun."""
         session_id, run_id = parse_run(name)
         async with self._database.transaction() as tx:
-            run, head = await _load(tx, principal, session_id, run_id)
-            return await _message(tx, run, head)
+            run, head = await load_run(tx, principal, session_id, run_id)
+            return await describe_run(tx, run, head)
 
     async def list(
         self, principal: Principal, request: run_service_pb2.ListRunsRequest
@@ -163,8 +110,9 @@ class Runs:
                 owner = session.owner if session is not None and session.delete_time is None else None
                 require_visible(principal, owner, "Session", request.parent)
             rows = await find_runs(tx, query)
+            progress = await progress_of_runs(tx, rows[:size])
         response = run_service_pb2.ListRunsResponse(
-            runs=[run_message(run, head=head, in_list=True) for run, head in rows[:size]]
+            runs=[run_message(run, head=head, progress=progress.get(run.id), in_list=True) for run, head in rows[:size]]
         )
         if len(rows) > size:
             keyset = [str(rows[size - 1][0].id)]
@@ -172,54 +120,36 @@ class Runs:
         return response
 
     async def interrupt(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:
-        """InterruptRun: a queued run ends here; one under way ends on its worker, which reads the intent."""
+        """InterruptRun."""
+        return await self._stop(principal, name, reason, StopKind.INTERRUPT)
+
+    async def cancel(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:
+        """CancelRun."""
+        return await self._stop(principal, name, reason, StopKind.CANCEL)
+
+    async def _stop(self, principal: Principal, name: str, reason: str, kind: StopKind) -> run_pb2.Run:
         session_id, run_id = parse_run(name)
-        require_write(principal, "runs.interrupt")
+        require_write(principal, f"runs.{kind.lower()}")
         faults = Faults()
         faults.text("reason", reason, 1000)
         faults.done()
-        events: Sequence[StoredEvent] = []
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
-            run, _ = await _load(tx, principal, session_id, run_id)
+            run, _ = await load_run(tx, principal, session_id, run_id)
             assert head is not None
             if run.state in TERMINAL_RUN_STATES:
-                return await _message(tx, run, head)
+                return await describe_run(tx, run, head)
             run.interrupt_reason = reason
-            if run.state == RunState.QUEUED:
-                events = await _cancel_queued(tx, head, run)
-            else:
-                head.interrupt_run = run_id
+            events = await stop_run(tx, head, run, kind)
+            message = await describe_run(tx, run, head, changed=True)
             worker = head.worker
-            await tx.flush()
-            await tx.refresh(head)
-            message = await _message(tx, run, head)
+        await self._doorbell.ring(session_id, worker)
         await publish(self._bus, session_id, events)
-        if worker is not None:
-            await self._bus.signal_worker(worker, session_id)
         return message
 
 
-async def _cancel_queued(tx: Transaction, head: SessionHead, run: Run) -> Sequence[StoredEvent]:
-    before = head_state(head)
-    run.state = RunState.CANCELLED
-    run.end_time = clock.utcnow()
-    head.queued -= 1
-    await tx.flush()
-    head.queued_since = await oldest_queued(tx, head.session_id)
-    ended = event_pb2.Event(
-        run=run_name(run.session_id, run.id), run_ended=event_pb2.RunEnded(state=run_pb2.Run.STATE_CANCELLED)
-    )
-    ended.time.FromDatetime(run.end_time)
-    await tx.flush()
-    events = await append_control(
-        tx, head.session_id, [LogEvent.of(ended, run.id), *session_state_event(before, head_state(head))]
-    )
-    run.first_sequence = run.last_sequence = events[0].sequence
-    return events
-
-
-async def _load(tx: Transaction, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:
+async def load_run(tx: Transaction, principal: Principal, session_id: UUID, run_id: UUID) -> tuple[Run, SessionHead]:
+    """A run that the caller may see, and the head of its session. Raises NotFound."""
     run = await tx.get(Run, run_id)
     session = await tx.get(Session, session_id)
     known = run is not None and run.session_id == session_id and session is not None and session.delete_time is None
@@ -229,8 +159,10 @@ async def _load(tx: Transaction, principal: Principal, session_id: UUID, run_id:
     return run, await tx.get_one(SessionHead, session_id)
 
 
-async def _message(tx: Transaction, run: Run, head: SessionHead) -> run_pb2.Run:
-    pending: list[UUID] = []
-    if run.state == RunState.REQUIRES_ACTION:
-        pending = [approval.id for approval in await pending_of_run(tx, run.session_id, run.id)]
-    return run_message(run, head=head, pending=pending)
+async def describe_run(tx: Transaction, run: Run, head: SessionHead, *, changed: bool = False) -> run_pb2.Run:
+    """`agentrpc.v1.Run` as it is now. `changed`: this transaction has changed the run or appended events."""
+    if changed:
+        await tx.flush()
+        await tx.refresh(head)
+    progress = await progress_of_runs(tx, [(run, head)])
+    return run_message(run, head=head, progress=progress.get(run.id))

@@ -29,7 +29,7 @@ from agentrpc.store.sessions import SESSION_ORDER, SessionQuery, find_sessions
 from agentrpc.store.tables import Session, SessionHead
 from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "busy", "close", "disown", "load_session", "not_active"]
 
 _PAGE_BYTES = 1024 * 1024
 _SETTABLE = ("display_name", "description", "labels", "options")
@@ -91,7 +91,7 @@ class Sessions:
                 )
                 check_same(body, stored, request.request_id)
                 if resource != session.id:
-                    return await self._message(tx, *(await _load(tx, principal, resource)))
+                    return await self._message(tx, *(await load_session(tx, principal, resource)))
             tx.add(session)
             await tx.flush()
             tx.add(head)
@@ -100,7 +100,7 @@ class Sessions:
     async def get(self, principal: Principal, session_id: UUID) -> session_pb2.Session:
         """GetSession."""
         async with self._database.transaction() as tx:
-            return await self._message(tx, *(await _load(tx, principal, session_id)))
+            return await self._message(tx, *(await load_session(tx, principal, session_id)))
 
     async def list(
         self, principal: Principal, request: session_service_pb2.ListSessionsRequest
@@ -149,7 +149,7 @@ class Sessions:
         paths = _paths(request.update_mask, request.session)
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
-            session, _ = await _load(tx, principal, session_id)
+            session, _ = await load_session(tx, principal, session_id)
             assert head is not None
             _check_etag(request.session.etag, session)
             _require_active(head)
@@ -187,20 +187,18 @@ class Sessions:
         events: Sequence[StoredEvent] = []
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
-            session, _ = await _load(tx, principal, session_id)
+            session, _ = await load_session(tx, principal, session_id)
             assert head is not None
             _check_etag(etag, session)
-            now = clock.utcnow()
             if head.closed is None:
                 if head.active_run is not None or head.queued:
                     raise busy(head)
                 before = head_state(head)
-                head.closed = "ARCHIVED"
-                session.archive_time = now
+                close(head, session)
                 await tx.flush()
                 events = await append_control(tx, session_id, session_state_event(before, head_state(head)))
             if delete:
-                session.delete_time = now
+                session.delete_time = clock.utcnow()
             worker = head.worker
             await tx.flush()
             await tx.refresh(head)
@@ -257,12 +255,30 @@ class Sessions:
         return session_message(session, head, pending.get(session.id, ()))
 
 
-async def _load(tx: Transaction, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
+async def load_session(tx: Transaction, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
+    """A session that the caller may see, with its head. Raises NotFound."""
     session = await tx.get(Session, session_id)
     owner = session.owner if session is not None and session.delete_time is None else None
     require_visible(principal, owner, "Session", session_name(session_id))
     assert session is not None
     return session, await tx.get_one(SessionHead, session_id)
+
+
+def close(head: SessionHead, session: Session) -> None:
+    """Close a session that nobody has closed before. It is ARCHIVED as soon as no run is under way or waits."""
+    head.closed = "ARCHIVED"
+    session.archive_time = clock.utcnow()
+    if head.active_run is None:
+        disown(head)
+
+
+def disown(head: SessionHead) -> None:
+    """Take an idle session from the process that a worker keeps warm for it: from now on that can append nothing.
+
+    The worker stays the owner until it has seen this and ended the process; until then nobody else begins a run.
+    """
+    if head.worker is not None:
+        head.epoch += 1
 
 
 def busy(head: SessionHead) -> FailedPrecondition:

@@ -11,12 +11,23 @@ from google.protobuf.message import Message
 
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
-from agentrpc.v1 import event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
-__all__ = ["Faults", "check_enums", "check_run", "check_session", "event_kinds", "json_object", "request_uuid"]
+__all__ = [
+    "Faults",
+    "check_decision",
+    "check_enums",
+    "check_prompt",
+    "check_run",
+    "check_session",
+    "event_kinds",
+    "json_object",
+    "request_uuid",
+]
 
 _KIB = 1024
 _MAX_PROMPT = 1024 * _KIB
+_MAX_RESULT = 256 * _KIB
 _MAX_SYSTEM_PROMPT = 256 * _KIB
 _MAX_SCHEMA = 64 * _KIB
 _MAX_LABELS = 64
@@ -164,20 +175,45 @@ def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
 
 def check_run(run: run_pb2.Run) -> None:
     """All that callers set of a run. Raises TOO_LARGE or FIELD_INVALID."""
-    size = len(run.prompt.encode())
-    if size > _MAX_PROMPT:
-        raise InvalidArgument(
-            f"run.prompt has {size} bytes, at most {_MAX_PROMPT} are taken: put the rest into a file of the workspace",
-            reason="TOO_LARGE",
-            metadata={"field": "run.prompt", "limit": str(_MAX_PROMPT), "actual": str(size)},
-        )
     faults = Faults()
     check_enums(run, faults, "run.")
-    faults.check(size > 0, "run.prompt", "is required: say what the agent is to do")
-    faults.no_nul("run.prompt", run.prompt)
+    check_prompt("run.prompt", run.prompt, faults)
     faults.labels("run.labels", run.labels.items())
     if run.HasField("timeout"):
         faults.duration("run.timeout", run.timeout, timedelta(seconds=1), timedelta(days=7))
+    if run.HasField("inactivity_timeout"):
+        faults.duration("run.inactivity_timeout", run.inactivity_timeout, timedelta(seconds=10), timedelta(days=1))
+    faults.done()
+
+
+def check_prompt(field: str, text: str, faults: Faults) -> None:
+    """What is said to an agent. Raises TOO_LARGE."""
+    size = len(text.encode())
+    if size > _MAX_PROMPT:
+        raise InvalidArgument(
+            f"{field} has {size} bytes, at most {_MAX_PROMPT} are taken: put the rest into a file of the workspace",
+            reason="TOO_LARGE",
+            metadata={"field": field, "limit": str(_MAX_PROMPT), "actual": str(size)},
+        )
+    faults.check(size > 0, field, "is required: say what the agent is to do")
+    faults.no_nul(field, text)
+
+
+def check_decision(request: run_service_pb2.ResolveRunRequest) -> None:
+    """A decision about calls in doubt, as far as one sees without knowing them. Raises FIELD_INVALID."""
+    faults = Faults()
+    check_enums(request, faults)
+    faults.check(bool(request.decision), "decision", "is required: RESUME, RETRY_CALLS, ASSUME_DONE or ABANDON")
+    assumed = request.decision == run_service_pb2.ResolveRunRequest.DECISION_ASSUME_DONE
+    faults.check(assumed or not request.results, "results", "go with DECISION_ASSUME_DONE only")
+    known = set()
+    for index, result in enumerate(request.results):
+        faults.bytes(f"results[{index}].text", result.text, _MAX_RESULT)
+        where = f"results[{index}].tool_use_id"
+        faults.no_nul(where, result.tool_use_id)
+        faults.check(bool(result.tool_use_id), where, "is required: see in_doubt_calls of the run")
+        faults.check(result.tool_use_id not in known, where, "is the call of another result too")
+        known.add(result.tool_use_id)
     faults.done()
 
 

@@ -7,14 +7,27 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agentrpc.domain.states import SessionState, session_state
+from agentrpc.domain.states import RunState, SessionState, session_state
 from agentrpc.names import approval_name, run_name, session_name, user_name
+from agentrpc.services.waiting import driver, newest_time, waiting_on
+from agentrpc.store.progress import Progress
+from agentrpc.store.runs import LedgerRow
 from agentrpc.store.tables import Approval, Run, Session, SessionHead, User
-from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, content_pb2, event_pb2, run_pb2, session_pb2
 
-__all__ = ["approval_message", "head_state", "public_options", "run_message", "session_message", "user_message"]
+__all__ = [
+    "approval_message",
+    "call_in_doubt",
+    "head_state",
+    "public_options",
+    "run_message",
+    "session_message",
+    "text_block",
+    "user_message",
+]
 
 _LIST_TEXT = 1024
+_INLINE = 256 * 1024
 
 
 def head_state(head: SessionHead) -> SessionState:
@@ -23,7 +36,7 @@ def head_state(head: SessionHead) -> SessionState:
         closed=SessionState(head.closed) if head.closed else None,
         active=head.active_run is not None,
         queued=head.queued,
-        pending_approvals=head.pending_approvals,
+        waiting=head.pending_approvals > 0 or bool(head.in_doubt),
     )
 
 
@@ -52,6 +65,10 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         _time(message.archive_time, session.archive_time)
     if session.delete_time:
         _time(message.delete_time, session.delete_time)
+    if session.pause_time:
+        _time(message.pause_time, session.pause_time)
+    if session.forked_from:
+        message.forked_from = session_name(session.forked_from)
     return message
 
 
@@ -67,14 +84,14 @@ def public_options(stored: bytes) -> session_pb2.SessionOptions:
 
 
 def run_message(
-    run: Run, *, head: SessionHead | None = None, pending: Sequence[UUID] = (), in_list: bool = False
+    run: Run, *, head: SessionHead | None = None, progress: Progress | None = None, in_list: bool = False
 ) -> run_pb2.Run:
     """`agentrpc.v1.Run`.
 
     Args:
         run: The row.
         head: The session's head, for what moves while the run is under way.
-        pending: Its approvals that wait.
+        progress: Where it is; None: it has ended, or is not stored yet.
         in_list: Lists cut prompt and result.
     """
     message = run_pb2.Run(
@@ -85,23 +102,28 @@ def run_message(
         state=f"STATE_{run.state}",
         creator=user_name(run.creator),
         attempt=run.attempt,
-        pending_approvals=[approval_name(run.session_id, approval) for approval in pending],
         first_sequence=run.first_sequence,
         last_sequence=run.last_sequence,
+        retry_of=run_name(run.session_id, run.retry_of) if run.retry_of else "",
     )
-    if head is not None and head.active_run == run.id:
-        message.last_sequence = head.last_sequence
+    if head is not None and progress is not None:
+        _add_progress(message, run, head, progress)
     if run.timeout is not None:
         message.timeout.FromTimedelta(run.timeout)
+    if run.inactivity_timeout is not None:
+        message.inactivity_timeout.FromTimedelta(run.inactivity_timeout)
     _time(message.create_time, run.create_time)
     if run.start_time:
         _time(message.start_time, run.start_time)
     if run.end_time:
         _time(message.end_time, run.end_time)
+        _time(message.last_event_time, run.end_time)
     if run.result is not None:
         message.result.ParseFromString(run.result)
     if run.error is not None:
         message.error.ParseFromString(run.error)
+    if run.stop_receipt is not None:
+        message.stop_receipt.ParseFromString(run.stop_receipt)
     if run.usage:
         used = event_pb2.RunEnded.FromString(run.usage)
         message.usage.CopyFrom(used.usage)
@@ -109,6 +131,26 @@ def run_message(
     if in_list:
         _cut(message)
     return message
+
+
+def _add_progress(message: run_pb2.Run, run: Run, head: SessionHead, progress: Progress) -> None:
+    message.waiting_on.CopyFrom(waiting_on(run, head, progress))
+    message.pending_approvals.extend(approval_name(run.session_id, approval) for approval, _ in progress.pending)
+    if head.active_run != run.id:
+        return
+    message.last_sequence = head.last_sequence
+    message.worker = driver(progress)
+    if happened := newest_time(progress):
+        _time(message.last_event_time, happened)
+    if run.state == RunState.UNKNOWN_OUTCOME:
+        message.in_doubt_calls.extend(map(call_in_doubt, progress.open_calls))
+
+
+def call_in_doubt(row: LedgerRow) -> run_pb2.CallInDoubt:
+    """`agentrpc.v1.CallInDoubt`."""
+    call = run_pb2.CallInDoubt(tool_use_id=row.tool_use_id, tool_name=row.tool_name)
+    _time(call.start_time, row.start_time)
+    return call
 
 
 def _cut(message: run_pb2.Run) -> None:
@@ -121,6 +163,18 @@ def _cut(message: run_pb2.Run) -> None:
         message.result.text = text[:_LIST_TEXT].decode(errors="ignore")
         if not message.result.HasField("omitted"):
             message.result.omitted.CopyFrom(_omission(text))
+
+
+def text_block(text: str) -> content_pb2.ContentBlock:
+    """A block of text; of a large one only its beginning."""
+    block = content_pb2.ContentBlock()
+    data = text.encode()
+    if len(data) > _INLINE:
+        block.text.text = data[:_LIST_TEXT].decode(errors="ignore")
+        block.text.omitted.CopyFrom(_omission(data))
+    else:
+        block.text.text = text
+    return block
 
 
 def _omission(data: bytes) -> common_pb2.Omission:

@@ -18,6 +18,7 @@ __all__ = [
     "due_approvals",
     "find_approvals",
     "granted_rules",
+    "of_run",
     "pending_of_run",
     "pending_of_sessions",
     "settled_approvals",
@@ -83,6 +84,12 @@ async def due_approvals(tx: Transaction, now: datetime, limit: int) -> list[tupl
     """(session, approval) of those that wait past their deadline. Index approvals_pending."""
     statement = select(Approval.session_id, Approval.id).where(_PENDING, Approval.expire_time <= now).limit(limit)
     return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+async def of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> list[Approval]:
+    """All of a run, oldest first."""
+    statement = select(Approval).where(Approval.session_id == session_id, Approval.run_id == run_id)
+    return list(await tx.scalars(statement.order_by(Approval.id)))
 
 
 async def pending_of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> list[Approval]:

@@ -1,10 +1,11 @@
 """What is done now and then: figures for the gauges, old request ids, files of closed sessions."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from agentrpc.store.database import Database
 
-__all__ = ["forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
+__all__ = ["cleaned_sessions", "forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
 
 
 async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
@@ -12,12 +13,13 @@ async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
     async with database.connection() as connection:
         # Index runs_open.
         rows = await connection.fetch(
-            "SELECT state, count(*) FROM runs WHERE state IN ('QUEUED', 'RUNNING', 'REQUIRES_ACTION') GROUP BY state"
+            "SELECT state, count(*) FROM runs WHERE state IN"
+            " ('QUEUED', 'RUNNING', 'REQUIRES_ACTION', 'UNKNOWN_OUTCOME') GROUP BY state"
         )
         # Index session_heads_queue.
         oldest = await connection.fetchval(
             "SELECT extract(epoch FROM now() - min(queued_since))::float8 FROM session_heads"
-            " WHERE queued > 0 AND active_run IS NULL AND closed IS NULL"
+            " WHERE queued > 0 AND active_run IS NULL AND closed IS NULL AND NOT paused"
         )
     return {row[0]: row[1] for row in rows}, max(oldest or 0.0, 0.0)
 
@@ -29,15 +31,30 @@ async def forget_requests(database: Database) -> None:
 
 
 async def has_waiting(database: Database, worker_id: UUID) -> bool:
-    """Whether a run waits in a session that this worker does not hold."""
+    """Whether a session that this worker does not hold has a run that waits, or that nobody drives."""
     async with database.connection() as connection:
         return bool(
             await connection.fetchval(
                 "SELECT EXISTS (SELECT 1 FROM session_heads WHERE queued > 0 AND active_run IS NULL"
-                " AND closed IS NULL AND worker IS DISTINCT FROM $1)",
+                " AND closed IS NULL AND NOT paused AND worker IS DISTINCT FROM $1)"
+                " OR EXISTS (SELECT 1 FROM session_heads WHERE active_run IS NOT NULL AND worker IS NULL"
+                " AND pending_approvals = 0 AND NOT in_doubt AND NOT paused)"
+                " OR EXISTS (SELECT 1 FROM session_heads h JOIN workers w ON w.id = h.worker"
+                " WHERE h.active_run IS NOT NULL AND w.dead_time IS NOT NULL)",
                 worker_id,
             )
         )
+
+
+async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> list[UUID]:
+    """Which of these sessions `take_sessions_to_clean` has given."""
+    if not session_ids:
+        return []
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "SELECT id FROM sessions WHERE id = ANY ($1::uuid[]) AND clean_time IS NOT NULL", list(session_ids)
+        )
+    return [row[0] for row in rows]
 
 
 async def take_sessions_to_clean(database: Database) -> list[UUID]:
@@ -45,7 +62,7 @@ async def take_sessions_to_clean(database: Database) -> list[UUID]:
     async with database.connection() as connection:
         rows = await connection.fetch(
             "UPDATE sessions SET clean_time = now() FROM session_heads h"
-            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL"
+            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
             " AND sessions.clean_time IS NULL RETURNING sessions.id"
         )
     return [row[0] for row in rows]

@@ -1,27 +1,34 @@
 """Workers and what they hold: claim, takeover, release, and the one query by which an owner learns of intents.
 
-One heartbeat row for each worker covers all its sessions; the database's clock decides. A worker is lost when its
-parent has said so (`dead_time`) or when its lease has been over for longer than T_kill, within which it has ended its
-own processes.
+One heartbeat row for each worker covers all its sessions. A worker is lost when somebody has said so in `dead_time`:
+its parent, which has seen it end, or a reaper that has seen its lease unchanged for longer than TTL + T_kill, within
+which the worker has ended its own processes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
 from uuid import UUID
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import TextClause, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
+from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Database
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Run, Session, SessionHead, Worker
 
 __all__ = [
     "Claim",
+    "Origin",
     "OwnedSession",
     "claim_next",
     "declare_dead",
+    "declare_frozen",
+    "forget_workers",
+    "living_workers",
     "lock_head",
     "owned_sessions",
     "register_worker",
@@ -29,6 +36,14 @@ __all__ = [
     "renew_lease",
     "retire_worker",
 ]
+
+
+class Origin(Enum):
+    """Where a claimed run was."""
+
+    QUEUED = "queued"
+    RELEASED = "released"  # under way, and given back by the worker that had it
+    LOST = "lost"  # under way on a worker that is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +56,8 @@ class Claim:
         epoch: The epoch under which the worker holds the session.
         batch: The number of the newest append in that epoch.
         last_sequence: The newest event before the claim's own.
-        taken_over: True when a lost worker had begun the run.
+        origin: Where the run was.
+        losses: How many workers and processes in a row were lost while they carried it out.
         events: What the claim appended, to be published.
     """
 
@@ -50,7 +66,8 @@ class Claim:
     epoch: int
     batch: int
     last_sequence: int
-    taken_over: bool
+    origin: Origin
+    losses: int
     events: list[StoredEvent]
 
 
@@ -62,7 +79,10 @@ class OwnedSession:
     epoch: int
     active_run: UUID | None
     queued: int
-    interrupt_run: UUID | None
+    stop_run: UUID | None
+    stop_kind: str | None
+    paused: bool
+    inputs: int
     closed: str | None
 
 
@@ -133,33 +153,88 @@ async def lock_head(tx: AsyncSession, session_id: UUID) -> SessionHead | None:
     return head
 
 
-# Index session_heads_queue. Sessions that the worker holds come first, then tenants with the fewest active runs, then
-# the longest wait. Locks the chosen head row and passes over those that another worker is choosing.
+async def living_workers(database: Database) -> dict[UUID, datetime]:
+    """The workers that nobody has declared dead, and the ends of their leases."""
+    async with database.connection() as connection:
+        rows = await connection.fetch("SELECT id, lease_expire_time FROM workers WHERE dead_time IS NULL")
+    return {row[0]: row[1] for row in rows}
+
+
+async def declare_frozen(database: Database, worker_id: UUID, lease_expire_time: datetime) -> bool:
+    """Say that a worker is dead because its lease was not renewed. False: it was renewed, or said already."""
+    async with database.connection() as connection:
+        done = await connection.fetchval(
+            "UPDATE workers SET dead_time = now() WHERE id = $1 AND lease_expire_time = $2 AND dead_time IS NULL"
+            " RETURNING true",
+            worker_id,
+            lease_expire_time,
+        )
+    return bool(done)
+
+
+async def forget_workers(database: Database, age: timedelta) -> None:
+    """Remove workers that have been dead for longer than `age`, once others have taken their runs over.
+
+    Sessions without a run that they held are nobody's from then on.
+    """
+    async with database.connection() as connection:
+        # Index session_heads_by_worker.
+        await connection.execute(
+            "UPDATE session_heads h SET worker = NULL FROM workers w"
+            " WHERE h.worker = w.id AND w.dead_time < now() - $1::interval AND h.active_run IS NULL",
+            age,
+        )
+        await connection.execute(
+            "DELETE FROM workers w WHERE dead_time < now() - $1::interval"
+            " AND NOT EXISTS (SELECT 1 FROM session_heads h WHERE h.worker = w.id)",
+            age,
+        )
+
+
+# Indexes session_heads_queue, session_heads_active and session_heads_served. Tenants with the fewest active runs come
+# first, then those that were served longest ago: one that never stops asking does not keep the others waiting. Of one
+# tenant, sessions that the worker holds come first, then the longest wait. Locks the chosen head row and passes over
+# those that another worker is choosing, or has chosen since: what counts is looked at again under the lock.
 _NEXT = text("""
-WITH active AS (
-    SELECT tenant, count(*) AS runs FROM session_heads WHERE active_run IS NOT NULL GROUP BY tenant
+WITH waiting AS (
+    SELECT h.session_id, h.tenant, h.epoch
+    FROM session_heads h
+    LEFT JOIN workers w ON w.id = h.worker
+    WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
+      AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
+), tenants AS (
+    SELECT tenant,
+           (SELECT count(*) FROM session_heads a WHERE a.tenant = t.tenant AND a.active_run IS NOT NULL) AS runs,
+           (SELECT max(claim_time) FROM session_heads s WHERE s.tenant = t.tenant) AS served
+    FROM (SELECT DISTINCT tenant FROM waiting) t
 )
 SELECT h.*
 FROM session_heads h
-LEFT JOIN workers w ON w.id = h.worker
-LEFT JOIN active a ON a.tenant = h.tenant
-WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL
-  AND (h.worker = :worker OR :may_take_new AND (
-        h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL
-        OR w.lease_expire_time + make_interval(secs => :kill_timeout) < now()))
-ORDER BY (h.worker IS NOT DISTINCT FROM :worker) DESC, coalesce(a.runs, 0), h.queued_since
+JOIN waiting w ON w.session_id = h.session_id AND w.epoch = h.epoch
+JOIN tenants ON tenants.tenant = w.tenant
+WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
+ORDER BY tenants.runs, tenants.served NULLS FIRST, (h.worker IS NOT DISTINCT FROM :worker) DESC, h.queued_since
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
 
-# Index session_heads_by_worker. A run whose worker is lost.
-_ORPHAN = text("""
+# Index session_heads_released. A run under way that nobody drives and that waits for nothing.
+_RELEASED = text("""
+SELECT h.*
+FROM session_heads h
+WHERE h.active_run IS NOT NULL AND h.worker IS NULL AND h.pending_approvals = 0 AND NOT h.in_doubt AND NOT h.paused
+LIMIT 1
+FOR UPDATE OF h SKIP LOCKED
+""")
+
+# Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s, then 30.
+_LOST = text("""
 SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
-  AND (w.id IS NULL OR w.dead_time IS NOT NULL
-       OR w.lease_expire_time + make_interval(secs => :kill_timeout) < now())
+  AND (w.id IS NULL
+       OR w.dead_time + make_interval(secs => CASE h.losses WHEN 0 THEN 0 WHEN 1 THEN 5 ELSE 30 END) <= now())
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
@@ -170,66 +245,82 @@ async def claim_next(
     worker_id: UUID,
     *,
     may_take_new: bool,
-    kill_timeout: float,
-    begin: Callable[[Session, Run, bool], Sequence[LogEvent]],
+    begun_first: bool = False,
+    begin: Callable[[Session, Run, Origin], Sequence[LogEvent]],
 ) -> Claim | None:
-    """Take the next run that waits, or one whose worker is lost; None when there is nothing for this worker.
+    """Take the next run that waits or that nobody drives; None when there is nothing for this worker.
 
     Args:
         database: The store.
         worker_id: The worker.
         may_take_new: False: only sessions that the worker holds already.
-        kill_timeout: T_kill in seconds.
-        begin: Gives the first events of the run, from session, run and whether it is taken over.
+        begun_first: Look for runs that nobody drives before those that wait. Alternate, so that neither starves.
+        begin: Gives the first events of the run, from session, run and where it was.
     """
-    binds = {"worker": worker_id, "may_take_new": may_take_new, "kill_timeout": kill_timeout}
     async with database.transaction() as tx:
-        taken_over = False
-        head: SessionHead | None = await tx.scalar(select(SessionHead).from_statement(_NEXT), binds)
-        if head is None and may_take_new:
-            binds = {"worker": worker_id, "kill_timeout": kill_timeout}
-            head = await tx.scalar(select(SessionHead).from_statement(_ORPHAN), binds)
-            taken_over = head is not None
-        if head is None:
+        found = await _choose(tx, worker_id, may_take_new=may_take_new, begun_first=begun_first)
+        if found is None:
             return None
+        head, origin = found
         session_id = head.session_id
-        wanted = Run.id == head.active_run if taken_over else Run.state == "QUEUED"
+        wanted = Run.state == "QUEUED" if origin is Origin.QUEUED else Run.id == head.active_run
         rows = await tx.execute(
             select(Run, Session)
             .join(Session, Session.id == Run.session_id)
             .where(Run.session_id == session_id, wanted)
-            .order_by(Run.id)
+            .order_by(Run.conflict_policy.in_(SUPERSEDING).desc(), Run.id)
             .limit(2)
         )
         waiting, sessions = zip(*((row[0], row[1]) for row in rows), strict=True)
         run: Run = waiting[0]
         session: Session = sessions[0]
-        if not taken_over:
+        if origin is Origin.QUEUED:
             head.active_run = run.id
             head.queued -= 1
             head.queued_since = waiting[1].create_time if len(waiting) > 1 else None
-        if head.worker != worker_id or taken_over:
+            head.claim_time = clock.utcnow()
+            run.state = "RUNNING"
+            run.start_time = run.start_time or clock.utcnow()
+        elif origin is Origin.LOST:
+            head.losses += 1
+        if origin is not Origin.RELEASED:
+            run.attempt += 1
+        if head.worker != worker_id:
             head.worker = worker_id
             head.epoch += 1
             head.batch = 0
-        run.state = "RUNNING"
-        run.attempt += 1
-        run.start_time = run.start_time or clock.utcnow()
         before = head.last_sequence
+        losses = head.losses
         await tx.flush()
-        events = await append_control(tx, session_id, begin(session, run, taken_over))
+        events = await append_control(tx, session_id, begin(session, run, origin))
         if not run.first_sequence:
             run.first_sequence = before + 1
-        return Claim(session, run, head.epoch, head.batch, before, taken_over, events)
+        return Claim(session, run, head.epoch, head.batch, before, origin, losses, events)
+
+
+async def _choose(
+    tx: AsyncSession, worker_id: UUID, *, may_take_new: bool, begun_first: bool
+) -> tuple[SessionHead, Origin] | None:
+    searches: list[tuple[TextClause, Origin, dict[str, object]]] = [
+        (_NEXT, Origin.QUEUED, {"worker": worker_id, "may_take_new": may_take_new})
+    ]
+    if may_take_new:
+        at = 0 if begun_first else 1
+        searches[at:at] = [(_RELEASED, Origin.RELEASED, {}), (_LOST, Origin.LOST, {"worker": worker_id})]
+    for statement, origin, binds in searches:
+        head = await tx.scalar(select(SessionHead).from_statement(statement), binds)
+        if head is not None:
+            return head, origin
+    return None
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Give a session back (evict). False: there is work for it after all, or it is another's by now."""
+    """Give an idle session back. False: there is work for it after all, or it is another's by now."""
     async with database.connection() as connection:
         # The primary key of the head row.
         done = await connection.fetchval(
             "UPDATE session_heads SET worker = NULL"
-            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND queued = 0 RETURNING true",
+            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND (queued = 0 OR paused) RETURNING true",
             session_id,
             epoch,
         )
@@ -240,7 +331,8 @@ async def owned_sessions(database: Database, worker_id: UUID) -> dict[UUID, Owne
     """The heads of all sessions that the worker holds, in one query: intents are columns, Redis only hastens them."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT session_id, epoch, active_run, queued, interrupt_run, closed FROM session_heads WHERE worker = $1",
+            "SELECT session_id, epoch, active_run, queued, stop_run, stop_kind, paused, inputs, closed"
+            " FROM session_heads WHERE worker = $1",
             worker_id,
         )
     return {row[0]: OwnedSession(*row) for row in rows}

@@ -7,6 +7,7 @@ and later fields win in protobuf, so that it can be put behind the bytes once it
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -19,13 +20,17 @@ from agentrpc.v1 import event_pb2
 __all__ = [
     "Batch",
     "LogEvent",
+    "StartedCall",
     "StoredEvent",
     "append",
     "append_control",
+    "copy_transcript",
+    "drop_transcript",
     "last_sequences",
     "number_events",
     "read_events",
     "read_transcript",
+    "transcript_place",
     "with_sequence",
 ]
 
@@ -63,6 +68,15 @@ class StoredEvent:
     data: bytes
 
 
+class StartedCall(NamedTuple):
+    """A call that begins, for the ledger. `attempt` is above 1 when somebody decided that it is made again."""
+
+    tool_use_id: str
+    tool_name: str
+    run_id: UUID
+    attempt: int = 1
+
+
 @dataclass(slots=True)
 class Batch:
     """What one append commits: events, transcript lines and what they mean for the tool ledger.
@@ -70,14 +84,14 @@ class Batch:
     Attributes:
         events: In order.
         transcript: (subpath, line without its newline), in order.
-        started: (tool_use_id, tool_name, run_id) of calls that begin.
+        started: Calls that begin.
         finished: (tool_use_id, `ToolCallFinished.Outcome`) of calls that ended.
         time: When, for the ledger.
     """
 
     events: list[LogEvent] = field(default_factory=list)
     transcript: list[tuple[str, bytes]] = field(default_factory=list)
-    started: list[tuple[str, str, UUID]] = field(default_factory=list)
+    started: list[StartedCall] = field(default_factory=list)
     finished: list[tuple[str, int]] = field(default_factory=list)
     time: datetime | None = None
 
@@ -110,9 +124,10 @@ _TRANSCRIPT = """, transcript AS (
 
 # A call that is in the ledger already must not run again: the unique key refuses the whole batch.
 _LEDGER = """, started AS (
-    INSERT INTO tool_calls (session_id, tool_use_id, run_id, epoch, tool_name, start_time)
-    SELECT $1, c.tool_use_id, c.run_id, $2, c.tool_name, $15
-    FROM head, unnest($12::text[], $13::text[], $14::uuid[]) AS c (tool_use_id, tool_name, run_id)
+    INSERT INTO tool_calls (session_id, tool_use_id, attempt, run_id, epoch, tool_name, start_time)
+    SELECT $1, c.tool_use_id, c.attempt, c.run_id, $2, c.tool_name, $15
+    FROM head, unnest($12::text[], $13::text[], $14::uuid[], $18::smallint[])
+        AS c (tool_use_id, tool_name, run_id, attempt)
 ), finished AS (
     UPDATE tool_calls SET outcome = f.outcome, end_time = $15
     FROM head, unnest($16::text[], $17::smallint[]) AS f (tool_use_id, outcome)
@@ -173,12 +188,13 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
         statements = _APPEND_WITH_TRANSCRIPT
     if batch.started or batch.finished:
         arguments += [
-            [call[0] for call in batch.started],
-            [call[1] for call in batch.started],
-            [call[2] for call in batch.started],
+            [call.tool_use_id for call in batch.started],
+            [call.tool_name for call in batch.started],
+            [call.run_id for call in batch.started],
             batch.time,
             [call[0] for call in batch.finished],
             [call[1] for call in batch.finished],
+            [call.attempt for call in batch.started],
         ]
         statements = _APPEND_ALL
     async with database.connection() as connection:
@@ -244,6 +260,9 @@ def with_sequence(data: bytes, sequence: int) -> bytes:
     return bytes(out)
 
 
+# Lines of one statement when a transcript is copied.
+_COPY_LINES = 500
+
 # Walks the primary key of one partition.
 _READ = """
 SELECT sequence, run_id, kind, data FROM session_events
@@ -291,10 +310,11 @@ async def read_events(
 
 
 async def last_sequences(database: Database, session_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str | None]]:
-    """The newest number of each session's log, and `closed` of its head, in one query."""
+    """The newest number of each session's log, and `closed` of its head once its last run has ended, in one query."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT session_id, last_sequence, closed FROM session_heads WHERE session_id = ANY ($1::uuid[])",
+            "SELECT session_id, last_sequence, CASE WHEN active_run IS NULL AND queued = 0 THEN closed END"
+            " FROM session_heads WHERE session_id = ANY ($1::uuid[])",
             list(session_ids),
         )
     return {row[0]: (row[1], row[2]) for row in rows}
@@ -307,3 +327,43 @@ async def read_transcript(database: Database, session_id: UUID) -> list[tuple[st
             "SELECT subpath, data FROM session_transcripts WHERE session_id = $1 ORDER BY position", session_id
         )
     return [(row[0], row[1]) for row in rows]
+
+
+async def transcript_place(database: Database, session_id: UUID, uuid: str) -> int | None:
+    """The position of the line of the main conversation with this uuid."""
+    async with database.connection() as connection:
+        position = await connection.fetchval(
+            "SELECT min(position) FROM session_transcripts"
+            " WHERE session_id = $1 AND subpath = '' AND position(convert_to($2, 'UTF8') in data) > 0",
+            session_id,
+            f'"uuid":"{uuid}"',
+        )
+    return None if position is None else int(position)
+
+
+async def copy_transcript(transaction: AsyncSession, session_id: UUID, lines: Sequence[tuple[str, bytes]]) -> None:
+    """Give a new session, whose head row is stored, the transcript (subpath, line)."""
+    for begin in range(0, len(lines), _COPY_LINES):
+        part = lines[begin : begin + _COPY_LINES]
+        await transaction.execute(
+            text(
+                "INSERT INTO session_transcripts (session_id, position, subpath, data)"
+                " SELECT :session_id, :begin + t.ordinal, t.subpath, t.data"
+                " FROM unnest(CAST(:subpaths AS text[]), CAST(:datas AS bytea[]))"
+                " WITH ORDINALITY AS t (subpath, data, ordinal)"
+            ),
+            {
+                "session_id": session_id,
+                "begin": begin,
+                "subpaths": [subpath for subpath, _ in part],
+                "datas": [line for _, line in part],
+            },
+        )
+
+
+async def drop_transcript(transaction: AsyncSession, session_id: UUID, position: int) -> None:
+    """Remove the lines from a position on; the caller holds the head row's lock."""
+    await transaction.execute(
+        text("DELETE FROM session_transcripts WHERE session_id = :session_id AND position >= :position"),
+        {"session_id": session_id, "position": position},
+    )

@@ -9,7 +9,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc.store.tables import Request
 
-__all__ = ["remember_request"]
+__all__ = ["find_request", "remember_request"]
+
+
+async def find_request(
+    tx: AsyncSession, *, principal: UUID, method: str, request_id: UUID
+) -> tuple[UUID, bytes] | None:
+    """The resource and the hash of the body for which a request_id was used within 24 hours."""
+    row = (
+        await tx.execute(
+            select(Request.resource_id, Request.body_hash).where(
+                Request.principal == principal,
+                Request.method == method,
+                Request.request_id == request_id,
+                Request.create_time >= text("now() - interval '24 hours'"),
+            )
+        )
+    ).one_or_none()
+    return None if row is None else (row[0], row[1])
 
 
 async def remember_request(

@@ -5,12 +5,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 
+from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Transaction
-from agentrpc.store.tables import Run, Session, SessionHead, ToolCallRow
+from agentrpc.store.tables import Run, RunInput, Session, SessionHead, ToolCallRow
 
-__all__ = ["RunQuery", "find_runs", "oldest_queued", "open_calls", "session_options"]
+__all__ = [
+    "LedgerRow",
+    "RunQuery",
+    "find_runs",
+    "finish_calls",
+    "inputs_of_run",
+    "ledger_of_run",
+    "oldest_queued",
+    "overdue_runs",
+    "session_options",
+    "superseding_queued",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,34 @@ async def find_runs(tx: Transaction, query: RunQuery) -> list[tuple[Run, Session
     return [(row[0], row[1]) for row in await tx.execute(statement)]
 
 
+# Index runs_open, of runs under way alone. A worker that lives keeps the time-out of the run that it drives.
+_OVERDUE = text("""
+SELECT r.session_id, r.id
+FROM runs r
+JOIN session_heads h ON h.active_run = r.id AND h.session_id = r.session_id
+LEFT JOIN workers w ON w.id = h.worker
+WHERE r.state IN ('RUNNING', 'REQUIRES_ACTION', 'UNKNOWN_OUTCOME')
+  AND (r.start_time + r.timeout <= :now AND (w.id IS NULL OR w.dead_time IS NOT NULL) OR r.doubt_time <= :doubt_before)
+LIMIT :limit
+""")
+
+
+async def overdue_runs(
+    tx: Transaction, now: datetime, *, doubt_before: datetime, limit: int
+) -> list[tuple[UUID, UUID]]:
+    """(session, run) of those that nobody drives and whose time-out has passed, or that are in doubt for too long."""
+    rows = await tx.execute(_OVERDUE, {"now": now, "doubt_before": doubt_before, "limit": limit})
+    return [(row[0], row[1]) for row in rows]
+
+
+async def superseding_queued(tx: Transaction, session_id: UUID) -> list[Run]:
+    """Those that wait in a session and were created to end what is under way."""
+    statement = select(Run).where(
+        Run.session_id == session_id, Run.state == "QUEUED", Run.conflict_policy.in_(SUPERSEDING)
+    )
+    return list(await tx.scalars(statement.order_by(Run.id)))
+
+
 async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:
     """When the oldest run that waits in a session was created."""
     statement = select(Run.create_time).where(Run.session_id == session_id, Run.state == "QUEUED")
@@ -68,12 +108,44 @@ async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:
     return found
 
 
-async def open_calls(tx: Transaction, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
-    """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
-    statement = select(ToolCallRow.tool_use_id, ToolCallRow.tool_name).where(
-        ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id, ToolCallRow.outcome.is_(None)
-    )
-    return [(row[0], row[1]) for row in await tx.execute(statement)]
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What the ledger says of a call: its newest attempt."""
+
+    tool_use_id: str
+    tool_name: str
+    attempt: int
+    start_time: datetime
+    outcome: int | None
+
+
+async def ledger_of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> dict[str, LedgerRow]:
+    """The calls that a run has begun, by tool_use_id. Primary key of tool_calls."""
+    statement = select(ToolCallRow).where(ToolCallRow.session_id == session_id, ToolCallRow.run_id == run_id)
+    rows = await tx.scalars(statement.order_by(ToolCallRow.attempt))
+    return {
+        row.tool_use_id: LedgerRow(row.tool_use_id, row.tool_name, row.attempt, row.start_time, row.outcome)
+        for row in rows
+    }
+
+
+async def finish_calls(tx: Transaction, session_id: UUID, tool_use_ids: Sequence[str], outcome: int) -> None:
+    """Write the outcome of calls that have not ended into the ledger."""
+    if tool_use_ids:
+        await tx.execute(
+            update(ToolCallRow)
+            .where(
+                ToolCallRow.session_id == session_id,
+                ToolCallRow.tool_use_id.in_(tool_use_ids),
+                ToolCallRow.outcome.is_(None),
+            )
+            .values(outcome=outcome, end_time=text("now()"))
+        )
+
+
+async def inputs_of_run(tx: Transaction, run_id: UUID) -> list[RunInput]:
+    """The further messages to a run, in order. Index run_inputs_by_run."""
+    return list(await tx.scalars(select(RunInput).where(RunInput.run_id == run_id).order_by(RunInput.id)))
 
 
 async def session_options(tx: Transaction, session_id: UUID) -> bytes:

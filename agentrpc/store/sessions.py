@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from agentrpc.store.database import Transaction
 from agentrpc.store.tables import Session, SessionHead
@@ -21,17 +21,14 @@ _COLUMNS: dict[str, Any] = {
 }
 SESSION_ORDER = frozenset(_COLUMNS) - {"id"}
 
-_OPEN = SessionHead.closed.is_(None)
+# As `domain.states.session_state`.
+_AT_REST = and_(SessionHead.active_run.is_(None), SessionHead.queued == 0)
 _STATES: dict[str, ColumnElement[bool]] = {
-    "ARCHIVED": SessionHead.closed == "ARCHIVED",
-    "FAILED": SessionHead.closed == "FAILED",
-    "IDLE": and_(_OPEN, SessionHead.active_run.is_(None), SessionHead.queued == 0),
-    "REQUIRES_ACTION": and_(_OPEN, SessionHead.pending_approvals > 0),
-    "RUNNING": and_(
-        _OPEN,
-        SessionHead.pending_approvals == 0,
-        or_(SessionHead.active_run.is_not(None), SessionHead.queued > 0),
-    ),
+    "ARCHIVED": and_(_AT_REST, SessionHead.closed == "ARCHIVED"),
+    "FAILED": and_(_AT_REST, SessionHead.closed == "FAILED"),
+    "IDLE": and_(_AT_REST, SessionHead.closed.is_(None)),
+    "REQUIRES_ACTION": or_(SessionHead.pending_approvals > 0, SessionHead.in_doubt),
+    "RUNNING": and_(not_(_AT_REST), SessionHead.pending_approvals == 0, SessionHead.in_doubt.is_(False)),
 }
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Login",
     "Request",
     "Run",
+    "RunInput",
     "Session",
     "SessionEvent",
     "SessionGrant",
@@ -121,6 +122,9 @@ class Session(Base):
     archive_time: Mapped[datetime | None]
     delete_time: Mapped[datetime | None]
     clean_time: Mapped[datetime | None]
+    pause_time: Mapped[datetime | None]
+    workspace_time: Mapped[datetime | None]  # when the workspace was made; from then on it must be there
+    forked_from: Mapped[UUID | None]
 
 
 class SessionHead(Base):
@@ -128,6 +132,15 @@ class SessionHead(Base):
 
     `batch` counts the appends of the current epoch and `batch_base` is `last_sequence` before the newest of them: a
     writer that does not know whether its last append was committed asks for them.
+
+    A run that is active while no worker holds the session waits for approvals (`pending_approvals`), for a decision
+    (`in_doubt`), for the end of a pause, or just for a worker to take it up.
+
+    The epoch moves on under an idle session's worker when its conversation was changed or closed: that ends the process
+    which knows the old one, and only then gives the session back or carries out another run.
+
+    `stop_run`, `stop_kind` and `paused` are intents: the owner reads them once a second. `losses` counts workers and
+    processes that were lost under the active run, `inputs` further messages to it that are not delivered yet.
     """
 
     __tablename__ = "session_heads"
@@ -135,10 +148,18 @@ class SessionHead(Base):
         Index(
             "session_heads_queue",
             "queued_since",
-            postgresql_where=text("queued > 0 AND active_run IS NULL AND closed IS NULL"),
+            postgresql_where=text("queued > 0 AND active_run IS NULL AND closed IS NULL AND NOT paused"),
+        ),
+        Index(
+            "session_heads_released",
+            "session_id",
+            postgresql_where=text(
+                "active_run IS NOT NULL AND worker IS NULL AND pending_approvals = 0 AND NOT in_doubt AND NOT paused"
+            ),
         ),
         Index("session_heads_by_worker", "worker", postgresql_where=text("worker IS NOT NULL")),
         Index("session_heads_active", "tenant", postgresql_where=text("active_run IS NOT NULL")),
+        Index("session_heads_served", "tenant", "claim_time"),
         {"postgresql_with": {"fillfactor": "60"}},
     )
 
@@ -153,10 +174,17 @@ class SessionHead(Base):
     active_run: Mapped[UUID | None]
     queued: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     queued_since: Mapped[datetime | None]
+    claim_time: Mapped[datetime | None]  # when a worker last took a waiting run of it
     pending_approvals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     run_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     tool_call_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    interrupt_run: Mapped[UUID | None]
+    stop_run: Mapped[UUID | None]
+    stop_kind: Mapped[str | None] = mapped_column(CheckConstraint("stop_kind IN ('INTERRUPT', 'CANCEL', 'EXPIRE')"))
+    stop_time: Mapped[datetime | None]
+    paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    in_doubt: Mapped[bool] = mapped_column(server_default=text("false"))
+    losses: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    inputs: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     closed: Mapped[str | None] = mapped_column(CheckConstraint("closed IN ('ARCHIVED', 'FAILED')"))
 
 
@@ -166,7 +194,11 @@ class Run(Base):
     __tablename__ = "runs"
     __table_args__ = (
         Index("runs_by_session", "session_id", "id"),
-        Index("runs_open", "state", postgresql_where=text("state IN ('QUEUED', 'RUNNING', 'REQUIRES_ACTION')")),
+        Index(
+            "runs_open",
+            "state",
+            postgresql_where=text("state IN ('QUEUED', 'RUNNING', 'REQUIRES_ACTION', 'UNKNOWN_OUTCOME')"),
+        ),
         Index("runs_by_creator", "creator", "id"),
     )
 
@@ -189,6 +221,26 @@ class Run(Base):
     usage: Mapped[bytes | None]  # agentrpc.v1.RunEnded, of which only usage and model_usage
     cost_usd: Mapped[float] = mapped_column(Numeric(14, 8), server_default=text("0"))
     interrupt_reason: Mapped[str | None]
+    inactivity_timeout: Mapped[timedelta | None]
+    retry_of: Mapped[UUID | None]
+    rewind_to: Mapped[UUID | None]  # the run to whose beginning the conversation goes back before this one
+    stop_receipt: Mapped[bytes | None]  # agentrpc.v1.StopReceipt
+    decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest: the newest decision about calls in doubt
+    doubt_time: Mapped[datetime | None]
+
+
+class RunInput(Base):
+    """A further message to a run that is under way."""
+
+    __tablename__ = "run_inputs"
+    __table_args__ = (Index("run_inputs_by_run", "run_id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID]
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    text: Mapped[str]
+    create_time: Mapped[datetime]
+    deliver_time: Mapped[datetime | None]
 
 
 class Approval(Base):
@@ -263,13 +315,17 @@ class SessionTranscript(Base):
 
 
 class ToolCallRow(Base):
-    """The tool ledger. No row: the call did not run. A row without an end: its outcome is in doubt."""
+    """The tool ledger. No row: the call did not run. A row without an end: its outcome is in doubt.
+
+    `attempt` is 1 unless somebody decided that a call in doubt is to be made again.
+    """
 
     __tablename__ = "tool_calls"
     __table_args__ = (Index("tool_calls_in_doubt", "session_id", postgresql_where=text("outcome IS NULL")),)
 
     session_id: Mapped[UUID] = mapped_column(primary_key=True)
     tool_use_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default=text("1"), autoincrement=False)
     run_id: Mapped[UUID]
     epoch: Mapped[int] = mapped_column(BigInteger)
     tool_name: Mapped[str]

@@ -28,7 +28,7 @@ PROCESS_START_COLD: ProcessStart
 PROCESS_START_RESUMED: ProcessStart
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "user_message", "assistant_message", "message_completed", "messages_retracted", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
+    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "session_pause_changed", "user_message", "assistant_message", "message_completed", "messages_retracted", "conversation_rewound", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -45,10 +45,12 @@ class Event(_message.Message):
     RUN_STARTED_FIELD_NUMBER: _ClassVar[int]
     RUN_STATE_CHANGED_FIELD_NUMBER: _ClassVar[int]
     RUN_ENDED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_PAUSE_CHANGED_FIELD_NUMBER: _ClassVar[int]
     USER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ASSISTANT_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_COMPLETED_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_RETRACTED_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_REWOUND_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_STARTED_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_FINISHED_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
@@ -83,10 +85,12 @@ class Event(_message.Message):
     run_started: RunStarted
     run_state_changed: RunStateChanged
     run_ended: RunEnded
+    session_pause_changed: SessionPauseChanged
     user_message: UserMessage
     assistant_message: AssistantMessage
     message_completed: MessageCompleted
     messages_retracted: MessagesRetracted
+    conversation_rewound: ConversationRewound
     tool_call_started: ToolCallStarted
     tool_call_finished: ToolCallFinished
     approval_requested: ApprovalRequested
@@ -105,7 +109,7 @@ class Event(_message.Message):
     hook_started: HookStarted
     hook_finished: HookFinished
     raw_frame: RawFrame
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., session_pause_changed: _Optional[_Union[SessionPauseChanged, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., conversation_rewound: _Optional[_Union[ConversationRewound, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("message_id", "block_index", "offset", "text")
@@ -214,28 +218,40 @@ class RunStarted(_message.Message):
     def __init__(self, attempt: _Optional[int] = ..., process_start: _Optional[_Union[ProcessStart, str]] = ...) -> None: ...
 
 class RunStateChanged(_message.Message):
-    __slots__ = ("previous_state", "state", "message")
+    __slots__ = ("previous_state", "state", "message", "in_doubt_calls")
     PREVIOUS_STATE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    IN_DOUBT_CALLS_FIELD_NUMBER: _ClassVar[int]
     previous_state: _run_pb2.Run.State
     state: _run_pb2.Run.State
     message: str
-    def __init__(self, previous_state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    in_doubt_calls: _containers.RepeatedCompositeFieldContainer[_run_pb2.CallInDoubt]
+    def __init__(self, previous_state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., message: _Optional[str] = ..., in_doubt_calls: _Optional[_Iterable[_Union[_run_pb2.CallInDoubt, _Mapping]]] = ...) -> None: ...
+
+class SessionPauseChanged(_message.Message):
+    __slots__ = ("paused", "reason")
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    paused: bool
+    reason: str
+    def __init__(self, paused: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RunEnded(_message.Message):
-    __slots__ = ("state", "result", "error", "usage", "model_usage")
+    __slots__ = ("state", "result", "error", "usage", "model_usage", "stop_receipt")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_USAGE_FIELD_NUMBER: _ClassVar[int]
+    STOP_RECEIPT_FIELD_NUMBER: _ClassVar[int]
     state: _run_pb2.Run.State
     result: _run_pb2.RunResult
     error: _run_pb2.RunError
     usage: _common_pb2.Usage
     model_usage: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelUsage]
-    def __init__(self, state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., result: _Optional[_Union[_run_pb2.RunResult, _Mapping]] = ..., error: _Optional[_Union[_run_pb2.RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., model_usage: _Optional[_Iterable[_Union[_common_pb2.ModelUsage, _Mapping]]] = ...) -> None: ...
+    stop_receipt: _run_pb2.StopReceipt
+    def __init__(self, state: _Optional[_Union[_run_pb2.Run.State, str]] = ..., result: _Optional[_Union[_run_pb2.RunResult, _Mapping]] = ..., error: _Optional[_Union[_run_pb2.RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., model_usage: _Optional[_Iterable[_Union[_common_pb2.ModelUsage, _Mapping]]] = ..., stop_receipt: _Optional[_Union[_run_pb2.StopReceipt, _Mapping]] = ...) -> None: ...
 
 class UserMessage(_message.Message):
     __slots__ = ("transcript_uuid", "blocks", "origin")
@@ -247,12 +263,14 @@ class UserMessage(_message.Message):
         ORIGIN_COMPACTION: _ClassVar[UserMessage.Origin]
         ORIGIN_AGENT: _ClassVar[UserMessage.Origin]
         ORIGIN_RELAYED: _ClassVar[UserMessage.Origin]
+        ORIGIN_STEER: _ClassVar[UserMessage.Origin]
     ORIGIN_UNSPECIFIED: UserMessage.Origin
     ORIGIN_PROMPT: UserMessage.Origin
     ORIGIN_SUBTASK: UserMessage.Origin
     ORIGIN_COMPACTION: UserMessage.Origin
     ORIGIN_AGENT: UserMessage.Origin
     ORIGIN_RELAYED: UserMessage.Origin
+    ORIGIN_STEER: UserMessage.Origin
     TRANSCRIPT_UUID_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +320,14 @@ class MessagesRetracted(_message.Message):
     transcript_uuids: _containers.RepeatedScalarFieldContainer[str]
     reason: str
     def __init__(self, transcript_uuids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ConversationRewound(_message.Message):
+    __slots__ = ("to_sequence", "workspace_restored")
+    TO_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_RESTORED_FIELD_NUMBER: _ClassVar[int]
+    to_sequence: int
+    workspace_restored: bool
+    def __init__(self, to_sequence: _Optional[int] = ..., workspace_restored: _Optional[bool] = ...) -> None: ...
 
 class ToolCallStarted(_message.Message):
     __slots__ = ("tool_use_id", "tool_name", "changed_input_json")

@@ -6,6 +6,7 @@ from agentrpc.v1 import stream_pb2 as _stream_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -109,3 +110,60 @@ class InterruptRunRequest(_message.Message):
     name: str
     reason: str
     def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CancelRunRequest(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RetryRunRequest(_message.Message):
+    __slots__ = ("name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ResolveRunRequest(_message.Message):
+    __slots__ = ("name", "decision", "results")
+    class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DECISION_UNSPECIFIED: _ClassVar[ResolveRunRequest.Decision]
+        DECISION_RESUME: _ClassVar[ResolveRunRequest.Decision]
+        DECISION_RETRY_CALLS: _ClassVar[ResolveRunRequest.Decision]
+        DECISION_ASSUME_DONE: _ClassVar[ResolveRunRequest.Decision]
+        DECISION_ABANDON: _ClassVar[ResolveRunRequest.Decision]
+    DECISION_UNSPECIFIED: ResolveRunRequest.Decision
+    DECISION_RESUME: ResolveRunRequest.Decision
+    DECISION_RETRY_CALLS: ResolveRunRequest.Decision
+    DECISION_ASSUME_DONE: ResolveRunRequest.Decision
+    DECISION_ABANDON: ResolveRunRequest.Decision
+    class CallResult(_message.Message):
+        __slots__ = ("tool_use_id", "text", "failed")
+        TOOL_USE_ID_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        FAILED_FIELD_NUMBER: _ClassVar[int]
+        tool_use_id: str
+        text: str
+        failed: bool
+        def __init__(self, tool_use_id: _Optional[str] = ..., text: _Optional[str] = ..., failed: _Optional[bool] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    decision: ResolveRunRequest.Decision
+    results: _containers.RepeatedCompositeFieldContainer[ResolveRunRequest.CallResult]
+    def __init__(self, name: _Optional[str] = ..., decision: _Optional[_Union[ResolveRunRequest.Decision, str]] = ..., results: _Optional[_Iterable[_Union[ResolveRunRequest.CallResult, _Mapping]]] = ...) -> None: ...
+
+class SteerRunRequest(_message.Message):
+    __slots__ = ("name", "text", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    text: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...

@@ -61,6 +61,26 @@ class RunServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_run__service__pb2.InterruptRunRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_run__pb2.Run.FromString,
                 _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/CancelRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
+        self.RetryRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/RetryRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
+        self.ResolveRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/ResolveRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.ResolveRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
+        self.SteerRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/SteerRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.SteerRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
@@ -103,10 +123,48 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InterruptRun(self, request, context):
-        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-        taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-        as it is.
+        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+        cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+        A run that has ended is returned as it is.
         Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
+        """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+        with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+        request is stored; watch for run_ended. A run that has ended is returned as it is.
+        Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryRun(self, request, context):
+        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+        for the runs before it.
+        Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveRun(self, request, context):
+        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
+        Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SteerRun(self, request, context):
+        """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+        and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+        ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+        messages wait already.
+        Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +196,26 @@ def add_RunServiceServicer_to_server(servicer, server):
             'InterruptRun': grpc.unary_unary_rpc_method_handler(
                     servicer.InterruptRun,
                     request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.InterruptRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'RetryRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'ResolveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.ResolveRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'SteerRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SteerRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.SteerRunRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_run__pb2.Run.SerializeToString,
             ),
     }
@@ -276,6 +354,114 @@ class RunService:
             target,
             '/agentrpc.v1.RunService/InterruptRun',
             agentrpc_dot_v1_dot_run__service__pb2.InterruptRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/CancelRun',
+            agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/RetryRun',
+            agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/ResolveRun',
+            agentrpc_dot_v1_dot_run__service__pb2.ResolveRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SteerRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/SteerRun',
+            agentrpc_dot_v1_dot_run__service__pb2.SteerRunRequest.SerializeToString,
             agentrpc_dot_v1_dot_run__pb2.Run.FromString,
             options,
             channel_credentials,

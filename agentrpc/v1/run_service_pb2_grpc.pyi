@@ -54,10 +54,32 @@ class RunServiceStub:
     Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     InterruptRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.InterruptRunRequest, _run_pb2.Run]
-    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-    taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-    as it is.
+    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+    cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
     Errors: NOT_FOUND.
+    """
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]
+    """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+    with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+    request is stored; watch for run_ended. A run that has ended is returned as it is.
+    Errors: NOT_FOUND.
+    """
+    RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+    for the runs before it.
+    Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+    """
+    ResolveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
+    Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+    """
+    SteerRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]
+    """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+    and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+    messages wait already.
+    Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
 @_typing.type_check_only
@@ -85,10 +107,32 @@ class RunServiceAsyncStub(RunServiceStub):
     Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     InterruptRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.InterruptRunRequest, _run_pb2.Run]  # type: ignore[assignment]
-    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-    taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-    as it is.
+    """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+    cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+    A run that has ended is returned as it is.
     Errors: NOT_FOUND.
+    """
+    CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+    with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+    request is stored; watch for run_ended. A run that has ended is returned as it is.
+    Errors: NOT_FOUND.
+    """
+    RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+    for the runs before it.
+    Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+    """
+    ResolveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
+    Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+    """
+    SteerRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+    and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+    messages wait already.
+    Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,10 +187,56 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.InterruptRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
-        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. A queued run is
-        taken out of the queue. Returns when the request is stored; watch for run_ended. A run that has ended is returned
-        as it is.
+        """Ends the turn as if a person had pressed Esc: the run ends as CANCELLED, the session stays usable. Its approvals are
+        cancelled at once. A queued run is taken out of the queue. Returns when the request is stored; watch for run_ended.
+        A run that has ended is returned as it is.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRun(
+        self,
+        request: _run_service_pb2.CancelRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Ends a run and its whole process tree at once, tools and what they have started included. The run ends as CANCELLED
+        with stop_receipt. Its approvals are cancelled at once. A queued run is taken out of the queue. Returns when the
+        request is stored; watch for run_ended. A run that has ended is returned as it is.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryRun(
+        self,
+        request: _run_service_pb2.RetryRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Creates a run with the prompt, the time-outs and the labels of one that failed, expired or was cancelled. It waits
+        for the runs before it.
+        Errors: NOT_FOUND, STATE_INVALID, SESSION_NOT_ACTIVE, QUEUE_FULL, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveRun(
+        self,
+        request: _run_service_pb2.ResolveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Decides how a run in UNKNOWN_OUTCOME goes on. The first decision counts; the same again returns the run.
+        Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def SteerRun(
+        self,
+        request: _run_service_pb2.SteerRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
+        and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
+        ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
+        messages wait already.
+        Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,6 +14,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RecoveryPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECOVERY_POLICY_UNSPECIFIED: _ClassVar[RecoveryPolicy]
+    RECOVERY_POLICY_RESUME: _ClassVar[RecoveryPolicy]
+    RECOVERY_POLICY_RESUME_ALWAYS: _ClassVar[RecoveryPolicy]
+    RECOVERY_POLICY_FAIL: _ClassVar[RecoveryPolicy]
+
 class Effort(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EFFORT_UNSPECIFIED: _ClassVar[Effort]
@@ -22,6 +29,10 @@ class Effort(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EFFORT_HIGH: _ClassVar[Effort]
     EFFORT_XHIGH: _ClassVar[Effort]
     EFFORT_MAX: _ClassVar[Effort]
+RECOVERY_POLICY_UNSPECIFIED: RecoveryPolicy
+RECOVERY_POLICY_RESUME: RecoveryPolicy
+RECOVERY_POLICY_RESUME_ALWAYS: RecoveryPolicy
+RECOVERY_POLICY_FAIL: RecoveryPolicy
 EFFORT_UNSPECIFIED: Effort
 EFFORT_LOW: Effort
 EFFORT_MEDIUM: Effort
@@ -30,7 +41,7 @@ EFFORT_XHIGH: Effort
 EFFORT_MAX: Effort
 
 class Session(_message.Message):
-    __slots__ = ("name", "display_name", "description", "labels", "owner", "state", "options", "active_run", "pending_approvals", "last_sequence", "usage", "run_count", "tool_call_count", "claude_session_id", "create_time", "update_time", "archive_time", "delete_time", "etag")
+    __slots__ = ("name", "display_name", "description", "labels", "owner", "state", "options", "active_run", "pending_approvals", "last_sequence", "usage", "run_count", "tool_call_count", "claude_session_id", "create_time", "update_time", "archive_time", "delete_time", "etag", "pause_time", "forked_from")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Session.State]
@@ -71,6 +82,8 @@ class Session(_message.Message):
     ARCHIVE_TIME_FIELD_NUMBER: _ClassVar[int]
     DELETE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_TIME_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     description: str
@@ -90,10 +103,12 @@ class Session(_message.Message):
     archive_time: _timestamp_pb2.Timestamp
     delete_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[Session.State, str]] = ..., options: _Optional[_Union[SessionOptions, _Mapping]] = ..., active_run: _Optional[str] = ..., pending_approvals: _Optional[_Iterable[str]] = ..., last_sequence: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., run_count: _Optional[int] = ..., tool_call_count: _Optional[int] = ..., claude_session_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., archive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    pause_time: _timestamp_pb2.Timestamp
+    forked_from: str
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[Session.State, str]] = ..., options: _Optional[_Union[SessionOptions, _Mapping]] = ..., active_run: _Optional[str] = ..., pending_approvals: _Optional[_Iterable[str]] = ..., last_sequence: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., run_count: _Optional[int] = ..., tool_call_count: _Optional[int] = ..., claude_session_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., archive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., pause_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., forked_from: _Optional[str] = ...) -> None: ...
 
 class SessionOptions(_message.Message):
-    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout")
+    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +123,8 @@ class SessionOptions(_message.Message):
     MCP_SERVERS_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_POLICY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     system_prompt: SystemPrompt
     tools: ToolSet
@@ -122,7 +139,9 @@ class SessionOptions(_message.Message):
     mcp_servers: _containers.RepeatedCompositeFieldContainer[McpServer]
     deltas: bool
     approval_timeout: _duration_pb2.Duration
-    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    recovery_policy: RecoveryPolicy
+    checkpoints: bool
+    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ...) -> None: ...
 
 class SystemPrompt(_message.Message):
     __slots__ = ("custom", "append")

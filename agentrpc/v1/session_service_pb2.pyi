@@ -92,6 +92,52 @@ class DeleteSessionRequest(_message.Message):
     etag: str
     def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
+class PauseSessionRequest(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ResumeSessionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class TerminateSessionRequest(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ForkSessionRequest(_message.Message):
+    __slots__ = ("name", "transcript_uuid", "copy_workspace", "display_name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPT_UUID_FIELD_NUMBER: _ClassVar[int]
+    COPY_WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    transcript_uuid: str
+    copy_workspace: bool
+    display_name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., transcript_uuid: _Optional[str] = ..., copy_workspace: _Optional[bool] = ..., display_name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RewindSessionRequest(_message.Message):
+    __slots__ = ("name", "run", "restore_workspace")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    run: str
+    restore_workspace: bool
+    def __init__(self, name: _Optional[str] = ..., run: _Optional[str] = ..., restore_workspace: _Optional[bool] = ...) -> None: ...
+
 class ListSessionEventsRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token", "order_by", "after_sequence", "event_types", "run")
     PARENT_FIELD_NUMBER: _ClassVar[int]

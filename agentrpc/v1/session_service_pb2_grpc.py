@@ -67,6 +67,31 @@ class SessionServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_session__service__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.PauseSession = channel.unary_unary(
+                '/agentrpc.v1.SessionService/PauseSession',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.PauseSessionRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+                _registered_method=True)
+        self.ResumeSession = channel.unary_unary(
+                '/agentrpc.v1.SessionService/ResumeSession',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.ResumeSessionRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+                _registered_method=True)
+        self.TerminateSession = channel.unary_unary(
+                '/agentrpc.v1.SessionService/TerminateSession',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.TerminateSessionRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/agentrpc.v1.SessionService/ForkSession',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+                _registered_method=True)
+        self.RewindSession = channel.unary_unary(
+                '/agentrpc.v1.SessionService/RewindSession',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+                _registered_method=True)
         self.ListSessionEvents = channel.unary_unary(
                 '/agentrpc.v1.SessionService/ListSessionEvents',
                 request_serializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionEventsRequest.SerializeToString,
@@ -131,6 +156,52 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseSession(self, request, context):
+        """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
+        Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSession(self, request, context):
+        """Lets a paused session go on.
+        Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TerminateSession(self, request, context):
+        """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
+        background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+        run has ended, which is what its log ends with. Terminating it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+        Options, labels and description are copied; rules that answers have added for the session are not.
+        STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewindSession(self, request, context):
+        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+        it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSessionEvents(self, request, context):
         """Lists durable events of a session in order of sequence.
         Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
@@ -183,6 +254,31 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.DeleteSession,
                     request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.DeleteSessionRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'PauseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSession,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.PauseSessionRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
+            ),
+            'ResumeSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSession,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.ResumeSessionRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
+            ),
+            'TerminateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.TerminateSession,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.TerminateSessionRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
+            ),
+            'RewindSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindSession,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
             ),
             'ListSessionEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessionEvents,
@@ -358,6 +454,141 @@ class SessionService:
             '/agentrpc.v1.SessionService/DeleteSession',
             agentrpc_dot_v1_dot_session__service__pb2.DeleteSessionRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/PauseSession',
+            agentrpc_dot_v1_dot_session__service__pb2.PauseSessionRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/ResumeSession',
+            agentrpc_dot_v1_dot_session__service__pb2.ResumeSessionRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TerminateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/TerminateSession',
+            agentrpc_dot_v1_dot_session__service__pb2.TerminateSessionRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/ForkSession',
+            agentrpc_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/RewindSession',
+            agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,32 @@ class SessionServiceStub:
     """Deletes a session. Its data are removed after the retention time; until then show_deleted lists it.
     Errors: NOT_FOUND, ETAG_MISMATCH, SESSION_BUSY.
     """
+    PauseSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.PauseSessionRequest, _session_pb2.Session]
+    """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
+    Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
+    """
+    ResumeSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_pb2.Session]
+    """Lets a paused session go on.
+    Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+    """
+    TerminateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.TerminateSessionRequest, _session_pb2.Session]
+    """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
+    background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+    run has ended, which is what its log ends with. Terminating it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID.
+    """
+    ForkSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_pb2.Session]
+    """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+    Options, labels and description are copied; rules that answers have added for the session are not.
+    STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
+    """
+    RewindSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RewindSessionRequest, _session_pb2.Session]
+    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+    it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
+    """
     ListSessionEvents: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]
     """Lists durable events of a session in order of sequence.
     Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
@@ -100,6 +126,32 @@ class SessionServiceAsyncStub(SessionServiceStub):
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a session. Its data are removed after the retention time; until then show_deleted lists it.
     Errors: NOT_FOUND, ETAG_MISMATCH, SESSION_BUSY.
+    """
+    PauseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PauseSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
+    """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
+    Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
+    """
+    ResumeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
+    """Lets a paused session go on.
+    Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+    """
+    TerminateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.TerminateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
+    """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
+    background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+    run has ended, which is what its log ends with. Terminating it again changes nothing.
+    Errors: NOT_FOUND, FIELD_INVALID.
+    """
+    ForkSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
+    """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+    Options, labels and description are copied; rules that answers have added for the session are not.
+    STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
+    """
+    RewindSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RewindSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
+    """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+    it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
+    Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
     ListSessionEvents: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]  # type: ignore[assignment]
     """Lists durable events of a session in order of sequence.
@@ -175,6 +227,62 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a session. Its data are removed after the retention time; until then show_deleted lists it.
         Errors: NOT_FOUND, ETAG_MISMATCH, SESSION_BUSY.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseSession(
+        self,
+        request: _session_service_pb2.PauseSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
+        """Pauses a session: no run is begun, and the run under way halts before its next tool call, without losing anything.
+        Its processes go. Runs can be created meanwhile. Pausing it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSession(
+        self,
+        request: _session_service_pb2.ResumeSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
+        """Lets a paused session go on.
+        Errors: NOT_FOUND, SESSION_NOT_ACTIVE.
+        """
+
+    @_abc_1.abstractmethod
+    def TerminateSession(
+        self,
+        request: _session_service_pb2.TerminateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
+        """Ends everything in a session at once and closes it for good: the run under way as by CancelRun, queued runs,
+        background work; then as ArchiveSession. Returns when the request is stored; the session is ARCHIVED when its last
+        run has ended, which is what its log ends with. Terminating it again changes nothing.
+        Errors: NOT_FOUND, FIELD_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkSession(
+        self,
+        request: _session_service_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
+        """Creates a session that begins with a copy of another one's conversation. The log of the new one begins anew.
+        Options, labels and description are copied; rules that answers have added for the session are not.
+        STATE_INVALID: the files are gone, cannot be copied, or this server does not see them.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_BUSY, STATE_INVALID, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RewindSession(
+        self,
+        request: _session_service_pb2.RewindSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
+        """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
+        it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
+        Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
         """
 
     @_abc_1.abstractmethod

@@ -122,6 +122,10 @@ async def answer_bell(url: str, ring: Callable[[], None]) -> None:
     _task(broker, ring)
     broker.is_worker_process = True
     await broker.startup()
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # A cancellation in the middle of connecting is swallowed there.
+        raise asyncio.CancelledError
     finish = asyncio.Event()
     receiver = Receiver(broker, max_async_tasks=16, run_startup=False, propagate_exceptions=False)
     listening = asyncio.create_task(receiver.listen(finish), name="doorbell")

@@ -1,4 +1,4 @@
-"""The scheduler: approvals past their deadline, partitions of the coming months, old request ids, gauges.
+"""The scheduler: approvals and runs past their deadlines, partitions of the coming months, old request ids, gauges.
 
 Any number may run: each step takes its rows under locks and is found done by the others.
 """
@@ -10,6 +10,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.deadlines import Deadlines
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import forget_requests, queue_figures
 from agentrpc.store.schema import ensure_partitions
@@ -29,11 +30,13 @@ class Scheduler:
     Args:
         database: The store.
         approvals: Expires them.
+        deadlines: Ends runs that nobody drives.
     """
 
-    def __init__(self, database: Database, approvals: Approvals) -> None:
+    def __init__(self, database: Database, approvals: Approvals, deadlines: Deadlines) -> None:
         self._database = database
         self._approvals = approvals
+        self._deadlines = deadlines
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -41,6 +44,7 @@ class Scheduler:
         while True:
             try:
                 await self._approvals.expire_due()
+                await self._deadlines.enforce()
                 await self._measure()
                 if clock.monotonic() >= next_housekeeping:
                     await ensure_partitions(self._database, clock.utcnow())
@@ -54,6 +58,6 @@ class Scheduler:
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)
-        for state in ("QUEUED", "RUNNING", "REQUIRES_ACTION"):
+        for state in ("QUEUED", "RUNNING", "REQUIRES_ACTION", "UNKNOWN_OUTCOME"):
             RUNS.labels(state).set(states.get(state, 0))
         QUEUE_AGE.set(oldest)

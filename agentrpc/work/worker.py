@@ -1,15 +1,18 @@
-"""The worker process: the model gateway on loopback, the session host, and the doorbell that wakes it."""
+"""The worker process: the model gateway on loopback, the session host, the doorbell that wakes it, and a reaper."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
-from agentrpc.services.session_host.actor import TokenIssuer
+from agentrpc.services.reaper import Reaper
 from agentrpc.services.session_host.host import SessionHost
+from agentrpc.services.session_host.process import TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.work.broker import answer_bell
+from agentrpc.work.parent import Report
 
 __all__ = ["Gateway", "WorkerProcess"]
 
@@ -35,23 +38,35 @@ class WorkerProcess:
         bus: Signals and the live tail.
         isolation: How process trees are kept apart.
         gateway: The agents' way to a model.
+        ring_any: Tells some worker that there may be work.
+        report: Tells the worker's parent who it is and when to kill it.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, bus: Bus, isolation: Isolation, gateway: Gateway
+        self,
+        settings: Settings,
+        database: Database,
+        bus: Bus,
+        isolation: Isolation,
+        gateway: Gateway,
+        ring_any: Callable[[], Awaitable[None]],
+        report: Report,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
-        self._host = SessionHost(database, bus, settings, gateway, isolation)
-        self._bell: asyncio.Task[None] | None = None
+        self._host = SessionHost(database, bus, settings, gateway, isolation, report)
+        self._reaper = Reaper(database, ring_any, settings)
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to work."""
         await self._gateway.start()
         await self._host.start()
-        self._bell = asyncio.create_task(
-            answer_bell(self._settings.redis_url.get_secret_value(), self._host.ring), name="bell"
-        )
+        bell = answer_bell(self._settings.redis_url.get_secret_value(), self._host.ring)
+        self._tasks = [
+            asyncio.create_task(bell, name="bell"),
+            asyncio.create_task(self._reaper.run(), name="reaper"),
+        ]
 
     @property
     def fatal(self) -> "asyncio.Future[None]":
@@ -60,8 +75,8 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Stop clean, within the drain grace and the time that process trees take to end."""
-        if self._bell is not None:
-            self._bell.cancel()
-            await asyncio.gather(self._bell, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._host.stop(self._settings.drain_grace if not self.fatal.done() else 0.001)
         await self._gateway.stop()

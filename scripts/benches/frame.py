@@ -60,7 +60,7 @@ class Running:
         return AgentRpcClient(self.stack.address, username="admin", password=self.password)
 
     def pid(self, name: str) -> int:
-        return self.stack._children[name].process.pid
+        return self.stack.pid(name)
 
 
 @asynccontextmanager

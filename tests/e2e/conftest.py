@@ -18,6 +18,10 @@ class Running:
         self.password = password
         self.folder = stack._dir
 
+    def workspace(self, session):
+        """Where the agent of a session works."""
+        return self.folder / "workspaces" / session.removeprefix("sessions/") / "files"
+
     def client(self):
         return AgentRpcClient(self.stack.address, username="admin", password=self.password)
 

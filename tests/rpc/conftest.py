@@ -1,4 +1,4 @@
-"""What the tests of streams share: a log's writer, questions, and reading at the pace of the test."""
+"""What the tests share: a log's writer, a worker's hand on the store, questions, and reading at the test's pace."""
 
 import asyncio
 from datetime import timedelta
@@ -9,13 +9,18 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.bus.live import LiveBatch
-from agentrpc.names import approval_name, parse_run
+from agentrpc.domain.states import RunState
+from agentrpc.names import approval_name, parse_run, run_name
 from agentrpc.services.approvals import request_approval
+from agentrpc.services.run_end import Ending
+from agentrpc.services.session_host import lifecycle
+from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.signals import publish
-from agentrpc.store.leases import lock_head
-from agentrpc.store.log import Batch, LogEvent, append, number_events
+from agentrpc.store.leases import claim_next, declare_dead, lock_head, register_worker, renew_lease
+from agentrpc.store.log import Batch, LogEvent, StartedCall, append, number_events
+from agentrpc.store.runs import ledger_of_run
 from agentrpc.store.tables import Run, SessionHead
-from agentrpc.v1 import approval_pb2, event_pb2, session_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, session_pb2, session_service_pb2
 
 
 class Source:
@@ -71,6 +76,111 @@ def new_source(edge):
         return await Source(edge, await client.create_session(session_pb2.Session())).open()
 
     return make
+
+
+class Hand:
+    """Changes the store as a worker does, without one."""
+
+    def __init__(self, edge, worker_id):
+        self.edge = edge
+        self.database = edge.database
+        self.worker_id = worker_id
+        self.numbers = {}
+
+    async def claim(self):
+        """Take the next run."""
+        claim = await claim_next(
+            self.database,
+            self.worker_id,
+            may_take_new=True,
+            begin=lambda session, run, origin: first_events(session, run, origin=origin, warm=False),
+        )
+        if claim is not None:
+            self.numbers.setdefault((claim.session.id, claim.epoch), claim.batch)
+        return claim
+
+    def _of(self, claim):
+        return self.database, claim.session.id, claim.run.id, claim.epoch
+
+    async def call(self, claim, *tool_use_ids, tool="Bash"):
+        """Begin tool calls, as the gate does."""
+        key = (claim.session.id, claim.epoch)
+        name = run_name(claim.session.id, claim.run.id)
+        for tool_use_id in tool_use_ids:
+            started = event_pb2.ToolCallStarted(tool_use_id=tool_use_id, tool_name=tool)
+            event = event_pb2.Event(run=name, tool_call_started=started)
+            event.time.FromDatetime(clock.utcnow())
+            batch = Batch(
+                events=[LogEvent.of(event, claim.run.id)],
+                started=[StartedCall(tool_use_id, tool, claim.run.id)],
+                time=clock.utcnow(),
+            )
+            self.numbers[key] += 1
+            await append(self.database, *key, self.numbers[key], batch)
+
+    async def doubt(self, claim, *tool_use_ids):
+        """Lose track of calls: the run becomes UNKNOWN_OUTCOME."""
+        await self.call(claim, *tool_use_ids)
+        async with self.database.transaction() as tx:
+            rows = list((await ledger_of_run(tx, claim.session.id, claim.run.id)).values())
+        await lifecycle.await_decision(*self._of(claim), rows, "the outcome of tool calls is unknown")
+
+    async def park(self, claim):
+        """Give the session back while the run waits for approvals."""
+        assert await lifecycle.park(*self._of(claim))
+
+    async def hand_over(self, claim):
+        """Give the session back in the middle of the run."""
+        assert await lifecycle.hand_over(*self._of(claim), clean=True)
+
+    async def end(self, claim, state=RunState.SUCCEEDED, receipt=None):
+        """End the run as the actor does."""
+        error = run_pb2.RunError(reason="REASON_INTERNAL") if state is RunState.FAILED else None
+        return await lifecycle.end_run(*self._of(claim), Ending(state, error=error, receipt=receipt))
+
+    async def wanted(self, claim):
+        """What the actor reads: the intents."""
+        return await lifecycle.intents(self.database, claim.session.id, claim.epoch)
+
+    async def die(self):
+        """Be declared dead."""
+        await declare_dead(self.database, [self.worker_id])
+
+    async def fall_silent(self):
+        """Let the lease pass."""
+        await renew_lease(self.database, self.worker_id, -1)
+
+
+@pytest.fixture
+def new_hand(edge):
+    """Makes workers' hands: `await new_hand()`."""
+
+    async def make():
+        worker_id = clock.uuid7()
+        await register_worker(edge.database, worker_id, host="host", pid=7, version="0", ttl=600)
+        return Hand(edge, worker_id)
+
+    return make
+
+
+@pytest.fixture
+async def hand(new_hand):
+    """A worker's hand."""
+    return await new_hand()
+
+
+@pytest.fixture
+def events_of(client):
+    """All durable events of a run: `await events_of(run)`."""
+
+    async def events_of(run, kind=None):
+        request = session_service_pb2.ListSessionEventsRequest(
+            parent=run.name.partition("/runs/")[0], run=run.name, page_size=1000
+        )
+        found = (await client.call(client.sessions.ListSessionEvents, request)).events
+        return [getattr(event, kind) for event in found if event.HasField(kind)] if kind else list(found)
+
+    return events_of
 
 
 @pytest.fixture

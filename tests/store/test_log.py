@@ -8,8 +8,17 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.errors import LeaseLostError
-from agentrpc.store.leases import claim_next, declare_dead, register_worker, release
-from agentrpc.store.log import Batch, LogEvent, append, append_control, read_events, read_transcript, with_sequence
+from agentrpc.store.leases import Origin, claim_next, declare_dead, register_worker, release
+from agentrpc.store.log import (
+    Batch,
+    LogEvent,
+    StartedCall,
+    append,
+    append_control,
+    read_events,
+    read_transcript,
+    with_sequence,
+)
 from agentrpc.store.tables import Run, Session, SessionHead, User
 from agentrpc.v1 import event_pb2
 
@@ -98,9 +107,9 @@ async def test_a_stale_epoch_writes_nothing(database, session_id):
 
 async def test_a_call_is_in_the_ledger_once(database, session_id):
     run = clock.uuid7()
-    await append(database, session_id, 1, 1, Batch(started=[("t1", "Bash", run)], time=clock.utcnow()))
+    await append(database, session_id, 1, 1, Batch(started=[StartedCall("t1", "Bash", run)], time=clock.utcnow()))
     with pytest.raises(Exception, match="tool_calls"):
-        await append(database, session_id, 1, 2, Batch(started=[("t1", "Bash", run)], time=clock.utcnow()))
+        await append(database, session_id, 1, 2, Batch(started=[StartedCall("t1", "Bash", run)], time=clock.utcnow()))
     await append(database, session_id, 1, 2, Batch(finished=[("t1", 1)], time=clock.utcnow()))
     async with database.connection() as connection:
         assert await connection.fetchval("SELECT outcome FROM tool_calls") == 1
@@ -151,9 +160,7 @@ async def queue(database, session_id, count=1):
 
 
 async def claim(database, worker, **options):
-    return await claim_next(
-        database, worker, may_take_new=True, kill_timeout=0, begin=lambda *_: [notice("begin")], **options
-    )
+    return await claim_next(database, worker, may_take_new=True, begin=lambda *_: [notice("begin")], **options)
 
 
 async def test_of_many_workers_one_gets_the_run(database, session_id):
@@ -183,7 +190,7 @@ async def test_a_dead_workers_run_is_taken_over_with_a_new_epoch(database, sessi
     assert await claim(database, second) is None
     await declare_dead(database, [first])
     theirs = await claim(database, second)
-    assert theirs.taken_over
+    assert (theirs.origin, theirs.losses) == (Origin.LOST, 1)
     assert theirs.run.id == mine.run.id
     assert theirs.run.attempt == 2
     with pytest.raises(LeaseLostError):

@@ -35,7 +35,7 @@ def test_every_rpc_has_a_method_and_names_are_unique():
         for method in service.methods
     ]
     assert len(rpcs) == len(set(rpcs))
-    methods = ServiceMethods(None, None, None, None, None, None)  # type: ignore[arg-type]
+    methods = ServiceMethods(*[None] * 8)  # type: ignore[arg-type]
     assert all(methods.of(name) for name in rpcs)
 
 

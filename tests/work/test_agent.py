@@ -19,8 +19,9 @@ async def deny(_):
 
 def spec(tmp_path, cli):
     session_id = clock.uuid7()
-    paths = SessionPaths.under(tmp_path, session_id)
+    paths = SessionPaths.under(tmp_path, session_id, tmp_path / "workspace")
     paths.create()
+    paths.workspace.mkdir(exist_ok=True)
     return AgentSpec(
         session_id=session_id, claude_session_id=str(session_id), resume=False, options=session_pb2.SessionOptions(),
         paths=paths, gateway_url="http://127.0.0.1:9", token="t", isolation=choose_isolation("auto")[0], gate=deny,

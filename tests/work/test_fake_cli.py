@@ -12,7 +12,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
-from agentrpc.claude.transcripts import restore_transcript
+from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.gateway.server import ModelGateway
@@ -101,12 +101,13 @@ async def launch(tmp_path):
     """Start fake CLIs: `await launch(...)`. They are stopped at the end."""
     lives = []
 
-    async def start(directives="", gate=None, *, isolation=None, resume=None, timeout=10, **options):
+    async def start(directives="", gate=None, *, isolation=None, resume=None, carry=None, timeout=10, **options):
         session_id = resume.spec.session_id if resume else clock.uuid7()
-        paths = SessionPaths.under(tmp_path, session_id)
+        paths = SessionPaths.under(tmp_path, session_id, tmp_path / "workspaces" / str(session_id))
         paths.create()
-        if resume:
-            restore_transcript(paths, str(session_id), resume.lines)
+        paths.workspace.mkdir(parents=True, exist_ok=True)
+        if resume and resume.lines:
+            Conversation(resume.lines).write(paths, str(session_id))
         asked, lines = [], []
 
         async def judge(call):
@@ -118,7 +119,7 @@ async def launch(tmp_path):
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
             isolation=isolation or choose_isolation("auto")[0], gate=judge,
             on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
-            cli_path=write_cli(tmp_path / "cli-under-test", directives),
+            carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip
         live = Live(await AgentProcess.start(spec, timeout=timeout), spec)
         live.asked, live.lines = asked, lines
@@ -357,6 +358,17 @@ async def test_a_deferred_call_may_be_taken_up_before_there_are_hooks(launch):
         assert [block["content"] for block in again.tool_results()] == [content]
 
 
+async def test_a_carried_call_passes_the_gate_whoever_asks_first(launch):
+    for directives in ("", "[[deferred: unhooked]]"):
+        live = await deferred(launch, "echo hi")
+        call = live.asked[0]
+        carry = OpenCall(call.tool_use_id, call.tool_name, call.input)
+        again = await launch(directives, resume=live, carry=carry)
+        assert (await again.result())["result"] == "finished"
+        assert [call.tool_use_id for call in again.asked] == [carry.tool_use_id]
+        assert [block["content"] for block in again.tool_results()] == ["hi"]
+
+
 async def test_nothing_to_resume(launch):
     class Nobody:
         def __init__(self, spec):
@@ -560,7 +572,8 @@ async def events_of(client, settings, prompt):
     name = (await client.create_session(session_pb2.Session(options=options))).name
     events = []
     async with asyncio.timeout(30):
-        prompt = prompt.replace("WORK", str(settings.data_dir / name / "workspace"))
+        workspace = settings.workspaces / name.removeprefix("sessions/") / "files"
+        prompt = prompt.replace("WORK", str(workspace))
         async for event in client.run(name, prompt):
             events.append(event)
             if event.HasField("tool_call_started") and "sleep 61" in prompt:
@@ -598,8 +611,9 @@ async def test_events_are_those_of_the_real_cli(worker, client, settings):
 
 async def test_runs_meet_faults(worker, client, settings):
     await worker(True, agent_start_timeout=2)
-    crashed = (await events_of(client, settings, "[[crash: text]]\n[[text: a b c]]"))[-1].run_ended
-    assert crashed.error.reason == run_pb2.RunError.REASON_AGENT_CRASHED
+    crashed = await events_of(client, settings, "[[crash: text]]\n[[text: a b c]]")
+    assert [event.run_started.attempt for event in crashed if event.HasField("run_started")] == [1, 2, 3]
+    assert crashed[-1].run_ended.error.reason == run_pb2.RunError.REASON_POISON_RUN
     raw = await events_of(client, settings, '[[frame: {"type": "mystery"}]]\n[[flood: 300 kind=unknown]]\n[[text: x]]')
     assert sum(event.HasField("raw_frame") for event in raw) == 301
     twice = await events_of(client, settings, "[[text: x]]\n[[duplicate_result]]")

@@ -29,8 +29,9 @@ def isolations():
 
 
 def script(tmp_path, isolation, environment=None):
-    paths = SessionPaths.under(tmp_path, clock.uuid7())
+    paths = SessionPaths.under(tmp_path, clock.uuid7(), tmp_path / "workspace")
     paths.create()
+    paths.workspace.mkdir(exist_ok=True)
     path = write_launcher(paths, isolation, Path("/bin/sh").resolve(), environment or {"PATH": "/usr/bin:/bin"})
     return paths, path
 

@@ -1,93 +1,82 @@
-"""The actor of one session: owns its CLI process, drains it unconditionally, and carries out its runs one by one.
+"""The actor of one session: owns its CLI process and carries out its runs one by one.
 
-It is a task of its own, out of reach of any RPC's or queue's cancellation (promise 2). Frames flow from the process
-through the translator into the writer for as long as the process lives; a run ends when the turn's result is in and no
-subagent is in flight any more. Stopping always ends the whole process tree (promise 5).
+It is a task of its own, out of reach of any RPC's or queue's cancellation (promise 2). A run ends when the turn that
+answers its messages is in and no subagent is in flight any more. Stopping always ends the whole process tree
+(promise 5). While a run waits for people, or has to move to another worker, its process goes and the session is given
+back: `recovery` brings it to life again.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Protocol, TypeVar
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
 
 from agentrpc import clock
-from agentrpc.bus.redis_bus import Bus
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.launcher import Isolation, SessionPaths
-from agentrpc.claude.transcripts import UnknownTranscriptFormat, restore_transcript, transcript_has
-from agentrpc.claude.translation import Delta, Translator, TurnEnded
-from agentrpc.domain.states import RunState
+from agentrpc.claude.agent import AgentCrashedError, AgentStartError
+from agentrpc.claude.launcher import SessionPaths
+from agentrpc.claude.revival import UnknownTranscriptFormat
+from agentrpc.claude.translation import Translator, TurnEnded
+from agentrpc.domain.states import RunState, StopKind
 from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import session_name
+from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
-from agentrpc.services.session_host.endings import failed, from_turn
+from agentrpc.services.session_host.endings import add_usage, failed, from_turn, run_receipt, stopped
 from agentrpc.services.session_host.gate import SessionGate
-from agentrpc.services.session_host.lifecycle import Ending
+from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.process import Environment, SessionProcess
+from agentrpc.services.session_host.recovery import (
+    Changed,
+    Parked,
+    Plan,
+    first_plan,
+    load_conversation,
+    plan_recovery,
+    wait_for_decision,
+)
+from agentrpc.services.session_host.workspace import open_workspace
 from agentrpc.services.session_host.writer import SessionWriter
-from agentrpc.services.signals import publish
-from agentrpc.settings import Settings
-from agentrpc.store.database import Database
-from agentrpc.store.leases import Claim, OwnedSession
-from agentrpc.store.log import read_transcript
+from agentrpc.store.leases import Claim, Origin, OwnedSession
+from agentrpc.store.log import transcript_place
 from agentrpc.store.tables import Run
-from agentrpc.telemetry import AGENT_PROCESSES, MODEL_COST, RUNS_ENDED
-from agentrpc.v1 import content_pb2, event_pb2, session_pb2
+from agentrpc.telemetry import MODEL_COST, RUNS_ENDED
+from agentrpc.v1 import event_pb2, session_pb2
 
-__all__ = ["Environment", "SessionActor", "TokenIssuer"]
+__all__ = ["SessionActor"]
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-_MAX_ATTEMPTS = 3
 _INTERRUPT_PATIENCE = 5.0
-_CONTINUE = (
-    "The process that carried out this task was lost and has been replaced. No tool call was left half done. "
-    "Go on with the task from where you were."
-)
-
-
-class TokenIssuer(Protocol):
-    """The model gateway, as far as a session needs it."""
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        ...
-
-    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
-        """A run token that is good while `may_call` says so."""
-        ...
-
-    def revoke(self, token: str) -> None:
-        """End a token, and the calls under way with it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What all actors of a worker share."""
-
-    database: Database
-    bus: Bus
-    settings: Settings
-    tokens: TokenIssuer
-    isolation: Isolation
-    may_begin: Callable[[], bool]
+_TICK = 1.0
+_LEAVING_TICK = 0.05
+# After so many losses in a row a process is started again; the first time at once.
+_BACK_OFF = {1: 0.0, 2: 5.0}
 
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    """Why a run has to end before its turn has: the state it gets, and the words."""
+    """Why a run has to end before its turn has."""
 
-    state: RunState
+    kind: StopKind
     reason: str
+    failure: Ending | None = None
+
+    @property
+    def state(self) -> RunState:
+        return RunState.EXPIRED if self.kind is StopKind.EXPIRE else RunState.CANCELLED
+
+
+class _Stopped(Exception):
+    """The run is to stop."""
 
 
 class SessionActor:
@@ -102,8 +91,9 @@ class SessionActor:
         self._env = environment
         self.session_id = claim.session.id
         self.epoch = claim.epoch
-        self._claude_session_id = claim.session.claude_session_id
-        self._paths = SessionPaths.under(environment.settings.data_dir, claim.session.id)
+        self._claude_session_id = str(claim.session.claude_session_id)
+        workspace = environment.workspaces.path(claim.session.id)
+        self._paths = SessionPaths.under(environment.settings.data_dir, claim.session.id, workspace)
         self._writer = SessionWriter(
             environment.database,
             environment.bus,
@@ -112,24 +102,26 @@ class SessionActor:
             batch=claim.batch,
             last_sequence=claim.last_sequence,
         )
-        self._translator = Translator(host_paths=[str(self._paths.root), str(environment.settings.data_dir)])
-        self._gate = SessionGate(
-            environment.database,
-            environment.bus,
-            self._writer,
+        self._hold = Hold(environment.database, environment.bus, self._writer, claim.session.id, claim.epoch)
+        hidden = (self._paths.root, workspace.parent, environment.settings.data_dir)
+        self._translator = Translator(host_paths=[str(path) for path in hidden])
+        self._gate = SessionGate(self._hold, self._translator, workspace=str(workspace), may_begin=self._may_begin)
+        self._gate.interrupt = lambda: self._stop_run(_Stop(StopKind.INTERRUPT, "denied with interrupt"))
+        self._process = SessionProcess(
+            environment,
+            self._hold,
+            self._paths,
             self._translator,
-            session_id=claim.session.id,
-            epoch=claim.epoch,
-            workspace=str(self._paths.workspace),
+            self._gate,
             may_begin=self._may_begin,
+            on_ready=self._on_ready,
         )
-        self._gate.interrupt = lambda: self._stop_run(_Stop(RunState.CANCELLED, "denied with interrupt"))
-        self._agent: AgentProcess | None = None
-        self._agent_options = b""
-        self._token: str | None = None
-        self._pump: asyncio.Task[None] | None = None
-        self._turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
-        self._stopping: asyncio.Future[_Stop] | None = None
+        self._stop: _Stop | None = None
+        self._paused = self._draining = self._abandoned = False
+        self._inputs = 0
+        self._changed = asyncio.Event()
+        self._unanswered: set[str] = set()
+        self._active = time.monotonic()
         self._closed = False
         self._marking: asyncio.Task[None] | None = None
         self.run: Run | None = None
@@ -139,11 +131,11 @@ class SessionActor:
     @property
     def has_process(self) -> bool:
         """Whether a CLI process is alive."""
-        return self._agent is not None
+        return self._process.alive
 
     def memory(self) -> int:
         """Bytes that the process tree uses."""
-        return self._agent.memory() if self._agent is not None else 0
+        return self._process.memory()
 
     @property
     def lost(self) -> asyncio.Future[None]:
@@ -155,353 +147,485 @@ class SessionActor:
 
     # ---- One run ----
 
-    async def carry_out(self, claim: Claim) -> None:
-        """Carry out a claimed run to its end. Never raises but LeaseLostError and cancellation."""
+    async def carry_out(self, claim: Claim) -> bool:
+        """Carry out a claimed run to its end, or as far as it goes here.
+
+        Returns:
+            Whether the worker still holds the session.
+
+        Raises:
+            LeaseLostError: Another worker has it.
+        """
         run = claim.run
         self.run = run
-        self._stopping = asyncio.get_running_loop().create_future()
+        self._stop = None
+        self._abandoned = False
+        self._inputs = 0
         self._writer.run_id = run.id
-        self._writer.committed(claim.events[-1].sequence)
         started = time.monotonic()
         structlog.contextvars.bind_contextvars(session=session_name(self.session_id), run=str(run.id))
         try:
-            await publish(self._env.bus, self.session_id, claim.events)
-            ending = await self._guarded(claim)
-            self._gate.end_run()
-            await self._writer.flush()
-            await self._end(run, ending, started)
+            await self._hold.show(claim.events)
+            usage = Ending(RunState.SUCCEEDED)
+            ending = await self._guarded(self._conduct(claim, usage), usage)
+            while ending is not None:
+                self._gate.end_run()
+                await self._writer.flush()
+                if await self._end(run, ending, started):
+                    return True
+                # A further message came in the last moment: on with the process that lives.
+                ending = await self._guarded(self._conduct(claim, usage, again=True), usage)
+            self._log.info("run_left")
+            return False
         finally:
             self._gate.end_run()
             self.run = None
             self._writer.run_id = None
             self.idle_since = time.monotonic()
 
-    async def _guarded(self, claim: Claim) -> Ending:
+    async def _guarded(
+        self, conduct: Coroutine[Any, Any, Ending | AgentCrashedError | Parked], usage: Ending
+    ) -> Ending | None:
         try:
-            return await self._conduct(claim)
+            outcome = await conduct
         except LeaseLostError:
             raise
+        except _Stopped:
+            return await self._halt(usage)
         except AgentStartError as error:
             self._log.error("agent_start_failed", detail=error.detail)
             return failed("REASON_AGENT_START_FAILED", str(error), retryable=True)
-        except UnknownTranscriptFormat as error:
-            self._log.error("transcript_unknown", detail=str(error))
-            return Ending(RunState.UNKNOWN_OUTCOME)
         except Exception:
             error_id = clock.uuid7()
             self._log.exception("run_failed", error_id=str(error_id))
-            await self._stop_agent()
+            await self._process.stop()
+            self._void()
             return failed("REASON_INTERNAL", f"a fault of the service; quote {error_id} to its operator")
+        if isinstance(outcome, AgentCrashedError):
+            self._void()
+            return failed(
+                "REASON_AGENT_CRASHED", "the CLI ended in the middle of the run: create it again", usage=usage
+            )
+        return outcome if isinstance(outcome, Ending) else None
 
-    async def _conduct(self, claim: Claim) -> Ending:
+    async def _conduct(
+        self, claim: Claim, usage: Ending, *, again: bool = False
+    ) -> Ending | Parked | AgentCrashedError:
+        """Process after process, until the run has ended or has to be left."""
         run = claim.run
-        options = session_pb2.SessionOptions.FromString(
-            await self._patiently(lambda: lifecycle.load_options(self._env.database, self.session_id))
-        )
-        prompt = run.prompt
-        if claim.taken_over:
-            recovered = await self._recover(run)
-            if isinstance(recovered, Ending):
-                return recovered
-            prompt = recovered
-        granted = await self._patiently(lambda: lifecycle.grants(self._env.database, self.session_id))
-        self._writer.deltas = options.deltas if options.HasField("deltas") else True
-        agent = await self._ready_agent(options)
-        if isinstance(agent, _Stop):
-            return Ending(agent.state)
-        self._gate.begin_run(run.id, options, granted)
-        while not self._turns.empty():
-            self._turns.get_nowait()
-        prompt_uuid = str(run.id) if prompt is run.prompt else str(clock.uuid7())
-        await agent.send_prompt(prompt, uuid=prompt_uuid)
-        return await self._until_ended(run, agent, prompt_uuid)
+        plan: Plan | None = first_plan(run) if claim.origin is Origin.QUEUED or again else None
+        lost, losses = claim.origin is Origin.LOST, claim.losses
+        if run.rewind_to is not None:
+            await self._rewind(run.rewind_to)
+        while True:
+            options = session_pb2.SessionOptions.FromString(
+                await self._hold.patiently(lambda: lifecycle.load_options(self._env.database, self.session_id))
+            )
+            self._heed(await self._hold.patiently(self._intents))
+            if self._stop is not None:
+                return await self._halt(usage)
+            if plan is None:
+                found: Plan | Ending | Parked | Changed
+                try:
+                    found = await plan_recovery(
+                        self._hold, run, policy=options.recovery_policy, lost=lost, losses=losses
+                    )
+                except UnknownTranscriptFormat as error:
+                    found = await self._do_not_guess(run, error)
+                if isinstance(found, Changed):
+                    continue
+                if not isinstance(found, Plan):
+                    return found
+                plan = found
+            outcome = await self._attempt(run, options, plan, usage, again=again)
+            plan, lost, again = None, False, False
+            if isinstance(outcome, AgentCrashedError):
+                if options.recovery_policy == session_pb2.RECOVERY_POLICY_FAIL:
+                    return outcome
+                lost, losses = True, await self._note_loss(run)
+            elif not isinstance(outcome, Changed):
+                return outcome
 
-    async def _until_ended(self, run: Run, agent: AgentProcess, prompt_uuid: str) -> Ending:
-        """The run ends with the turn that answers its prompt, or with one that follows when subtasks have reported."""
+    async def _attempt(
+        self, run: Run, options: session_pb2.SessionOptions, plan: Plan, usage: Ending, *, again: bool
+    ) -> Ending | Parked | Changed | AgentCrashedError:
+        begins = not again and (str(run.id), run.prompt) in plan.prompts
+        opening = open_workspace(self._env.workspaces, self._hold, run.id, checkpoint=begins and options.checkpoints)
+        if (cannot := await self._unless_stopped(opening)) is not None:
+            # A live process would go on in files that nobody finds again.
+            await self._process.stop(grace=0)
+            self._void()
+            return cannot
+        granted = await self._hold.patiently(lambda: lifecycle.grants(self._env.database, self.session_id))
+        self._writer.deltas = options.deltas if options.HasField("deltas") else True
+        self._gate.begin_run(run.id, options, granted)
+        self._gate.hold(held=self._leaving)
+        self._gate.expect(plan.answers, plan.attempts)
+        if again and self._process.alive:
+            return await self._drive(run, usage)
+        conversation = plan.conversation
+        if conversation is not None or not self._process.fits(options):
+            await self._process.stop()
+            if conversation is None:
+                conversation = await load_conversation(self._hold)
+            await self._writer.flush()
+            carry = plan.carry[0] if plan.carry else None
+            # One after the other: the CLI takes up only one call of a message. The last one goes on with the turn.
+            step = len(plan.carry) > 1
+            start = self._process.start(options, self._claude_session_id, conversation, carry=carry, step=step)
+            await self._unless_stopped(start)
+            if step:
+                return await self._step(run)
+        self._process.forget_turns()
+        # The turn that goes on from a carried call names no message.
+        self._unanswered = {"carried"} if plan.carry else set()
+        for uuid, text in plan.prompts:
+            await self._say(uuid, text)
+        return await self._drive(run, usage)
+
+    async def _step(self, run: Run) -> Parked | Changed | AgentCrashedError:
+        """Wait for the one call that the process was started for; the next process reads its result in the store."""
+        done = asyncio.ensure_future(self._process.stepped())
+        try:
+            while not done.done():
+                turn = await self._next(run, also=done)
+                if isinstance(turn, AgentCrashedError):
+                    return turn
+                if self._stop is not None:
+                    raise _Stopped
+                if self._may_leave():
+                    return await self._leave(run)
+        finally:
+            done.cancel()
+        await self._process.stop(grace=0)
+        await self._writer.flush()
+        return Changed()
+
+    async def _drive(self, run: Run, usage: Ending) -> Ending | Parked | Changed | AgentCrashedError:
+        """Follow the turns of the live process until the run ends, is to stop, or has to be left."""
         last: TurnEnded | None = None
-        usage = Ending(RunState.SUCCEEDED)
         ceiling: float | None = None
         while True:
-            stop = await self._next(ceiling, run)
-            if isinstance(stop, TurnEnded):
-                _add_usage(usage, stop)
-                if last is None and not _answers(stop, prompt_uuid):
-                    continue
-                last = stop
-                ceiling = time.monotonic() + self._env.settings.background_ceiling
-                if last.is_error or not (self._translator.active_subtasks or last.queued_turn_count):
-                    return from_turn(last, usage)
-            elif isinstance(stop, AgentCrashedError):
-                await self._stop_agent()
-                return failed(
-                    "REASON_AGENT_CRASHED",
-                    "the CLI ended in the middle of the run: create the run again",
-                    retryable=True,
-                    usage=usage,
-                )
-            elif isinstance(stop, _Stop) and last is not None:
-                # No turn is left to interrupt, only subtasks.
-                await self._stop_agent()
-                return Ending(stop.state, from_turn(last, usage).result, None, usage.usage, usage.model_usage)
-            elif isinstance(stop, _Stop):
-                return await self._interrupt(agent, stop, usage, prompt_uuid)
-            elif last is not None:
+            turn = await self._next(run, ceiling)
+            if isinstance(turn, AgentCrashedError):
+                return turn
+            if turn is not None:
+                add_usage(usage, turn)
+                self._note_answers(turn)
+                if (last is not None or not turn.origin) and (turn.is_error or not self._unanswered):
+                    last, ceiling = turn, time.monotonic() + self._env.settings.background_ceiling
+            if last is not None and not self._inputs and (last.is_error or not self._busy(last)):
+                return from_turn(last, usage)
+            if self._stop is not None:
+                return await self._interrupt(usage) if last is None else await self._halt(usage, last)
+            if self._inputs and self._process.begun:
+                await self._deliver(run)
+            elif self._may_leave():
+                return await self._leave(run)
+            elif ceiling is not None and time.monotonic() >= ceiling and last is not None:
                 self._log.warning("background_ceiling", subtasks=len(self._translator.active_subtasks))
                 return from_turn(last, usage)
+            elif self._inactive(run):
+                return await self._give_up(run, usage)
 
-    async def _next(self, ceiling: float | None, run: Run) -> TurnEnded | AgentCrashedError | _Stop | None:
-        """The next thing that matters: a turn's end, the process's end, a stop, or None at the ceiling."""
-        assert self._stopping is not None
-        turn = asyncio.ensure_future(self._turns.get())
+    def _note_answers(self, turn: TurnEnded) -> None:
+        if turn.prompt_uuids:
+            self._unanswered.difference_update(turn.prompt_uuids)
+        elif not turn.origin:
+            # Local commands such as /compact, and calls that were carried over, end without naming a message.
+            self._unanswered.clear()
+
+    def _busy(self, last: TurnEnded) -> bool:
+        """Whether a turn of this run will follow."""
+        return bool(self._translator.active_subtasks or last.queued_turn_count or self._unanswered)
+
+    async def _give_up(self, run: Run, usage: Ending) -> Ending:
+        await self._process.stop(grace=0)
+        self._void()
+        limit = run.inactivity_timeout or timedelta()
+        return failed("REASON_INACTIVE", f"nothing came from the agent for {limit}", usage=usage)
+
+    async def _next(
+        self, run: Run, ceiling: float | None = None, also: "asyncio.Future[None] | None" = None
+    ) -> TurnEnded | AgentCrashedError | None:
+        """The next end of a turn or of the process; None when something else has changed, or after a while."""
         deadline = None
         if run.timeout is not None and run.start_time is not None:
             deadline = (run.start_time + run.timeout - clock.utcnow()).total_seconds()
-        waits = [deadline, None if ceiling is None else ceiling - time.monotonic()]
-        left = min((max(wait, 0.0) for wait in waits if wait is not None), default=None)
+        ceiling_in = None if ceiling is None else ceiling - time.monotonic()
+        tick = _LEAVING_TICK if self._leaving else _TICK
+        left = min(max(wait, 0.0) for wait in (deadline, ceiling_in, tick) if wait is not None)
+        turn = asyncio.ensure_future(self._process.turns.get())
+        changed = asyncio.ensure_future(self._changed.wait())
         try:
-            waited: set[asyncio.Future[Any]] = {turn, self._stopping, self._writer.lost}
+            waited: set[asyncio.Future[Any]] = {turn, changed, self._writer.lost, *([also] if also else [])}
             await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if self._writer.lost.done():
-                raise LeaseLostError("the session's writer has stopped")
-            if turn.done():
-                return turn.result()
-            if self._stopping.done():
-                return self._stopping.result()
-            if (
-                run.timeout is not None
-                and run.start_time is not None
-                and clock.utcnow() >= run.start_time + run.timeout
-            ):
-                return _Stop(RunState.EXPIRED, "its time-out passed")
-            return None
         finally:
+            changed.cancel()
             if not turn.done():
                 turn.cancel()
+        self._changed.clear()
+        if self._writer.lost.done():
+            raise LeaseLostError("the session's writer has stopped")
+        if turn.done() and not turn.cancelled():
+            return turn.result()
+        if run.timeout is not None and run.start_time is not None and clock.utcnow() >= run.start_time + run.timeout:
+            self._stop_run(_Stop(StopKind.EXPIRE, "its time-out passed"))
+        return None
 
-    async def _interrupt(self, agent: AgentProcess, stop: _Stop, usage: Ending, prompt_uuid: str) -> Ending:
+    def _inactive(self, run: Run) -> bool:
+        now = time.monotonic()
+        if self._gate.at_gate:
+            self._active = now
+        return (
+            run.inactivity_timeout is not None
+            and now - max(self._active, self._process.last_frame) > run.inactivity_timeout.total_seconds()
+        )
+
+    async def _unless_stopped(self, start: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the start of a process, which is given up when the run is to stop."""
+        starting = asyncio.create_task(start)
+        try:
+            while not starting.done():
+                changed = asyncio.ensure_future(self._changed.wait())
+                waited: set[asyncio.Future[Any]] = {starting, changed, self._writer.lost}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                self._changed.clear()
+                if self._writer.lost.done():
+                    raise LeaseLostError("the session's writer has stopped")
+                if self._stop is not None:
+                    raise _Stopped
+            return starting.result()
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+    # ---- Messages ----
+
+    async def _say(self, uuid: str, text: str) -> None:
+        self._unanswered.add(uuid)
+        self._active = time.monotonic()
+        await self._process.send_prompt(text, uuid=uuid)
+
+    async def _deliver(self, run: Run) -> None:
+        """Give further messages to the process, which has taken in those before."""
+        self._inputs = 0
+        inputs, events = await self._hold.patiently(
+            lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch)
+        )
+        await self._hold.show(events)
+        for input_id, text in inputs:
+            await self._say(str(input_id), text)
+
+    async def _rewind(self, to: UUID) -> None:
+        """Take the conversation back to before a run, unless that was done."""
+        database = self._env.database
+        await self._writer.flush()
+        targets = await self._hold.patiently(lambda: lifecycle.rewind_targets(database, to))
+        for target in targets:
+            position = await self._hold.patiently(partial(transcript_place, database, self.session_id, str(target)))
+            if position is not None:
+                await self._rewind_to(target, position)
+                return
+
+    async def _rewind_to(self, to: UUID, position: int) -> None:
+        database = self._env.database
+        await self._process.stop()
+        await self._writer.flush()
+        events = await self._hold.patiently(
+            lambda: lifecycle.rewind(database, self.session_id, to, self.epoch, position)
+        )
+        await self._hold.show(events)
+
+    # ---- Stopping ----
+
+    async def _interrupt(self, usage: Ending) -> Ending:
         """End the turn as Esc would; when the CLI does not, end the process tree."""
+        assert self._stop is not None
+        if self._cancelled:
+            return await self._halt(usage)
         self._gate.end_run()
         turn: TurnEnded | AgentCrashedError | None = None
         try:
             async with asyncio.timeout(_INTERRUPT_PATIENCE):
-                await agent.interrupt()
-                turn = await self._turns.get()
-                while isinstance(turn, TurnEnded) and not _answers(turn, prompt_uuid):
-                    _add_usage(usage, turn)
-                    turn = await self._turns.get()
+                await self._process.interrupt()
+                while turn is None or (isinstance(turn, TurnEnded) and turn.origin):
+                    turn = await self._process.turns.get()
+                    if isinstance(turn, TurnEnded):
+                        add_usage(usage, turn)
+                    if self._cancelled:
+                        return await self._halt(usage)
         except TimeoutError:
             self._log.warning("interrupt_ignored")
         except Exception as error:
             self._log.warning("interrupt_failed", error=type(error).__name__)
-        if not isinstance(turn, TurnEnded) or self._translator.active_subtasks:
-            await self._stop_agent()
-        ending = Ending(stop.state, usage=usage.usage, model_usage=usage.model_usage)
-        if isinstance(turn, TurnEnded):
-            _add_usage(ending, turn)
-            ending.result = from_turn(turn, ending).result
+        if (
+            not isinstance(turn, TurnEnded)
+            or self._translator.active_subtasks
+            or self._unanswered - {*turn.prompt_uuids}
+        ):
+            # Whatever is still queued in the CLI would begin a turn of its own.
+            await self._process.stop()
+            self._void()
+        return stopped(self._stop.state, usage, turn if isinstance(turn, TurnEnded) else None)
+
+    @property
+    def _cancelled(self) -> bool:
+        return self._stop is not None and self._stop.kind is StopKind.CANCEL
+
+    async def _halt(self, usage: Ending, last: TurnEnded | None = None) -> Ending:
+        """End the whole process tree at once."""
+        assert self._stop is not None
+        receipt = await self._process.stop(grace=0)
+        self._void()
+        if self._stop.failure is not None:
+            self._stop.failure.usage, self._stop.failure.model_usage = usage.usage, usage.model_usage
+            return self._stop.failure
+        ending = stopped(self._stop.state, usage, last)
+        if self._cancelled:
+            ending.receipt = run_receipt(receipt)
         return ending
 
-    async def _recover(self, run: Run) -> str | Ending:
-        """After the loss of a worker: the prompt with which to go on, or the end."""
-        database = self._env.database
-        doubt = await lifecycle.calls_in_doubt(database, self.session_id, run.id)
-        events = await lifecycle.cancel_orphaned_approvals(database, self.session_id, run.id, self.epoch)
-        if events:
-            self._writer.committed(events[-1].sequence)
-            await publish(self._env.bus, self.session_id, events)
-        for tool_use_id, tool_name in doubt:
-            self._writer.put(
-                event_pb2.Event(
-                    tool_call_finished=event_pb2.ToolCallFinished(
-                        tool_use_id=tool_use_id,
-                        tool_name=tool_name,
-                        outcome=event_pb2.ToolCallFinished.OUTCOME_UNKNOWN,
-                    )
-                )
-            )
-        if doubt:
-            return Ending(RunState.UNKNOWN_OUTCOME)
-        if run.attempt > _MAX_ATTEMPTS:
-            return failed("REASON_WORKER_LOST", f"{run.attempt - 1} workers were lost while they carried it out")
-        lines = await read_transcript(database, self.session_id)
-        if not transcript_has(lines, str(run.id)):
-            return run.prompt
-        message = event_pb2.UserMessage(origin=event_pb2.UserMessage.ORIGIN_AGENT)
-        message.blocks.add(text=content_pb2.TextBlock(text=_CONTINUE))
-        self._writer.put(event_pb2.Event(user_message=message))
-        return _CONTINUE
+    def _void(self) -> None:
+        """The ends of calls for which no result will come."""
+        for event in self._translator.abandon():
+            self._writer.put(event)
 
-    async def _end(self, run: Run, ending: Ending, started: float) -> None:
+    # ---- Leaving ----
+
+    @property
+    def _leaving(self) -> bool:
+        waits_long = self._gate.waited > self._env.settings.approval_hold
+        return self._paused or self._draining or self._abandoned or waits_long
+
+    def _may_leave(self) -> bool:
+        if self._draining or self._paused:
+            self._gate.hold(held=True)
+        return self._abandoned or (self._leaving and self._process.halted)
+
+    async def _leave(self, run: Run) -> Parked | Changed:
+        """Give the session back while nothing is under way but calls that wait at the gate."""
+        self._gate.hold(held=True)
+        clean = self._process.halted
+        await self._process.stop(grace=0)
+        self._gate.end_run()
+        await self._writer.flush()
+        args = (self._env.database, self.session_id, run.id, self.epoch)
+        if self._paused or self._draining or self._abandoned:
+            left = await self._hold.patiently(lambda: lifecycle.hand_over(*args, clean=clean))
+        else:
+            left = await self._hold.patiently(lambda: lifecycle.park(*args))
+        return Parked() if left else Changed()
+
+    async def _do_not_guess(self, run: Run, error: UnknownTranscriptFormat) -> Parked | Changed:
+        """The transcript cannot be read: a caller has to decide."""
+        self._log.error("transcript_unknown", detail=str(error))
+        message = "the conversation is in a format that this version does not know: upgrade the workers, then resume"
+        return await wait_for_decision(self._hold, run.id, (), message)
+
+    async def _note_loss(self, run: Run) -> int:
+        """The process was lost: from now on it is another attempt."""
+        await self._process.stop(grace=0)
+        self._gate.end_run()
+        await self._writer.flush()
+        losses, events = await self._hold.patiently(
+            lambda: lifecycle.note_loss(self._env.database, self.session_id, run.id, self.epoch)
+        )
+        await self._hold.show(events)
+        await self._wait_out(_BACK_OFF.get(losses, 0.0))
+        return losses
+
+    async def _wait_out(self, seconds: float) -> None:
+        """Wait, but not longer than until the run is to stop."""
+        deadline = time.monotonic() + seconds
+        while self._stop is None and not self._writer.lost.done() and (left := deadline - time.monotonic()) > 0:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+
+    async def _end(self, run: Run, ending: Ending, started: float) -> bool:
+        """Write the run's end. False: a further message has come, it goes on."""
         if ending.result is not None and not ending.result.HasField("duration"):
             ending.result.duration.FromMilliseconds(int((time.monotonic() - started) * 1000))
-        events = await self._patiently(
+        events = await self._hold.patiently(
             lambda: lifecycle.end_run(self._env.database, self.session_id, run.id, self.epoch, ending)
         )
-        if events:
-            self._writer.committed(events[-1].sequence)
-            await publish(self._env.bus, self.session_id, events)
+        if events is None:
+            self._inputs = 1
+            return False
+        await self._hold.show(events)
         RUNS_ENDED.labels(ending.state).inc()
         for usage in ending.model_usage:
             MODEL_COST.labels(usage.model).inc(usage.usage.cost_usd)
         self._log.info("run_ended", state=str(ending.state), seconds=round(time.monotonic() - started, 3))
+        return True
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Try again while the database is away: the run goes on when it is back. Raises LeaseLostError meanwhile."""
-        delay = 0.1
-        while True:
-            if self._writer.lost.done():
-                raise LeaseLostError("the session's writer has stopped")
-            try:
-                return await attempt()
-            except StoreUnavailable:
-                await asyncio.sleep(clock.jitter(delay))
-                delay = min(delay * 2, 2.0)
-
-    # ---- The process ----
-
-    async def _ready_agent(self, options: session_pb2.SessionOptions) -> AgentProcess | _Stop:
-        """A live process with these options: the warm one, or a new one that resumes the conversation."""
-        assert self._stopping is not None
-        wanted = options.SerializeToString(deterministic=True)
-        if self._agent is not None:
-            if wanted == self._agent_options and not self._agent.exhausted(options):
-                return self._agent
-            await self._stop_agent()
-        starting = asyncio.create_task(self._start_agent(options, wanted))
-        try:
-            waited: set[asyncio.Future[Any]] = {starting, self._stopping, self._writer.lost}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            raise
-        if starting.done():
-            return starting.result()
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        if self._stopping.done():
-            return self._stopping.result()
-        raise LeaseLostError("the session's writer has stopped")
-
-    async def _start_agent(self, options: session_pb2.SessionOptions, wanted: bytes) -> AgentProcess:
-        self._paths.create()
-        lines = await read_transcript(self._env.database, self.session_id)
-        if lines:
-            restore_transcript(self._paths, str(self._claude_session_id), lines)
-        self._token = self._env.tokens.issue(self.session_id, self._may_begin)
-        if not options.model:
-            options.model = self._env.settings.default_model
-        spec = AgentSpec(
-            session_id=self.session_id,
-            claude_session_id=str(self._claude_session_id),
-            resume=bool(lines),
-            options=options,
-            paths=self._paths,
-            gateway_url=self._env.tokens.url,
-            token=self._token,
-            isolation=self._env.isolation,
-            gate=self._gate,
-            on_transcript=self._writer.put_transcript,
-            cli_path=self._env.settings.cli_path,
-        )
-        try:
-            agent = await AgentProcess.start(spec, timeout=self._env.settings.agent_start_timeout)
-        except BaseException:
-            self._env.tokens.revoke(self._token)
-            self._token = None
-            raise
-        self._translator.reset_process()
-        self._agent, self._agent_options = agent, wanted
-        AGENT_PROCESSES.inc()
-        self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self.session_id}")
-        return agent
-
-    async def _drain(self, agent: AgentProcess) -> None:
-        """Frames to events, for the life of the process."""
-        translate, put, put_delta = self._translator.translate, self._writer.put, self._writer.put_delta
-        crash = AgentCrashedError(None, "")
-        try:
-            async for frames in agent.frames():
-                for item in chain.from_iterable(map(translate, frames)):
-                    if isinstance(item, Delta):
-                        put_delta(item)
-                    elif isinstance(item, TurnEnded):
-                        self._turns.put_nowait(item)
-                    else:
-                        put(item)
-                        self._note(item)
-                await self._writer.room()
-        except AgentCrashedError as error:
-            crash = error
-            self._log.warning("agent_crashed", exit_code=error.exit_code, stderr=error.stderr_tail[-500:])
-        if self._agent is agent:
-            # Ended unasked: whatever of the tree is left goes too.
-            self._turns.put_nowait(crash)
-            self._pump = None
-            await self._stop_agent()
-
-    def _note(self, event: event_pb2.Event) -> None:
-        if event.HasField("assistant_message"):
-            for block in event.assistant_message.blocks:
-                if block.HasField("tool_use"):
-                    self._gate.saw_block(block.tool_use.tool_use_id)
-        elif event.HasField("agent_initialized"):
-            self._marking = asyncio.create_task(self._mark(event.agent_initialized), name="mark-agent")
+    def _on_ready(self, ready: event_pb2.AgentInitialized) -> None:
+        self._marking = asyncio.create_task(self._mark(ready), name="mark-agent")
 
     async def _mark(self, ready: event_pb2.AgentInitialized) -> None:
         """Note which CLI writes the transcript: from now on a new process has something to resume."""
         with contextlib.suppress(LeaseLostError, ValueError):
-            await self._patiently(
+            await self._hold.patiently(
                 lambda: lifecycle.mark_agent(
                     self._env.database, self.session_id, UUID(ready.claude_session_id), ready.agent_version
                 )
             )
 
-    async def _stop_agent(self) -> None:
-        agent, self._agent = self._agent, None
-        pump, self._pump = self._pump, None
-        token, self._token = self._token, None
-        if token is not None:
-            self._env.tokens.revoke(token)
-        if agent is not None:
-            AGENT_PROCESSES.dec()
-            receipt = await agent.stop()
-            self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
-        if pump is not None and pump is not asyncio.current_task():
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
-
     # ---- From outside ----
 
     def _stop_run(self, stop: _Stop) -> None:
-        if self._stopping is not None and not self._stopping.done():
-            self._stopping.set_result(stop)
+        # A cancel goes further than the stop that is under way.
+        if self._stop is None or (stop.kind is StopKind.CANCEL and self._stop.kind is not StopKind.CANCEL):
+            self._stop = stop
+            self._changed.set()
+
+    async def _intents(self) -> OwnedSession:
+        return await lifecycle.intents(self._env.database, self.session_id, self.epoch)
+
+    def _heed(self, head: OwnedSession) -> None:
+        run = self.run
+        if run is None or head.active_run != run.id:
+            return
+        if head.stop_run == run.id and head.stop_kind:
+            self._stop_run(_Stop(StopKind(head.stop_kind), "asked for"))
+        if head.inputs and not self._inputs:
+            self._inputs = head.inputs
+            self._changed.set()
+        if head.paused != self._paused:
+            self._paused = head.paused
+            self._gate.hold(held=self._paused or self._draining)
+            self._changed.set()
 
     async def look(self, head: OwnedSession) -> None:
-        """Act upon what the head row says now: an interrupt, an answer. Called on a signal and once a second."""
-        run = self.run
-        if run is not None and head.interrupt_run == run.id:
-            self._stop_run(_Stop(RunState.CANCELLED, "interrupted"))
+        """Act upon what the head row says now: a stop, a pause, an answer. Called on a signal and once a second."""
+        self._heed(head)
         with contextlib.suppress(StoreUnavailable):
             await self._gate.check_answers()
 
+    def fail(self, reason: str, message: str) -> None:
+        """End the process tree at once; the run fails for this reason."""
+        self._stop_run(_Stop(StopKind.CANCEL, message, failed(reason, message)))
+
+    def drain(self) -> None:
+        """Hold the next call at the gate and give the session back there."""
+        self._draining = True
+        self._gate.hold(held=True)
+        self._changed.set()
+
+    def abandon(self) -> None:
+        """Give the session back at once, whatever is under way."""
+        self._abandoned = True
+        self._changed.set()
+
     async def close(self) -> None:
         """End the process tree and the writer. Nothing begins after this."""
+        # Killed where it stands if it is another's by now, or soon; and if calls wait at the gate: at the end of its
+        # input a CLI would note them as denied.
+        grace = 2.0 if self._may_begin() and not self._gate.at_gate else 0
         self._closed = True
+        await self._process.stop(grace=grace)
         self._gate.end_run()
-        await self._stop_agent()
         await self._writer.close()
-
-
-def _answers(turn: TurnEnded, prompt_uuid: str) -> bool:
-    """Whether a turn is of this prompt, and not one that the CLI began by itself or of an earlier run.
-
-    Local commands such as /compact end without naming a prompt.
-    """
-    return prompt_uuid in turn.prompt_uuids or not (turn.prompt_uuids or turn.origin)
-
-
-def _add_usage(ending: Ending, turn: TurnEnded) -> None:
-    for name in type(ending.usage).DESCRIPTOR.fields_by_name:
-        setattr(ending.usage, name, getattr(ending.usage, name) + getattr(turn.usage, name))
-    ending.model_usage = [*ending.model_usage, *turn.model_usage]

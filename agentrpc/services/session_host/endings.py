@@ -2,12 +2,13 @@
 
 import hashlib
 
+from agentrpc.claude.launcher import StopReceipt
 from agentrpc.claude.translation import TurnEnded
 from agentrpc.domain.states import RunState
-from agentrpc.services.session_host.lifecycle import Ending
+from agentrpc.services.run_end import Ending
 from agentrpc.v1 import run_pb2
 
-__all__ = ["failed", "from_turn"]
+__all__ = ["add_usage", "failed", "from_turn", "run_receipt", "stopped"]
 
 _INLINE = 256 * 1024
 
@@ -81,6 +82,24 @@ def from_turn(turn: TurnEnded, usage: Ending) -> Ending:
     ending.state = RunState.FAILED
     ending.error = _error(turn)
     return ending
+
+
+def stopped(state: RunState, usage: Ending, turn: TurnEnded | None) -> Ending:
+    """The end of a run that was stopped; with the result of its last turn, if one had ended."""
+    result = from_turn(turn, usage).result if turn is not None else None
+    return Ending(state, result, None, usage.usage, usage.model_usage)
+
+
+def run_receipt(receipt: StopReceipt) -> run_pb2.StopReceipt:
+    """What became of the process tree, for the caller. How long it took and what it cost, the store adds."""
+    return run_pb2.StopReceipt(process_count=receipt.processes, confirmed=receipt.confirmed)
+
+
+def add_usage(ending: Ending, turn: TurnEnded) -> None:
+    """Add what a turn has used."""
+    for name in type(ending.usage).DESCRIPTOR.fields_by_name:
+        setattr(ending.usage, name, getattr(ending.usage, name) + getattr(turn.usage, name))
+    ending.model_usage = [*ending.model_usage, *turn.model_usage]
 
 
 def _error(turn: TurnEnded) -> run_pb2.RunError:

@@ -9,23 +9,23 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from uuid import UUID
 
 import structlog
 
 from agentrpc import clock
-from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict
 from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, session_rules
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
-from agentrpc.services.session_host.writer import SessionWriter
-from agentrpc.services.signals import publish
-from agentrpc.store.database import Database
+from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.lifecycle import Asked
+from agentrpc.store.log import StartedCall
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, session_pb2
 
 __all__ = ["SessionGate"]
@@ -48,34 +48,27 @@ class SessionGate:
     """Decides about the calls of one session.
 
     Args:
-        database: The store.
-        bus: The live tail.
-        writer: The session's writer.
+        hold: The session.
         translator: Is told what was started and what was denied.
-        session_id: The session.
-        epoch: The epoch under which this worker holds it.
         workspace: The absolute path of the workspace.
         may_begin: Whether the worker's lease still allows to begin anything.
+
+    Attributes:
+        starting: How many calls are about to be committed.
     """
 
     def __init__(
         self,
-        database: Database,
-        bus: Bus,
-        writer: SessionWriter,
+        hold: Hold,
         translator: Translator,
         *,
-        session_id: UUID,
-        epoch: int,
         workspace: str,
         may_begin: Callable[[], bool],
     ) -> None:
-        self._database = database
-        self._bus = bus
-        self._writer = writer
+        self._held = hold
+        self._writer = hold.writer
+        self._session_id = hold.session_id
         self._translator = translator
-        self._session_id = session_id
-        self._epoch = epoch
         self._workspace = os.path.realpath(workspace)
         self._may_begin = may_begin
         self._options = session_pb2.SessionOptions()
@@ -86,7 +79,15 @@ class SessionGate:
         self._run_id: UUID | None = None
         self._waiting: dict[UUID, asyncio.Future[tuple[str, approval_pb2.Resolution]]] = {}
         self._blocks: dict[str, asyncio.Event] = {}
+        self._at_gate: set[str] = set()
+        self.starting = 0
+        self._asked_at: float | None = None
+        self._answers: dict[str, Asked] = {}
+        self._attempts: dict[str, int] = {}
+        self._open = asyncio.Event()
+        self._open.set()
         self.interrupt: Callable[[], None] = lambda: None
+        self.in_transcript: Callable[[str], bool] = lambda _: True
 
     def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str]) -> None:
         """From now on calls belong to this run and are judged by these options."""
@@ -96,10 +97,24 @@ class SessionGate:
         self._allowed = [parse_rule(rule) for rule in [*options.allowed_tools, *grants]]
         self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
         self._mode = _mode(options)
+        self._answers, self._attempts = {}, {}
+        self._open.set()
+
+    def expect(self, answers: Mapping[str, Asked], attempts: Mapping[str, int]) -> None:
+        """What is known of the calls that a new process takes up again.
+
+        Args:
+            answers: What people have said, by tool_use_id: such a call is not asked for again.
+            attempts: The number of the attempt of calls that are made again, by tool_use_id.
+        """
+        self._answers, self._attempts = dict(answers), dict(attempts)
+        for tool_use_id in [*answers, *attempts]:
+            self.saw_block(tool_use_id)
 
     def end_run(self) -> None:
         """No call may begin until the next run; those that wait are denied."""
         self._run_id = None
+        self._open.set()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.cancel()
@@ -108,16 +123,28 @@ class SessionGate:
         """The block of a call went to the writer."""
         self._blocks.setdefault(tool_use_id, asyncio.Event()).set()
 
+    def hold(self, *, held: bool) -> None:
+        """While held, calls wait here before they are judged."""
+        if held:
+            self._open.clear()
+        else:
+            self._open.set()
+
     @property
-    def waiting(self) -> bool:
-        """Whether a call waits for an answer."""
-        return bool(self._waiting)
+    def at_gate(self) -> frozenset[str]:
+        """Calls that wait here, held or for an answer: none of them has begun."""
+        return frozenset(self._at_gate)
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds calls have waited for answers; 0 when none does."""
+        return time.monotonic() - self._asked_at if self._waiting and self._asked_at is not None else 0.0
 
     async def check_answers(self) -> None:
         """Look in the store for answers to what waits. Called on a signal, and once a second while something waits."""
         if not self._waiting:
             return
-        found = await lifecycle.resolutions(self._database, self._session_id, list(self._waiting))
+        found = await lifecycle.resolutions(self._held.database, self._session_id, list(self._waiting))
         for approval_id, answer in found.items():
             waiting = self._waiting.get(approval_id)
             if waiting is not None and not waiting.done():
@@ -143,9 +170,23 @@ class SessionGate:
 
     async def _judge(self, call: ToolCall) -> Verdict:
         await self._wait_for_block(call.tool_use_id)
-        run_id = self._run_id
-        if run_id is None or not self._may_begin():
-            return self._deny(call, "no run is under way", "policy")
+        self._at_gate.add(call.tool_use_id)
+        try:
+            run_id = self._run_id
+            await self._open.wait()
+            if run_id is None or run_id != self._run_id or not self._may_begin():
+                return self._deny(call, "no run is under way", "policy")
+            return await self._decide(call, run_id)
+        finally:
+            self._at_gate.discard(call.tool_use_id)
+
+    async def _decide(self, call: ToolCall, run_id: UUID) -> Verdict:
+        answer = self._answers.pop(call.tool_use_id, None)
+        if answer is not None:
+            return await self._heed(call, run_id, answer.state, answer.resolution)
+        if call.tool_use_id in self._attempts:
+            # Allowed once already, and a caller has decided that it is made again.
+            return await self._start(call, run_id, None)
         decision = decide(
             call.tool_name,
             call.input,
@@ -170,7 +211,25 @@ class SessionGate:
         finally:
             self._blocks.pop(tool_use_id, None)
 
+    async def _wait_for_line(self, tool_use_id: str) -> None:
+        """Whoever answers may find this worker gone: another one knows the call from the transcript alone."""
+        deadline = time.monotonic() + _BLOCK_WAIT
+        while not self.in_transcript(tool_use_id) and time.monotonic() < deadline:  # noqa: ASYNC110 - for moments
+            await asyncio.sleep(0.002)
+
     async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        # An answer may come while the process is about to go: then the call is made by the next one.
+        await self._open.wait()
+        self._at_gate.discard(call.tool_use_id)
+        self.starting += 1
+        try:
+            return await self._commit(call, run_id, updated)
+        finally:
+            self.starting -= 1
+
+    async def _commit(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        if self._run_id != run_id or not self._may_begin():
+            return self._deny(call, "the run was stopped", "policy")
         event = event_pb2.Event(
             tool_call_started=event_pb2.ToolCallStarted(tool_use_id=call.tool_use_id, tool_name=call.tool_name)
         )
@@ -181,7 +240,8 @@ class SessionGate:
         # The CLI's hook waits with us. A database that is away for longer denies; the writer may still commit the start
         # later, so that the ledger then says "in doubt", which is the safe side.
         async with asyncio.timeout(_STORE_PATIENCE):
-            await self._writer.commit(event, started=(call.tool_use_id, call.tool_name, run_id))
+            attempt = self._attempts.get(call.tool_use_id, 1)
+            await self._writer.commit(event, started=StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))
         if self._run_id != run_id or not self._may_begin():
             return self._deny(call, "the run was stopped", "policy")
         self._translator.call_started(call.tool_use_id, clock.utcnow())
@@ -194,13 +254,18 @@ class SessionGate:
     async def _ask(self, call: ToolCall, run_id: UUID, decision: Decision) -> Verdict:
         approval_id = clock.uuid7()
         approval = self._approval(call, run_id, approval_id, decision)
+        if not call.agent_id:
+            await self._wait_for_line(call.tool_use_id)
         await self._writer.flush()
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._asked_at = time.monotonic()
         self._waiting[approval_id] = answered
         try:
-            events = await lifecycle.request_approval(self._database, self._session_id, run_id, self._epoch, approval)
-            self._writer.committed(events[-1].sequence)
-            await publish(self._bus, self._session_id, events)
+            held = self._held
+            await held.show(
+                await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
+            )
             left = (approval.expire_time.ToDatetime(tzinfo=clock.utcnow().tzinfo) - clock.utcnow()).total_seconds()
             try:
                 async with asyncio.timeout(left + 2):
@@ -210,17 +275,22 @@ class SessionGate:
                 state, resolution = "EXPIRED", approval_pb2.Resolution()
         finally:
             self._waiting.pop(approval_id, None)
+        if state == "ALLOWED" and resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
+            self._grants += approval.session_rules
+            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
+        return await self._heed(call, run_id, state, resolution)
+
+    async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
         if state == "EXPIRED":
             return self._deny(call, "nobody answered before the deadline", "approval")
+        if state == "CANCELLED":
+            return self._deny(call, "the run was stopped before anyone answered", "approval")
         if state != "ALLOWED":
             if resolution.interrupt:
                 self.interrupt()
             reason = resolution.message or "the user denied this call"
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
-        if resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
-            self._grants += approval.session_rules
-            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
-        if approval.kind == approval_pb2.Approval.KIND_PLAN:
+        if call.tool_name == "ExitPlanMode":
             self._mode = "DEFAULT"
         updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
         return await self._start(call, run_id, updated)
@@ -254,7 +324,6 @@ class SessionGate:
 
 
 def _mode(options: session_pb2.SessionOptions) -> str:
-
     name = common_pb2.PermissionMode.Name(options.permission_mode).removeprefix("PERMISSION_MODE_")
     return "DEFAULT" if name == "UNSPECIFIED" else name
 

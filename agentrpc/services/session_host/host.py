@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import UUID
 
 import structlog
@@ -18,15 +18,20 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.errors import AgentRpcError, LeaseLostError
-from agentrpc.services.session_host.actor import Environment, SessionActor, TokenIssuer
+from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
+from agentrpc.services.session_host.memory import MemoryBound
+from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import has_waiting, take_sessions_to_clean
+from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
+    Origin,
+    OwnedSession,
     claim_next,
     declare_dead,
     owned_sessions,
@@ -34,7 +39,7 @@ from agentrpc.store.leases import (
     release,
     retire_worker,
 )
-from agentrpc.telemetry import AGENT_MEMORY
+from agentrpc.telemetry import TAKEOVERS
 
 __all__ = ["SessionHost"]
 
@@ -43,7 +48,10 @@ _Loop = Callable[[], Awaitable[None]]
 log = structlog.get_logger()
 
 _LOOK_INTERVAL = 1.0
-_MEMORY_INTERVAL = 10.0
+_MEMORY_INTERVAL = 2.0
+_CLEAN_INTERVAL = 10.0
+_ABANDON_SECONDS = 10.0
+_UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
 
 class SessionHost:
@@ -55,27 +63,50 @@ class SessionHost:
         settings: How many, how long.
         tokens: The model gateway.
         isolation: How process trees are kept apart.
+        report: Gets this worker's id, and when its parent has to kill it, by `clock.boottime`.
     """
 
     def __init__(
-        self, database: Database, bus: Bus, settings: Settings, tokens: TokenIssuer, isolation: Isolation
+        self,
+        database: Database,
+        bus: Bus,
+        settings: Settings,
+        tokens: TokenIssuer,
+        isolation: Isolation,
+        report: Callable[[UUID, float], None] = lambda *_: None,
     ) -> None:
         self.worker_id = clock.uuid7()
         self._database = database
         self._bus = bus
         self._settings = settings
         self._lease = LeaseKeeper(
-            settings.database_url.get_secret_value(), self.worker_id, settings.lease_ttl, self._on_lease_lost
+            settings.database_url.get_secret_value(),
+            self.worker_id,
+            settings.lease_ttl,
+            self._on_lease_lost,
+            # Half of T_kill is for the worker to end by itself.
+            lambda deadline: report(self.worker_id, deadline + settings.kill_timeout / 2),
         )
-        self._env = Environment(database, bus, settings, tokens, isolation, self._lease.valid)
+        workspaces = WorkspaceStore(
+            settings.workspaces,
+            checkpoint_limit=settings.checkpoint_limit,
+            checkpoints_kept=settings.checkpoints_kept,
+        )
+        self._env = Environment(database, bus, settings, tokens, isolation, workspaces, self._lease.valid)
+        self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}
+        self._closing: dict[UUID, asyncio.Task[None]] = {}
+        # Whether this worker may still own sessions for which it has no actor any more.
+        self._left_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
         self._signalled = asyncio.Event()
         self._signal_feed = bus.worker_subscription(self._on_signal)
         self._draining = False
+        # No session is claimed while it is being given back: under one epoch there is one writer.
+        self._choosing = asyncio.Lock()
         self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -99,24 +130,32 @@ class SessionHost:
         self._work.set()
 
     async def stop(self, grace: float) -> None:
-        """Stop clean: nothing new is claimed, what runs may end for `grace` seconds, then all process trees go.
+        """Stop clean: nothing new is claimed; runs end, or halt at their next tool call and are given back.
 
-        A run that has not ended by then stays in the store and is taken up by another worker at once, because this one
-        declares itself dead when its last process is gone.
+        What is still under way after `grace` seconds is given back as it is: another worker takes it up at once.
         """
         self._draining = True
         if self._runs:
             log.info("worker_draining", runs=len(self._runs))
+            for actor in self._actors.values():
+                actor.drain()
             await asyncio.wait(list(self._runs.values()), timeout=grace)
+        if self._runs and self._lease.valid():
+            for actor in self._actors.values():
+                actor.abandon()
+            await asyncio.wait(list(self._runs.values()), timeout=_ABANDON_SECONDS)
         unfinished = bool(self._runs)
         for task in [*self._tasks, *self._runs.values()]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._runs.values(), return_exceptions=True)
-        await asyncio.gather(*(actor.close() for actor in self._actors.values()), return_exceptions=True)
+        for actor in list(self._actors.values()):
+            self._close(actor)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)
         await self._signal_feed.close()
         self._lease.stop()
         with contextlib.suppress(AgentRpcError):
             if unfinished:
+                # Its last process is gone: whatever it could not give back may be taken.
                 await declare_dead(self._database, [self.worker_id])
             else:
                 await retire_worker(self._database, self.worker_id)
@@ -148,22 +187,26 @@ class SessionHost:
     # ---- Claiming ----
 
     async def _claim_loop(self) -> None:
+        begun_first = False
         while True:
             # Before the claims: a bell that rings during the last of them is not lost.
             self._work.clear()
             while not self._draining and self._lease.valid():
-                claim = await claim_next(
-                    self._database,
-                    self.worker_id,
-                    may_take_new=await self._make_room(),
-                    kill_timeout=self._settings.kill_timeout,
-                    begin=lambda session, run, taken_over: first_events(
-                        session, run, taken_over=taken_over, warm=self._is_warm(session.id)
-                    ),
-                )
-                if claim is None:
-                    break
-                self._begin(claim)
+                may_take_new = await self._make_room()
+                async with self._choosing:
+                    claim = await claim_next(
+                        self._database,
+                        self.worker_id,
+                        may_take_new=may_take_new,
+                        begun_first=begun_first,
+                        begin=lambda session, run, origin: first_events(
+                            session, run, origin=origin, warm=self._is_warm(session.id)
+                        ),
+                    )
+                    begun_first = not begun_first
+                    if claim is None:
+                        break
+                    self._begin(claim)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(clock.jitter(self._settings.poll_interval, 0.1)):
                     await self._work.wait()
@@ -173,25 +216,28 @@ class SessionHost:
         return actor is not None and actor.has_process
 
     async def _make_room(self) -> bool:
-        """Whether one more session fits, after the idle one that was used least recently has gone if need be."""
-        free = self._settings.max_processes - len(self._runs)
-        if free <= 0:
-            return False
-        # A session whose process has ended takes no place: to give it back first would only delay the claim.
-        idle = [actor for actor in self._actors.values() if actor.has_process and actor.session_id not in self._runs]
-        if len(idle) < free:
-            return True
-        # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
-        oldest = min(idle, key=lambda actor: actor.idle_since)
-        return await has_waiting(self._database, self.worker_id) and await self._evict(oldest)
+        """Whether one more session fits, after idle ones, used least recently, have gone if need be."""
+        while True:
+            free = self._settings.max_processes - len(self._runs)
+            if free <= 0:
+                return False
+            # A session whose process has ended takes no place: to give it back first would only delay the claim.
+            idle = [each for each in self._actors.values() if each.has_process and each.session_id not in self._runs]
+            if len(idle) < free and self._memory.has_room([*self._runs, *(actor.session_id for actor in idle)]):
+                return True
+            # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
+            if not idle or not await has_waiting(self._database, self.worker_id):
+                return False
+            await self._evict(min(idle, key=lambda actor: actor.idle_since))
 
     def _begin(self, claim: Claim) -> None:
         session_id = claim.session.id
+        if claim.origin is Origin.LOST:
+            TAKEOVERS.inc()
         actor = self._actors.get(session_id)
         if actor is not None and actor.epoch != claim.epoch:
             # It was ours, was lost, and is ours again: the old actor has nothing to say any more.
-            stale = self._actors.pop(session_id)
-            asyncio.create_task(stale.close(), name="close-stale")  # noqa: RUF006 - awaited by nobody on purpose
+            self._close(actor)
             actor = None
         if actor is None:
             actor = self._actors[session_id] = SessionActor(self._env, claim)
@@ -207,7 +253,11 @@ class SessionHost:
 
     async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
         try:
-            await actor.carry_out(claim)
+            if (closing := self._closing.get(actor.session_id)) is not None:
+                # Two processes must not work in the same folders.
+                await asyncio.wait([closing])
+            if not await actor.carry_out(claim):
+                await self._drop(actor)
         except LeaseLostError:
             log.warning("session_lost", session=str(actor.session_id), epoch=actor.epoch)
             await self._drop(actor)
@@ -218,9 +268,23 @@ class SessionHost:
             await self._drop(actor)
 
     async def _drop(self, actor: SessionActor) -> None:
-        if self._actors.get(actor.session_id) is actor:
-            del self._actors[actor.session_id]
-        await actor.close()
+        await asyncio.wait([self._close(actor)])
+
+    def _close(self, actor: SessionActor) -> asyncio.Task[None]:
+        """End an actor that is not to be used again. The next one of its session begins when this is done."""
+        session_id = actor.session_id
+        if self._actors.get(session_id) is actor:
+            del self._actors[session_id]
+        task = self._closing[session_id] = asyncio.create_task(actor.close(), name=f"close-{session_id}")
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if self._closing.get(session_id) is finished:
+                del self._closing[session_id]
+            self._left_over = True
+            self._signalled.set()
+
+        task.add_done_callback(done)
+        return task
 
     # ---- Intents ----
 
@@ -231,23 +295,31 @@ class SessionHost:
                     await self._signalled.wait()
             self._signalled.clear()
             self._signals.clear()
-            if not self._actors:
+            if not self._actors and not self._left_over:
                 continue
             heads = await owned_sessions(self._database, self.worker_id)
             for session_id, actor in list(self._actors.items()):
                 head = heads.get(session_id)
-                if head is None or head.epoch != actor.epoch:
-                    if session_id not in self._runs:
-                        await self._drop(actor)
-                    continue
-                await actor.look(head)
-                if head.closed and session_id not in self._runs:
-                    await self._evict(actor)
+                if head is not None and head.epoch == actor.epoch:
+                    await actor.look(head)
+                    if (head.closed or head.paused) and session_id not in self._runs:
+                        await self._evict(actor)
+                elif session_id not in self._runs:
+                    self._close(actor)
+            await self._give_back(heads)
+
+    async def _give_back(self, heads: Mapping[UUID, OwnedSession]) -> None:
+        """Give back idle sessions whose actors were closed because the epoch was taken from them."""
+        self._left_over = bool(self._closing)
+        for session_id, head in heads.items():
+            if head.active_run is None and session_id not in self._actors and session_id not in self._closing:
+                self._left_over = True
+                await release(self._database, session_id, head.epoch)
 
     # ---- Eviction ----
 
     async def _evict_loop(self) -> None:
-        measured = 0.0
+        measured = cleaned = 0.0
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
@@ -256,26 +328,35 @@ class SessionHost:
                     await self._evict(actor)
             if now - measured > _MEMORY_INTERVAL:
                 measured = now
-                actors = list(self._actors.values())
-                AGENT_MEMORY.set(await asyncio.to_thread(_memory, actors))
+                await self._bound_memory()
+            if now - cleaned > _CLEAN_INTERVAL:
+                cleaned = now
                 await self._clean_closed()
+
+    async def _bound_memory(self) -> None:
+        """End what uses too much: an idle process just goes, a run fails and says why."""
+        await self._memory.measure(self._actors)
+        while excess := self._memory.pick_excess(self._actors, self._runs):
+            actor, why = excess
+            log.warning("out_of_memory", session=str(actor.session_id), running=actor.session_id in self._runs)
+            if not await self._evict(actor):
+                actor.fail("REASON_OUT_OF_MEMORY", why)
 
     async def _evict(self, actor: SessionActor) -> bool:
         """Let an idle session go: its last transcript line is written before the lease is given back."""
-        if actor.session_id in self._runs:
-            return False
-        if self._actors.get(actor.session_id) is actor:
-            del self._actors[actor.session_id]
-        await actor.close()
-        await release(self._database, actor.session_id, actor.epoch)
-        return True
+        async with self._choosing:
+            if actor.session_id in self._runs:
+                return False
+            await self._drop(actor)
+            await release(self._database, actor.session_id, actor.epoch)
+            return True
 
     async def _clean_closed(self) -> None:
-        """Remove the files of archived and deleted sessions that nobody holds."""
+        """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
         for session_id in await take_sessions_to_clean(self._database):
-            folder = self._settings.data_dir / "sessions" / str(session_id)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _memory(actors: list[SessionActor]) -> int:
-    return sum(actor.memory() for actor in actors)
+            await asyncio.to_thread(self._env.workspaces.remove, session_id)
+        folder = self._settings.data_dir / "sessions"
+        here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
+        for session_id in await cleaned_sessions(self._database, here):
+            if session_id not in self._closing:
+                await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)

@@ -4,90 +4,101 @@ Each may be tried again after a lost connection: a transition that is found done
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, may_follow
+from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState
 from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
-from agentrpc.services.views import head_state
-from agentrpc.store.approvals import granted_rules, settled_approvals
+from agentrpc.services.run_end import Ending, conclude
+from agentrpc.services.views import call_in_doubt, head_state, text_block
+from agentrpc.store.approvals import granted_rules, of_run, settled_approvals
 from agentrpc.store.database import Database, Transaction
-from agentrpc.store.leases import lock_head
-from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.runs import open_calls, session_options
+from agentrpc.store.leases import OwnedSession, lock_head
+from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
+from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_service_pb2
 
 __all__ = [
-    "Ending",
-    "calls_in_doubt",
-    "cancel_orphaned_approvals",
+    "MAX_LOSSES",
+    "Asked",
+    "RunRecord",
+    "await_decision",
+    "cancel_approvals",
     "end_run",
     "grants",
+    "hand_over",
+    "has_workspace",
+    "intents",
     "load_options",
     "mark_agent",
+    "note_loss",
+    "note_workspace",
+    "park",
+    "record_of_run",
     "request_approval",
     "resolutions",
+    "rewind",
+    "rewind_targets",
+    "take_inputs",
 ]
 
 
-@dataclass(slots=True)
-class Ending:
-    """How a run ended: what `RunEnded` and the run's row say."""
-
-    state: RunState
-    result: run_pb2.RunResult | None = None
-    error: run_pb2.RunError | None = None
-    usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
-    model_usage: Sequence[common_pb2.ModelUsage] = ()
+# So many workers and processes in a row may be lost under a run.
+MAX_LOSSES = 3
 
 
-async def end_run(database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending) -> list[StoredEvent]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An approval of a run, as a new process has to know it."""
+
+    approval_id: UUID
+    tool_use_id: str
+    tool_name: str
+    by_subagent: bool
+    state: ApprovalState
+    resolution: approval_pb2.Resolution
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What the store knows of a run that is taken up again.
+
+    Attributes:
+        ledger: The calls that it has begun, by tool_use_id.
+        asked: The approvals that it has asked for, the newest of each call.
+        inputs: (id, text) of the further messages that were given to a process, in order.
+        retry: The attempts, by tool_use_id, after which calls are made again by a caller's decision.
+    """
+
+    ledger: dict[str, LedgerRow]
+    asked: dict[str, Asked]
+    inputs: list[tuple[UUID, str]]
+    retry: dict[str, int]
+
+
+async def end_run(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, ending: Ending
+) -> list[StoredEvent] | None:
     """End the active run: its row, its waiting approvals, the head row, the session's totals, and `run_ended`.
 
     Returns:
-        The events, to be published; none when the run had ended already.
+        The events, to be published; none when the run had ended already. None: it has not ended, because a further
+        message came that waits to be delivered.
 
     Raises:
         LeaseLostError: Another epoch has begun.
     """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
-        before = RunState(run.state)
-        if before in TERMINAL_RUN_STATES:
+        if run.state in TERMINAL_RUN_STATES:
             return []
-        assert may_follow(before, ending.state)
-        session_before = head_state(head)
-        events = await approvals.cancel_pending(tx, head, run_id)
-
-        ended = event_pb2.RunEnded(state=f"STATE_{ending.state}", usage=ending.usage, model_usage=ending.model_usage)
-        if ending.result is not None:
-            ended.result.CopyFrom(ending.result)
-        if ending.error is not None:
-            ended.error.CopyFrom(ending.error)
-        event = event_pb2.Event(run=run_name(session_id, run_id), run_ended=ended)
-        run.state = ending.state
-        run.end_time = clock.utcnow()
-        event.time.FromDatetime(run.end_time)
-        run.result = ending.result.SerializeToString() if ending.result is not None else None
-        run.error = ending.error.SerializeToString() if ending.error is not None else None
-        run.usage = event_pb2.RunEnded(usage=ending.usage, model_usage=ending.model_usage).SerializeToString()
-        run.cost_usd = ending.usage.cost_usd
-        head.active_run = None
-        if head.interrupt_run == run_id:
-            head.interrupt_run = None
-        session = await tx.get_one(Session, session_id)
-        session.usage = _sum(session.usage, ending.usage)
-        events.append(LogEvent.of(event, run_id))
-        last_of_run = len(events)
-        events += approvals.session_state_event(session_before, head_state(head))
-        await tx.flush()
-        stored = await append_control(tx, session_id, events)
-        run.last_sequence = stored[last_of_run - 1].sequence
-        return stored
+        if ending.state is RunState.SUCCEEDED and head.inputs:
+            return None
+        return await conclude(tx, head, run, ending)
 
 
 async def request_approval(
@@ -114,25 +125,205 @@ async def grants(database: Database, session_id: UUID) -> list[str]:
         return await granted_rules(tx, session_id)
 
 
-async def calls_in_doubt(database: Database, session_id: UUID, run_id: UUID) -> list[tuple[str, str]]:
-    """(tool_use_id, tool) of calls that began and whose end nobody has seen. Index tool_calls_in_doubt."""
+async def record_of_run(database: Database, session_id: UUID, run_id: UUID) -> RunRecord:
+    """What the store knows of a run that is taken up again."""
     async with database.transaction() as tx:
-        return await open_calls(tx, session_id, run_id)
+        ledger = await ledger_of_run(tx, session_id, run_id)
+        asked = {}
+        for row in await of_run(tx, session_id, run_id):
+            question = approval_pb2.Approval.FromString(row.question)
+            asked[question.tool_use_id] = Asked(
+                row.id,
+                question.tool_use_id,
+                question.tool_name,
+                bool(question.parent_tool_use_id),
+                ApprovalState(row.state),
+                approval_pb2.Resolution.FromString(row.resolution or b""),
+            )
+        inputs = [(row.id, row.text) for row in await inputs_of_run(tx, run_id) if row.deliver_time is not None]
+        run = await tx.get_one(Run, run_id)
+        decision = run_service_pb2.ResolveRunRequest.FromString(run.decision or b"")
+    retry = decision.decision == run_service_pb2.ResolveRunRequest.DECISION_RETRY_CALLS
+    return RunRecord(
+        ledger, asked, inputs, {result.tool_use_id: int(result.text) for result in decision.results if retry}
+    )
 
 
-async def cancel_orphaned_approvals(
-    database: Database, session_id: UUID, run_id: UUID, epoch: int
+async def cancel_approvals(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, approval_ids: Sequence[UUID]
 ) -> list[StoredEvent]:
-    """After a takeover: what the lost worker asked waits for nothing any more."""
+    """Cancel approvals whose call is lost: whoever asked is gone and cannot be brought back."""
     async with database.transaction() as tx:
-        head, _ = await _held(tx, session_id, run_id, epoch)
+        head, run = await _held(tx, session_id, run_id, epoch)
         before = head_state(head)
-        events = await approvals.cancel_pending(tx, head, run_id)
+        events = await approvals.cancel_pending(tx, head, run_id, approval_ids)
         if not events:
             return []
+        if run.state == RunState.REQUIRES_ACTION and not head.pending_approvals:
+            events.append(approvals.run_state_event(run, RunState.RUNNING, "who asked was lost"))
         events += approvals.session_state_event(before, head_state(head))
         await tx.flush()
         return await append_control(tx, session_id, events)
+
+
+async def park(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> bool:
+    """Give the session back while the run waits for approvals. False: it waits no more, or is to stop: carry on."""
+    async with database.transaction() as tx:
+        head, _ = await _held(tx, session_id, run_id, epoch)
+        if not head.pending_approvals or head.stop_run == run_id:
+            return False
+        head.worker = None
+        head.losses = 0
+        return True
+
+
+async def hand_over(database: Database, session_id: UUID, run_id: UUID, epoch: int, *, clean: bool) -> bool:
+    """Give the session back in the middle of a run: any worker takes it up. False: it is to stop.
+
+    Args:
+        database: The store.
+        session_id: The session.
+        run_id: Its run.
+        epoch: The epoch under which this worker holds it.
+        clean: Between two tool calls. Otherwise what was under way is void, as after a loss.
+    """
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        if head.stop_run == run_id:
+            return False
+        if not clean:
+            run.attempt += 1
+        head.worker = None
+        return True
+
+
+async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSession:
+    """What is wanted of a session now. Raises LeaseLostError."""
+    async with database.transaction() as tx:
+        head = await tx.get(SessionHead, session_id)
+        if head is None or head.epoch != epoch:
+            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        return OwnedSession(
+            session_id,
+            head.epoch,
+            head.active_run,
+            head.queued,
+            head.stop_run,
+            head.stop_kind,
+            head.paused,
+            head.inputs,
+            head.closed,
+        )
+
+
+async def take_inputs(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int
+) -> tuple[list[tuple[UUID, str]], list[StoredEvent]]:
+    """The further messages that wait, from now on counted as delivered, and their events."""
+    async with database.transaction() as tx:
+        head, _ = await _held(tx, session_id, run_id, epoch)
+        rows = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None]
+        events = []
+        for row in rows:
+            row.deliver_time = clock.utcnow()
+            message = event_pb2.UserMessage(
+                transcript_uuid=str(row.id), origin=event_pb2.UserMessage.ORIGIN_STEER, blocks=[text_block(row.text)]
+            )
+            event = event_pb2.Event(run=run_name(session_id, run_id), user_message=message)
+            event.time.FromDatetime(row.deliver_time)
+            events.append(LogEvent.of(event, run_id))
+        head.inputs = 0
+        await tx.flush()
+        stored = await append_control(tx, session_id, events) if events else []
+        return [(row.id, row.text) for row in rows], stored
+
+
+async def rewind_targets(database: Database, to: UUID) -> list[UUID]:
+    """The run to whose beginning the conversation goes back; if it never began, the one that it was to go back to."""
+    targets: list[UUID] = []
+    following: UUID | None = to
+    async with database.transaction() as tx:
+        while following is not None and following not in targets:
+            targets.append(following)
+            run = await tx.get(Run, following)
+            following = run.rewind_to if run is not None else None
+    return targets
+
+
+async def rewind(database: Database, session_id: UUID, to: UUID, epoch: int, position: int) -> list[StoredEvent]:
+    """Drop the conversation from the beginning of the run `to` on, which is at `position` of the transcript."""
+    async with database.transaction() as tx:
+        _, run = await _held(tx, session_id, to, epoch)
+        await drop_transcript(tx, session_id, position)
+        rewound = event_pb2.ConversationRewound(to_sequence=run.first_sequence - 1)
+        event = event_pb2.Event(conversation_rewound=rewound)
+        event.time.FromDatetime(clock.utcnow())
+        return await append_control(tx, session_id, [LogEvent.of(event, None)])
+
+
+async def await_decision(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, calls: Sequence[LedgerRow], message: str
+) -> list[StoredEvent] | None:
+    """The run becomes UNKNOWN_OUTCOME, holds its session's queue, and the session is given back.
+
+    Returns:
+        The events, to be published. None: it is to stop, and nothing was changed.
+    """
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        if head.in_doubt:
+            return []
+        if head.stop_run == run_id:
+            return None
+        before = head_state(head)
+        events = await approvals.cancel_pending(tx, head, run_id)
+        changed = approvals.run_state_event(
+            run, RunState.UNKNOWN_OUTCOME, message, [call_in_doubt(row) for row in calls]
+        )
+        run.doubt_time = clock.utcnow()
+        run.decision = None
+        head.in_doubt = True
+        head.worker = None
+        events += [changed, *approvals.session_state_event(before, head_state(head))]
+        await tx.flush()
+        return await append_control(tx, session_id, events)
+
+
+async def note_loss(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> tuple[int, list[StoredEvent]]:
+    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt.
+
+    After the last one that is borne there is none.
+    """
+    async with database.transaction() as tx:
+        head, run = await _held(tx, session_id, run_id, epoch)
+        head.losses += 1
+        if head.losses >= MAX_LOSSES:
+            return head.losses, []
+        run.attempt += 1
+        started = event_pb2.Event(
+            run=run_name(session_id, run_id),
+            run_started=event_pb2.RunStarted(attempt=run.attempt, process_start=event_pb2.PROCESS_START_RESUMED),
+        )
+        started.time.FromDatetime(clock.utcnow())
+        losses = head.losses
+        await tx.flush()
+        return losses, await append_control(tx, session_id, [LogEvent.of(started, run_id)])
+
+
+async def has_workspace(database: Database, session_id: UUID) -> bool:
+    """Whether the session's workspace has been made."""
+    async with database.transaction() as tx:
+        return (await tx.get_one(Session, session_id)).workspace_time is not None
+
+
+async def note_workspace(database: Database, session_id: UUID, epoch: int) -> None:
+    """The session's workspace has been made: from now on it has to be there. Raises LeaseLostError."""
+    async with database.transaction() as tx:
+        head = await lock_head(tx, session_id)
+        if head is None or head.epoch != epoch:
+            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        session = await tx.get_one(Session, session_id)
+        session.workspace_time = session.workspace_time or clock.utcnow()
 
 
 async def load_options(database: Database, session_id: UUID) -> bytes:
@@ -154,10 +345,3 @@ async def _held(tx: Transaction, session_id: UUID, run_id: UUID, epoch: int) -> 
     if head is None or head.epoch != epoch:
         raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
     return head, await tx.get_one(Run, run_id)
-
-
-def _sum(stored: bytes, usage: common_pb2.Usage) -> bytes:
-    total = common_pb2.Usage.FromString(stored)
-    for name in common_pb2.Usage.DESCRIPTOR.fields_by_name:
-        setattr(total, name, getattr(total, name) + getattr(usage, name))
-    return total.SerializeToString()

@@ -21,7 +21,7 @@ from agentrpc.claude.translation import Delta
 from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import run_name
 from agentrpc.store.database import Database
-from agentrpc.store.log import Batch, LogEvent, StoredEvent, append, number_events
+from agentrpc.store.log import Batch, LogEvent, StartedCall, StoredEvent, append, number_events
 from agentrpc.telemetry import EVENTS_APPENDED
 from agentrpc.v1 import event_pb2
 
@@ -47,7 +47,7 @@ _KINDS = {field.name: field.number for field in event_pb2.Event.DESCRIPTOR.oneof
 @dataclass(slots=True)
 class _Durable:
     event: LogEvent
-    started: tuple[str, str, UUID] | None
+    started: StartedCall | None
     finished: tuple[str, int] | None
 
 
@@ -149,12 +149,12 @@ class SessionWriter:
         self._bytes += sum(map(len, lines))
         self._wake.set()
 
-    async def commit(self, event: event_pb2.Event, *, started: tuple[str, str, UUID] | None = None) -> None:
+    async def commit(self, event: event_pb2.Event, *, started: StartedCall | None = None) -> None:
         """Queue an event and wait until it is committed.
 
         Args:
             event: The event.
-            started: (tool_use_id, tool_name, run) of a call that begins, for the ledger.
+            started: A call that begins, for the ledger.
 
         Raises:
             LeaseLostError: This worker does not hold the session any more.

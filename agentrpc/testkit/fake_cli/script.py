@@ -1,6 +1,7 @@
 r"""The directives with which a prompt tells the fake CLI what to do.
 
-Those of `agentrpc.embedded.scripted_model` mean the same here, but `[[cut]]`, as there is no connection to cut:
+Those of `agentrpc.embedded.scripted_model` mean the same here, but `[[cut]]`, as there is no connection to cut, and
+`[[heard: a word]]`, as there is no model that is told the conversation:
 
     [[text: Hello *world*]]                     a block of text; \n is a line break
     [[deltas: 20000 size=4]]                    a block of so many pieces of text, sent as fast as can be

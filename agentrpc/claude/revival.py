@@ -1,0 +1,300 @@
+"""The stored conversation of a session, made ready for a new process that goes on from it.
+
+What the CLI does on resume was tried with the pinned version: a call whose block is the last thing in the file, with a
+`hook_deferred_tool` entry behind it, is taken up again without a prompt; of several such calls only the last. So calls
+that are to be made are carried one by one: the blocks of those that come later are left out of the file until it is
+their turn. Calls that are not to be made get the result that the model is told.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from claude_agent_sdk import project_key_for_directory
+
+from agentrpc import clock
+from agentrpc.claude.launcher import SessionPaths
+
+__all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat"]
+
+# What the CLI says to itself when it takes a call up again.
+CONTINUATION = "Continue from where you left off."
+
+# Fields of an entry that say where it was written, and not what.
+_FRAME = ("isSidechain", "userType", "entrypoint", "cwd", "sessionId", "version", "gitBranch")
+
+
+class UnknownTranscriptFormat(Exception):
+    """The stored transcript is not one that this version can resume from."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A call of the main conversation's last message that has no result."""
+
+    tool_use_id: str
+    tool_name: str
+    input: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What the model is told about a call that this process is not going to make."""
+
+    tool_use_id: str
+    text: str
+    is_error: bool = True
+
+
+class Conversation:
+    """A session's transcript.
+
+    Args:
+        lines: (subpath, line) in the order in which they were stored.
+
+    Raises:
+        UnknownTranscriptFormat: A line is not what this version of the CLI writes.
+    """
+
+    def __init__(self, lines: Iterable[tuple[str, bytes]]) -> None:
+        self._main: list[dict[str, Any]] = []
+        self._others: dict[str, list[bytes]] = {}
+        for subpath, line in lines:
+            entry = _parse(line)
+            if subpath:
+                self._others.setdefault(subpath, []).append(line)
+            else:
+                self._main.append(entry)
+        self._uuids = {entry["uuid"] for entry in self._main if "uuid" in entry} | _absorbed(self._main)
+        self._calls: dict[str, OpenCall] = {}
+        # Where the message begins whose calls these are.
+        self._tail = len(self._main)
+        self._find_calls()
+
+    def __bool__(self) -> bool:
+        # Of notes about a queue alone, as a rewind to the first run leaves them, the CLI cannot resume.
+        return any(entry["type"] in {"user", "assistant"} for entry in self._main)
+
+    def __contains__(self, uuid: str) -> bool:
+        return uuid in self._uuids
+
+    @property
+    def open_calls(self) -> list[OpenCall]:
+        """The calls of the last message that have no result, in order."""
+        return list(self._calls.values())
+
+    def result_of(self, tool_use_id: str) -> CallResult | None:
+        """What the model was told about a call, if it has a result. Of subagents' calls only whether."""
+        mark = f'"tool_use_id":"{tool_use_id}"'.encode()
+        for lines in self._others.values():
+            for line in lines:
+                if mark in line and b'"type":"user"' in line:
+                    return CallResult(tool_use_id, "", is_error=b'"is_error":true' in line)
+        for entry in reversed(self._main):
+            if entry["type"] == "user":
+                for block in _blocks(entry):
+                    if block.get("type") == "tool_result" and block.get("tool_use_id") == tool_use_id:
+                        return CallResult(tool_use_id, _text(block), is_error=bool(block.get("is_error")))
+        return None
+
+    def _find_calls(self) -> None:
+        message_id = None
+        for index, entry in enumerate(self._main):
+            kind = entry["type"]
+            if kind == "assistant" and not entry.get("isSidechain"):
+                message = entry["message"]
+                if message.get("id") != message_id:
+                    message_id = message.get("id")
+                    self._calls.clear()
+                    self._tail = index
+                for block in _blocks(entry):
+                    if block.get("type") == "tool_use":
+                        call = OpenCall(block["id"], block["name"], block.get("input") or {})
+                        self._calls[call.tool_use_id] = call
+            elif kind == "user" and not entry.get("isSidechain"):
+                results = _results(entry)
+                for tool_use_id in results:
+                    self._calls.pop(tool_use_id, None)
+                if not results and not _is_continuation(entry):
+                    self._calls.clear()
+
+    def settle(self, results: Sequence[CallResult]) -> list[bytes]:
+        """Give open calls their results.
+
+        Returns:
+            The new lines of the main conversation, to be stored.
+        """
+        lines = []
+        for result in results:
+            call = self._calls.pop(result.tool_use_id)
+            entry = self._result_entry(call, result)
+            self._main.append(entry)
+            lines.append(_dump(entry))
+        return lines
+
+    def _result_entry(self, call: OpenCall, result: CallResult) -> dict[str, Any]:
+        asked = self._entry_of(call)
+        block = {
+            "type": "tool_result",
+            "tool_use_id": call.tool_use_id,
+            "content": result.text,
+            "is_error": result.is_error,
+        }
+        return {
+            **_stamp(asked, parent=asked["uuid"]),
+            "type": "user",
+            "message": {"role": "user", "content": [block]},
+            "toolUseResult": f"Error: {result.text}" if result.is_error else result.text,
+            "sourceToolAssistantUUID": asked["uuid"],
+        }
+
+    def _entry_of(self, call: OpenCall) -> dict[str, Any]:
+        for entry in reversed(self._main):
+            if entry["type"] == "assistant" and any(b.get("id") == call.tool_use_id for b in _blocks(entry)):
+                return dict(entry)
+        raise KeyError(call.tool_use_id)
+
+    # ---- The files ----
+
+    def write(self, paths: SessionPaths, claude_session_id: str, *, carry: OpenCall | None = None) -> None:
+        """Write the conversation where the CLI looks for it; of an empty one nothing is left there. Blocking.
+
+        Args:
+            paths: The session's folders.
+            claude_session_id: The CLI's id of the session.
+            carry: The call that the CLI is to take up; other open calls are left out for now.
+
+        Raises:
+            UnknownTranscriptFormat: A subpath leads out of the folder.
+        """
+        folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
+        # What a lost process has left was not stored, and the CLI refuses an id that it knows.
+        (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(folder / claude_session_id, ignore_errors=True)
+        if not self:
+            return
+        main = [_dump(entry) for entry in self._chained(carry)]
+        for subpath, lines in {"": main, **self._others}.items():
+            path = folder / f"{claude_session_id}.jsonl"
+            if subpath:
+                path = folder / claude_session_id / f"{subpath}.jsonl"
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UnknownTranscriptFormat("a subpath leads out of the folder")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(b"\n".join(lines) + b"\n")
+
+    def _chained(self, carry: OpenCall | None) -> list[dict[str, Any]]:
+        """The entries of the main conversation, each with a parent that is in the file."""
+        known: set[str] = set()
+        last = None
+        entries = []
+        for entry in [*self._main[: self._tail], *self._ending(carry)]:
+            if "uuid" in entry:
+                parent = entry.get("parentUuid")
+                known.add(entry["uuid"])
+                if parent is not None and parent not in known:
+                    entries.append({**entry, "parentUuid": last})
+                else:
+                    entries.append(entry)
+                last = entry["uuid"]
+            else:
+                entries.append(entry)
+        return entries
+
+    def _ending(self, carry: OpenCall | None) -> list[dict[str, Any]]:
+        """The last message and what follows. While a call is carried: one chain of blocks, results and the mark."""
+        tail = self._main[self._tail :]
+        if carry is None:
+            return tail
+        hidden = self._calls.keys() - {carry.tool_use_id}
+        blocks, results = [], []
+        for entry in tail:
+            if entry["type"] == "assistant":
+                content = [block for block in _blocks(entry) if block.get("id") not in hidden]
+                if content:
+                    blocks.append({**entry, "message": {**entry["message"], "content": content}})
+            elif entry["type"] == "user" and _results(entry):
+                results.append(dict(entry))
+        mark = {
+            **_stamp(self._entry_of(carry), parent=None),
+            "type": "attachment",
+            "attachment": {
+                "type": "hook_deferred_tool",
+                "toolUseID": carry.tool_use_id,
+                "toolName": carry.tool_name,
+                "toolInput": carry.input,
+                "hookName": "settings",
+                "hookEvent": "PreToolUse",
+                "permissionMode": "default",
+            },
+        }
+        chain = [*blocks, *results, mark]
+        for entry, before in zip(chain[1:], chain, strict=False):
+            entry["parentUuid"] = before["uuid"]
+        return chain
+
+
+def _absorbed(entries: Iterable[dict[str, Any]]) -> set[str]:
+    """Messages that came in the middle of a turn: the CLI writes them as attachments with other ids."""
+    attachments = [entry["attachment"] for entry in entries if isinstance(entry.get("attachment"), dict)]
+    return {str(found.get("source_uuid")) for found in attachments if found.get("type") == "queued_command"}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        entry: Any = json.loads(line)
+        kind = entry["type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnknownTranscriptFormat("a line is not an object with a type") from error
+    if not isinstance(entry, dict) or not isinstance(kind, str):
+        raise UnknownTranscriptFormat("the type of a line is not text")
+    if kind in {"user", "assistant"}:
+        message = entry.get("message")
+        if not isinstance(entry.get("uuid"), str) or not isinstance(message, dict):
+            raise UnknownTranscriptFormat(f"a line of type {kind} has no uuid or no message")
+        content = message.get("content")
+        if not isinstance(content, str | list):
+            raise UnknownTranscriptFormat(f"the content of a line of type {kind} is neither text nor blocks")
+    return dict(entry)
+
+
+def _blocks(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    content = entry["message"]["content"]
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _results(entry: dict[str, Any]) -> list[str]:
+    return [block["tool_use_id"] for block in _blocks(entry) if block.get("type") == "tool_result"]
+
+
+def _text(block: dict[str, Any]) -> str:
+    content = block.get("content")
+    if isinstance(content, list):
+        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def _is_continuation(entry: dict[str, Any]) -> bool:
+    if entry.get("isMeta"):
+        return True
+    content = entry["message"]["content"]
+    if isinstance(content, list):
+        content = "".join(block.get("text", "") for block in _blocks(entry))
+    return bool(content == CONTINUATION)
+
+
+def _stamp(like: dict[str, Any], *, parent: str | None) -> dict[str, Any]:
+    return {
+        "parentUuid": parent,
+        **{key: like[key] for key in _FRAME if key in like},
+        "uuid": str(uuid4()),
+        "timestamp": clock.utcnow().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+
+
+def _dump(entry: dict[str, Any]) -> bytes:
+    # surrogatepass: a lone surrogate in a tool's output must come back as it was.
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -1,0 +1,368 @@
+"""The CLI process of a session: started, drained unconditionally, stopped.
+
+Frames flow from the process through the translator into the writer for as long as it lives. What the run has to know of
+them comes out of `turns`: the ends of turns, and the end of the process.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
+from agentrpc.claude.revival import Conversation, OpenCall
+from agentrpc.claude.translation import Delta, Translator, TurnEnded
+from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.names import session_name
+from agentrpc.services.session_host.gate import SessionGate
+from agentrpc.services.session_host.hold import Hold
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.telemetry import AGENT_PROCESSES
+from agentrpc.v1 import event_pb2, session_pb2
+
+__all__ = ["Environment", "SessionProcess", "TokenIssuer"]
+
+log = structlog.get_logger()
+
+# Ids of calls in lines of a transcript: of the block that asks, and of the result.
+_CALL_IDS = re.compile(rb'"(?:tool_use_)?id":"([^"]{1,200})"')
+
+
+class TokenIssuer(Protocol):
+    """The model gateway, as far as a session needs it."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        ...
+
+    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
+        """A run token that is good while `may_call` says so."""
+        ...
+
+    def revoke(self, token: str) -> None:
+        """End a token, and the calls under way with it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What all actors of a worker share."""
+
+    database: Database
+    bus: Bus
+    settings: Settings
+    tokens: TokenIssuer
+    isolation: Isolation
+    workspaces: WorkspaceStore
+    may_begin: Callable[[], bool]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A call that is made by itself, without a turn around it."""
+
+    tool_use_id: str
+    done: "asyncio.Future[None]"
+    ended: bool = False
+    stored: bool = False
+
+    def check(self) -> None:
+        if self.ended and self.stored and not self.done.done():
+            self.done.set_result(None)
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
+    try:
+        yield
+    except OSError as error:
+        raise AgentStartError(
+            "the worker could not write the CLI's files: see the space on its disk", str(error)
+        ) from error
+
+
+class SessionProcess:
+    """At most one live CLI of one session.
+
+    Args:
+        environment: What all actors share.
+        hold: The session; its writer gets events and transcript lines.
+        paths: Its folders.
+        translator: Makes events of frames.
+        gate: Judges every call.
+        may_begin: Whether this worker may still begin anything for the session.
+        on_ready: Gets what the CLI says of itself.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        hold: Hold,
+        paths: SessionPaths,
+        translator: Translator,
+        gate: SessionGate,
+        *,
+        may_begin: Callable[[], bool],
+        on_ready: Callable[[event_pb2.AgentInitialized], None],
+    ) -> None:
+        self._env = environment
+        self._session_id = hold.session_id
+        self._writer = hold.writer
+        self._paths = paths
+        self._translator = translator
+        self._gate = gate
+        self._may_begin = may_begin
+        self._on_ready = on_ready
+        self._agent: AgentProcess | None = None
+        self._options = b""
+        self._token: str | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._abandoned = StopReceipt(0, 0.0, confirmed=True)
+        self._stopping: asyncio.Task[StopReceipt] | None = None
+        self._stored: set[str] = set()
+        gate.in_transcript = lambda tool_use_id: tool_use_id in self._stored
+        self._step: _Step | None = None
+        self._writing = False
+        self.turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
+        self.last_frame = self._said = time.monotonic()
+        self._log = log.bind(session=session_name(hold.session_id))
+
+    @property
+    def alive(self) -> bool:
+        """Whether a CLI process is alive."""
+        return self._agent is not None
+
+    def memory(self) -> int:
+        """Bytes that the process tree uses."""
+        return self._agent.memory() if self._agent is not None else 0
+
+    def fits(self, options: session_pb2.SessionOptions) -> bool:
+        """Whether the live process, if there is one, can carry out another run with these options."""
+        wanted = options.SerializeToString(deterministic=True)
+        return self._agent is not None and wanted == self._options and not self._agent.exhausted(options)
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing is under way but calls that wait at the gate or behind one, all of them in the transcript.
+
+        Then the process may go without losing anything: a new one takes these calls up again.
+        """
+        waiting = self._gate.at_gate
+        return (
+            bool(waiting)
+            and not self._gate.starting
+            and not self._writing
+            and not self._translator.calls_run
+            and not self._translator.active_subtasks
+            and self._translator.open_calls | waiting <= self._stored
+        )
+
+    # ---- Start ----
+
+    async def start(
+        self,
+        options: session_pb2.SessionOptions,
+        claude_session_id: str,
+        conversation: Conversation,
+        *,
+        carry: OpenCall | None = None,
+        step: bool = False,
+    ) -> None:
+        """Start a process that goes on from the stored conversation.
+
+        Args:
+            options: The session's.
+            claude_session_id: The CLI's id of the session.
+            conversation: What is stored of it; empty for a new one.
+            carry: A call that the CLI takes up by itself at once, by way of the gate.
+            step: With `carry`: make that call and nothing else. No model is called, and only its result is kept.
+
+        Raises:
+            AgentStartError: The CLI is missing, crashed or hung. Nothing of it is left.
+        """
+        wanted = options.SerializeToString(deterministic=True)
+        with _disk():
+            self._paths.create()
+            await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
+        used = session_pb2.SessionOptions()
+        used.CopyFrom(options)
+        used.model = options.model or self._env.settings.default_model
+        self._translator.reset_process()
+        if carry is not None:
+            self._translator.call_carried(carry.tool_use_id, carry.tool_name, carry.input)
+        self._stored = {carry.tool_use_id} if carry is not None else set()
+        self._step = None
+        if step and carry is not None:
+            self._step = _Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
+        self._writing = False
+        self._token = self._env.tokens.issue(self._session_id, (lambda: False) if step else self._may_begin)
+        spec = AgentSpec(
+            session_id=self._session_id,
+            claude_session_id=claude_session_id,
+            resume=bool(conversation),
+            options=used,
+            paths=self._paths,
+            gateway_url=self._env.tokens.url,
+            token=self._token,
+            isolation=self._env.isolation,
+            gate=self._gate,
+            on_transcript=self._keep,
+            carry=carry,
+            cli_path=self._env.settings.cli_path,
+        )
+        try:
+            self._abandoned = StopReceipt(0, 0.0, confirmed=True)
+            with _disk():
+                agent = await AgentProcess.start(
+                    spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
+                )
+        except BaseException:
+            self._env.tokens.revoke(self._token)
+            self._token = None
+            raise
+        self.forget_turns()
+        self._agent, self._options = agent, wanted
+        self.last_frame = self._said = time.monotonic()
+        AGENT_PROCESSES.inc()
+        self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self._session_id}")
+
+    def _keep(self, subpath: str, lines: list[bytes]) -> None:
+        if self._step is not None:
+            # What the CLI says to itself on the way is not part of the conversation.
+            wanted = f'"tool_use_id":"{self._step.tool_use_id}"'.encode()
+            lines = [line for line in lines if wanted in line and b'"type":"user"' in line]
+        if not lines:
+            return
+        self._writer.put_transcript(subpath, lines)
+        if not subpath:
+            for line in lines:
+                self._stored.update(found.decode(errors="replace") for found in _CALL_IDS.findall(line))
+        if self._step is not None:
+            self._step.stored = True
+            self._step.check()
+
+    async def stepped(self) -> None:
+        """Wait until the call of a step has ended and its result is on its way to the store. Then stop the process."""
+        assert self._step is not None
+        await self._step.done
+
+    # ---- Frames ----
+
+    async def _drain(self, agent: AgentProcess) -> None:
+        """Frames to events, for the life of the process."""
+        crash = AgentCrashedError(None, "")
+        try:
+            async for frames in agent.frames():
+                self.last_frame = time.monotonic()
+                if self._step is not None:
+                    frames = [frame for frame in frames if frame.get("type") == "user"]  # noqa: PLW2901 - of a step
+                self._hand_on(chain.from_iterable(map(self._translator.translate, frames)))
+                await self._writer.room()
+        except AgentCrashedError as error:
+            crash = error
+            self._log.warning("agent_crashed", exit_code=error.exit_code, stderr=error.stderr_tail[-500:])
+        if self._agent is agent:
+            # Ended unasked: whatever of the tree is left goes too.
+            self._pump = None
+            await self.stop()
+            self.turns.put_nowait(crash)
+
+    def _hand_on(self, items: Iterable[Delta | TurnEnded | event_pb2.Event]) -> None:
+        put, put_delta = self._writer.put, self._writer.put_delta
+        for item in items:
+            if isinstance(item, Delta):
+                put_delta(item)
+            elif isinstance(item, TurnEnded):
+                self.turns.put_nowait(item)
+            else:
+                put(item)
+                self._note(item)
+
+    def _note(self, event: event_pb2.Event) -> None:
+        kind = event.WhichOneof("payload")
+        if kind == "assistant_message":
+            for block in event.assistant_message.blocks:
+                if block.HasField("tool_use"):
+                    self._gate.saw_block(block.tool_use.tool_use_id)
+        elif kind == "message_started" and not event.parent_tool_use_id:
+            self._writing = True
+        elif kind == "message_completed":
+            self._writing = False
+        elif kind == "tool_call_finished" and self._step is not None:
+            self._step.ended = True
+            self._step.check()
+        elif kind == "agent_initialized":
+            self._on_ready(event.agent_initialized)
+
+    # ---- Use and end ----
+
+    @property
+    def begun(self) -> bool:
+        """Whether the CLI has taken in what it was told last: before that, another message would be joined to it."""
+        return self.last_frame > self._said
+
+    def forget_turns(self) -> None:
+        """What ended before now is of no interest."""
+        while not self.turns.empty():
+            self.turns.get_nowait()
+
+    async def send_prompt(self, text: str, *, uuid: str) -> None:
+        """Begin a turn. `uuid` becomes the prompt's place in the transcript."""
+        assert self._agent is not None
+        self._said = time.monotonic()
+        await self._agent.send_prompt(text, uuid=uuid)
+
+    async def interrupt(self) -> None:
+        """Ask the CLI to end the turn, as Esc does."""
+        if self._agent is not None:
+            await self._agent.interrupt()
+
+    async def stop(self, *, grace: float = 2.0) -> StopReceipt:
+        """End the whole tree; the writer has everything of it when this returns.
+
+        Args:
+            grace: Seconds for the CLI to leave by itself. 0: kill it where it stands, so that it writes nothing more.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace), name=f"stop-{self._session_id}")
+            self._stopping.add_done_callback(self._on_stopped)
+        # Whoever asks waits until the tree is gone, also when somebody else has asked before.
+        return await asyncio.shield(self._stopping)
+
+    def _on_abandoned(self, receipt: StopReceipt) -> None:
+        self._abandoned = receipt
+
+    def _on_stopped(self, _: object) -> None:
+        self._stopping = None
+
+    async def _stop(self, grace: float) -> StopReceipt:
+        agent, self._agent = self._agent, None
+        pump, self._pump = self._pump, None
+        token, self._token = self._token, None
+        if token is not None:
+            self._env.tokens.revoke(token)
+        # Without a process: what became of the last one that was stopped while it started.
+        receipt, self._abandoned = self._abandoned, StopReceipt(0, 0.0, confirmed=True)
+        if agent is not None:
+            AGENT_PROCESSES.dec()
+            receipt = await agent.stop(grace=grace)
+            self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
+        if pump is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asyncio.shield(pump)
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+        return receipt
