@@ -1,6 +1,6 @@
 """The end of a run: its row, its approvals, its head row, the session's totals and the log, in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -11,17 +11,27 @@ from agentrpc.services import approvals
 from agentrpc.services.doubt import UNKNOWN_RESULT, finished
 from agentrpc.services.views import head_state
 from agentrpc.store.database import Transaction
-from agentrpc.store.log import LogEvent, StoredEvent, append_control
+from agentrpc.store.log import LogEvent, StoredEvent, append_control, message_ends
 from agentrpc.store.runs import LedgerRow, finish_calls, ledger_of_run, oldest_queued
 from agentrpc.store.tables import Run, Session, SessionHead, Worker
 from agentrpc.v1 import common_pb2, event_pb2, run_pb2
 
-__all__ = ["Ending", "cancel_queued", "conclude", "finish_call_events", "stop_run"]
+__all__ = ["Ending", "cancel_queued", "conclude", "finish_call_events", "stop_run", "sum_usage"]
 
 
 @dataclass(slots=True)
 class Ending:
-    """How a run ended: what `RunEnded` and the run's row say."""
+    """How a run ended: what `RunEnded` and the run's row say.
+
+    Attributes:
+        state: A terminal one.
+        result: Of its last turn.
+        error: Why it failed.
+        usage: What its turns say that they used.
+        model_usage: The same by model.
+        receipt: What was stopped.
+        complete: Whether every turn has told what it used. Otherwise the log is asked.
+    """
 
     state: RunState
     result: run_pb2.RunResult | None = None
@@ -29,6 +39,7 @@ class Ending:
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
     model_usage: Sequence[common_pb2.ModelUsage] = ()
     receipt: run_pb2.StopReceipt | None = None
+    complete: bool = False
 
 
 async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending) -> list[StoredEvent]:
@@ -44,6 +55,8 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
     doubt = [row for row in (await ledger_of_run(tx, session_id, run.id)).values() if row.outcome is None]
     events += await finish_call_events(tx, run, doubt, event_pb2.ToolCallFinished.OUTCOME_UNKNOWN, UNKNOWN_RESULT)
 
+    if not ending.complete:
+        add_logged_usage(ending, await message_ends(tx, session_id, run.id, run.first_sequence))
     ended = event_pb2.RunEnded(state=f"STATE_{ending.state}", usage=ending.usage, model_usage=ending.model_usage)
     if ending.result is not None:
         ended.result.CopyFrom(ending.result)
@@ -81,6 +94,23 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
     stored = await append_control(tx, session_id, events)
     run.last_sequence = stored[last_of_run - 1].sequence
     return stored
+
+
+def add_logged_usage(ending: Ending, messages: Iterable[bytes]) -> None:
+    """Count what the log knows of turns that never told their usage: tokens, but not what they cost."""
+    logged = common_pb2.Usage()
+    models: dict[str, common_pb2.Usage] = {}
+    for data in messages:
+        done = event_pb2.Event.FromString(data).message_completed
+        for total in (logged, models.setdefault(done.model, common_pb2.Usage())):
+            sum_usage(total, done.usage)
+    _raise_to(ending.usage, logged)
+    told = {used.model: used for used in ending.model_usage}
+    for model, usage in models.items():
+        if model not in told:
+            told[model] = common_pb2.ModelUsage(model=model)
+            ending.model_usage = [*ending.model_usage, told[model]]
+        _raise_to(told[model].usage, usage)
 
 
 async def stop_run(tx: Transaction, head: SessionHead, run: Run, kind: StopKind) -> list[StoredEvent]:
@@ -166,6 +196,16 @@ async def cancel_queued(
 
 def _sum(stored: bytes, usage: common_pb2.Usage) -> bytes:
     total = common_pb2.Usage.FromString(stored)
+    sum_usage(total, usage)
+    return total.SerializeToString()
+
+
+def sum_usage(total: common_pb2.Usage, usage: common_pb2.Usage) -> None:
+    """Add `usage` to `total`."""
     for name in common_pb2.Usage.DESCRIPTOR.fields_by_name:
         setattr(total, name, getattr(total, name) + getattr(usage, name))
-    return total.SerializeToString()
+
+
+def _raise_to(total: common_pb2.Usage, least: common_pb2.Usage) -> None:
+    for name in common_pb2.Usage.DESCRIPTOR.fields_by_name:
+        setattr(total, name, max(getattr(total, name), getattr(least, name)))

@@ -27,6 +27,7 @@ __all__ = [
     "copy_transcript",
     "drop_transcript",
     "last_sequences",
+    "message_ends",
     "number_events",
     "read_events",
     "read_transcript",
@@ -307,6 +308,23 @@ async def read_events(
             statement, session_id, after, up_to, list(kinds) if kinds is not None else None, run_id, limit
         )
     return [StoredEvent(row[0], row[1], row[2], with_sequence(row[3], row[0])) for row in rows]
+
+
+async def message_ends(transaction: AsyncSession, session_id: UUID, run_id: UUID, first_sequence: int) -> list[bytes]:
+    """The `message_completed` events of a run. Walks the primary key from the run's first event on."""
+    rows = await transaction.scalars(
+        text(
+            "SELECT data FROM session_events WHERE session_id = :session_id AND sequence >= :first"
+            " AND run_id = :run_id AND kind = :kind"
+        ),
+        {
+            "session_id": session_id,
+            "first": first_sequence,
+            "run_id": run_id,
+            "kind": event_pb2.Event.MESSAGE_COMPLETED_FIELD_NUMBER,
+        },
+    )
+    return list(rows)
 
 
 async def last_sequences(database: Database, session_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str | None]]:

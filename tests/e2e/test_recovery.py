@@ -114,6 +114,10 @@ async def test_an_allowed_call_runs_once_after_its_process_has_gone(stack, resta
     assert [started.attempt for started in of(events, "run_started")] == [1, 1]
     assert "".join(b.text.text for m in of(events, "assistant_message") for b in m.blocks).endswith("thank you")
     assert len(of(events, "tool_call_started")) == len(of(events, "tool_call_finished")) == 1
+    # What the process used that never told it is counted too.
+    [ended] = of(events, "run_ended")
+    assert ended.usage.output_tokens == sum(done.usage.output_tokens for done in of(events, "message_completed")) > 0
+    assert [used.usage.output_tokens for used in ended.model_usage] == [ended.usage.output_tokens]
 
 
 async def test_a_denied_call_never_runs(stack):

@@ -166,7 +166,7 @@ class SessionActor:
         structlog.contextvars.bind_contextvars(session=session_name(self.session_id), run=str(run.id))
         try:
             await self._hold.show(claim.events)
-            usage = Ending(RunState.SUCCEEDED)
+            usage = Ending(RunState.SUCCEEDED, complete=claim.origin is Origin.QUEUED)
             ending = await self._guarded(self._conduct(claim, usage), usage)
             while ending is not None:
                 self._gate.end_run()
@@ -225,6 +225,7 @@ class SessionActor:
             if self._stop is not None:
                 return await self._halt(usage)
             if plan is None:
+                usage.complete = False
                 found: Plan | Ending | Parked | Changed
                 try:
                     found = await plan_recovery(

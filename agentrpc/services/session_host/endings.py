@@ -5,8 +5,8 @@ import hashlib
 from agentrpc.claude.launcher import StopReceipt
 from agentrpc.claude.translation import TurnEnded
 from agentrpc.domain.states import RunState
-from agentrpc.services.run_end import Ending
-from agentrpc.v1 import run_pb2
+from agentrpc.services.run_end import Ending, sum_usage
+from agentrpc.v1 import common_pb2, run_pb2
 
 __all__ = ["add_usage", "failed", "from_turn", "run_receipt", "stopped"]
 
@@ -76,7 +76,13 @@ def from_turn(turn: TurnEnded, usage: Ending) -> Ending:
         result.text = turn.text
     result.duration.FromTimedelta(turn.duration)
     result.model_duration.FromTimedelta(turn.model_duration)
-    ending = Ending(RunState.SUCCEEDED, result=result, usage=usage.usage, model_usage=usage.model_usage)
+    ending = Ending(
+        RunState.SUCCEEDED,
+        result=result,
+        usage=usage.usage,
+        model_usage=usage.model_usage,
+        complete=usage.complete,
+    )
     if not turn.is_error and turn.subtype == "success":
         return ending
     ending.state = RunState.FAILED
@@ -97,9 +103,14 @@ def run_receipt(receipt: StopReceipt) -> run_pb2.StopReceipt:
 
 def add_usage(ending: Ending, turn: TurnEnded) -> None:
     """Add what a turn has used."""
-    for name in type(ending.usage).DESCRIPTOR.fields_by_name:
-        setattr(ending.usage, name, getattr(ending.usage, name) + getattr(turn.usage, name))
-    ending.model_usage = [*ending.model_usage, *turn.model_usage]
+    sum_usage(ending.usage, turn.usage)
+    by_model = {(used.model, used.provider): used for used in ending.model_usage}
+    for used in turn.model_usage:
+        key = (used.model, used.provider)
+        sum_usage(
+            by_model.setdefault(key, common_pb2.ModelUsage(model=used.model, provider=used.provider)).usage, used.usage
+        )
+    ending.model_usage = list(by_model.values())
 
 
 def _error(turn: TurnEnded) -> run_pb2.RunError:
