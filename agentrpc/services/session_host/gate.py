@@ -212,7 +212,7 @@ class SessionGate:
             self._blocks.pop(tool_use_id, None)
 
     async def _wait_for_line(self, tool_use_id: str) -> None:
-        """Whoever answers may find this worker gone: another one knows the call from the transcript alone."""
+        """Should this worker be lost, another one knows the call and its place from the transcript alone."""
         deadline = time.monotonic() + _BLOCK_WAIT
         while not self.in_transcript(tool_use_id) and time.monotonic() < deadline:  # noqa: ASYNC110 - for moments
             await asyncio.sleep(0.002)
@@ -220,6 +220,8 @@ class SessionGate:
     async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
         # An answer may come while the process is about to go: then the call is made by the next one.
         await self._open.wait()
+        if not call.agent_id:
+            await self._wait_for_line(call.tool_use_id)
         self._at_gate.discard(call.tool_use_id)
         self.starting += 1
         try:
