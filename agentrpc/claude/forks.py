@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from uuid import UUID
 
+from agentrpc.claude.transcripts import encode_entry
+
 __all__ = ["fork_transcript"]
 
 
@@ -32,8 +34,7 @@ def fork_transcript(
             raise ValueError(msg)  # noqa: TRY004 - of the data, not of an argument
         if "sessionId" in entry:
             entry["sessionId"] = str(claude_session_id)
-            # surrogatepass: a lone surrogate in a tool's output must stay as it is.
-            line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+            line = encode_entry(entry)
         kept.append((subpath, line))
         if until and not subpath and entry.get("type") in {"user", "assistant"} and entry.get("uuid") == until:
             return kept

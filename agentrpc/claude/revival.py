@@ -17,6 +17,7 @@ from claude_agent_sdk import project_key_for_directory
 
 from agentrpc import clock
 from agentrpc.claude.launcher import SessionPaths
+from agentrpc.claude.transcripts import encode_entry
 
 __all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat"]
 
@@ -132,7 +133,7 @@ class Conversation:
             call = self._calls.pop(result.tool_use_id)
             entry = self._result_entry(call, result)
             self._main.append(entry)
-            lines.append(_dump(entry))
+            lines.append(encode_entry(entry))
         return lines
 
     def _result_entry(self, call: OpenCall, result: CallResult) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class Conversation:
         shutil.rmtree(folder / claude_session_id, ignore_errors=True)
         if not self:
             return
-        main = [_dump(entry) for entry in self._chained(carry)]
+        main = [encode_entry(entry) for entry in self._chained(carry)]
         for subpath, lines in {"": main, **self._others}.items():
             path = folder / f"{claude_session_id}.jsonl"
             if subpath:
@@ -293,8 +294,3 @@ def _stamp(like: dict[str, Any], *, parent: str | None) -> dict[str, Any]:
         "uuid": str(uuid4()),
         "timestamp": clock.utcnow().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
-
-
-def _dump(entry: dict[str, Any]) -> bytes:
-    # surrogatepass: a lone surrogate in a tool's output must come back as it was.
-    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -1,10 +1,19 @@
 """What the CLI writes into its transcript, on the way to the store. The way back is in `revival.py`."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["TranscriptMirror"]
+__all__ = ["TranscriptMirror", "encode_entry"]
+
+
+def encode_entry(entry: Mapping[str, Any]) -> bytes:
+    """An entry as the line that the CLI writes for it: JSON in UTF-8, without its newline.
+
+    A lone surrogate has no UTF-8 and stays escaped, as does NUL. What is not UTF-8 the CLI would read as U+FFFD.
+    """
+    # Python's name of a lone surrogate, \udc00, is JSON's too.
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 class TranscriptMirror:
@@ -19,12 +28,7 @@ class TranscriptMirror:
 
     async def append(self, key: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
         """Hand on what the CLI has written."""
-        # surrogatepass: a lone surrogate in a tool's output must come back as it was.
-        lines = [
-            json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-            for entry in entries
-        ]
-        self._on_lines(key.get("subpath", ""), lines)
+        self._on_lines(key.get("subpath", ""), [encode_entry(entry) for entry in entries])
 
     async def load(self, key: dict[str, Any]) -> None:  # noqa: ARG002 - the SDK's signature
         """Nothing: the CLI resumes from the file that `Conversation.write` has written."""

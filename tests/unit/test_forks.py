@@ -10,13 +10,11 @@ NEW = UUID(int=7)
 
 
 def line(uuid, kind="user", text="x"):
-    return f'{{"type":"{kind}","uuid":"{uuid}","sessionId":"old","message":{{"content":"{text}","sessionId":"old"}}}}'.encode(
-        "utf-8", "surrogatepass"
-    )
+    return f'{{"type":"{kind}","uuid":"{uuid}","sessionId":"old","message":{{"content":"{text}","sessionId":"old"}}}}'.encode()
 
 
 def test_only_the_id_of_the_session_changes():
-    odd = line("a", text="\ud800 \\u0000 ü")
+    odd = line("a", text="\\ud800 \\u0000 ü")
     other = b'{"type":"summary", "spaced": 1.0}'
     lines = fork_transcript([("", odd), ("", other)], NEW)
     assert lines == [("", odd.replace(b'"sessionId":"old"', f'"sessionId":"{NEW}"'.encode(), 1)), ("", other)]
