@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_
 from agentrpc.claude.options import agent_environment, agent_options
 from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
 from agentrpc.claude.revival import OpenCall
-from agentrpc.claude.transcripts import TranscriptMirror
+from agentrpc.claude.transcripts import TranscriptStore
 from agentrpc.domain.gate import Gate, ToolCall, Verdict
 from agentrpc.v1 import session_pb2
 
@@ -53,6 +53,10 @@ class AgentCrashedError(Exception):
         self.stderr_tail = stderr_tail
 
 
+async def _nothing() -> list[tuple[str, bytes]]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
     """What a process is started with.
@@ -68,6 +72,7 @@ class AgentSpec:
         isolation: How the tree is kept apart.
         gate: Judges every call.
         on_transcript: Gets (subpath, lines); must only enqueue.
+        load_transcript: All (subpath, line) of the session, with those that `on_transcript` was given before.
         carry: A call of the stored conversation that the CLI takes up by itself at its start.
         cli_path: Another CLI than the bundled one.
     """
@@ -82,6 +87,7 @@ class AgentSpec:
     isolation: Isolation
     gate: Gate
     on_transcript: Callable[[str, list[bytes]], None]
+    load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
     carry: OpenCall | None = None
     cli_path: Path | None = None
 
@@ -148,7 +154,7 @@ class AgentProcess:
             # The mirror checks paths against it here, in our process; the launcher sets it for the CLI.
             "env": {"CLAUDE_CONFIG_DIR": str(spec.paths.config)},
             "stderr": stderr.append,
-            "session_store": TranscriptMirror(spec.on_transcript),
+            "session_store": TranscriptStore(spec.on_transcript, spec.load_transcript),
             "session_store_flush": "eager",
             "hooks": {
                 "PreToolUse": [

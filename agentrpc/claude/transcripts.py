@@ -1,10 +1,10 @@
-"""What the CLI writes into its transcript, on the way to the store. The way back is in `revival.py`."""
+"""The CLI's transcript on its way to the store. The way back to the CLI is in `revival.py`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["TranscriptMirror", "encode_entry"]
+__all__ = ["TranscriptStore", "encode_entry"]
 
 
 def encode_entry(entry: Mapping[str, Any]) -> bytes:
@@ -16,20 +16,35 @@ def encode_entry(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
-class TranscriptMirror:
-    """The SDK's SessionStore as far as a live process needs it: what the CLI writes is handed on, line by line.
+class TranscriptStore:
+    """The SDK's SessionStore of one session.
+
+    The session has one conversation, whatever the CLI calls it: of a key only the subpath counts. The CLI resumes from
+    the files that `Conversation.write` has written: the SDK, which is given a transport, does not ask for them here.
 
     Args:
-        on_lines: Gets the subpath ("" for the main conversation) and encoded lines; must only enqueue.
+        append: Gets the subpath ("" for the main conversation) and encoded lines; must only enqueue.
+        load: All (subpath, line) of the session, in order, with those that were appended before.
     """
 
-    def __init__(self, on_lines: Callable[[str, list[bytes]], None]) -> None:
-        self._on_lines = on_lines
+    def __init__(
+        self,
+        append: Callable[[str, list[bytes]], None],
+        load: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]],
+    ) -> None:
+        self._append = append
+        self._load = load
 
-    async def append(self, key: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
-        """Hand on what the CLI has written."""
-        self._on_lines(key.get("subpath", ""), [encode_entry(entry) for entry in entries])
+    async def append(self, key: Mapping[str, str], entries: Sequence[Mapping[str, Any]]) -> None:
+        """Hand on what the CLI has written: all of it or nothing, so that it may be tried again."""
+        if entries:
+            self._append(key.get("subpath", ""), [encode_entry(entry) for entry in entries])
 
-    async def load(self, key: dict[str, Any]) -> None:  # noqa: ARG002 - the SDK's signature
-        """Nothing: the CLI resumes from the file that `Conversation.write` has written."""
-        return
+    async def load(self, key: Mapping[str, str]) -> list[dict[str, Any]] | None:
+        """The entries under a subpath; None: nothing was ever appended there."""
+        subpath = key.get("subpath", "")
+        return [json.loads(line) for path, line in await self._load() if path == subpath] or None
+
+    async def list_subkeys(self, key: Mapping[str, str]) -> list[str]:  # noqa: ARG002 - the SDK's signature
+        """The subpaths of what is not the main conversation."""
+        return sorted({path for path, _ in await self._load() if path})

@@ -27,6 +27,7 @@ from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
+from agentrpc.store.log import read_transcript
 from agentrpc.telemetry import AGENT_PROCESSES
 from agentrpc.v1 import event_pb2, session_pb2
 
@@ -219,6 +220,7 @@ class SessionProcess:
             isolation=self._env.isolation,
             gate=self._gate,
             on_transcript=self._keep,
+            load_transcript=self._load,
             carry=carry,
             cli_path=self._env.settings.cli_path,
         )
@@ -252,6 +254,10 @@ class SessionProcess:
         if self._step is not None:
             self._step.stored = True
             self._step.check()
+
+    async def _load(self) -> list[tuple[str, bytes]]:
+        await self._writer.flush()
+        return await read_transcript(self._env.database, self._session_id)
 
     async def stepped(self) -> None:
         """Wait until the call of a step has ended and its result is on its way to the store. Then stop the process."""
