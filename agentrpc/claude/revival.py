@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -63,9 +64,13 @@ class Conversation:
     def __init__(self, lines: Iterable[tuple[str, bytes]]) -> None:
         self._main: list[dict[str, Any]] = []
         self._others: dict[str, list[bytes]] = {}
+        # What the CLI keeps beside a subagent's conversation, in a file of its own.
+        self._metadata: dict[str, dict[str, Any]] = {}
         for subpath, line in lines:
             entry = _parse(line)
-            if subpath:
+            if subpath and entry["type"] == "agent_metadata":
+                self._metadata[subpath] = {key: value for key, value in entry.items() if key != "type"}
+            elif subpath:
                 self._others.setdefault(subpath, []).append(line)
             else:
                 self._main.append(entry)
@@ -177,13 +182,12 @@ class Conversation:
         shutil.rmtree(folder / claude_session_id, ignore_errors=True)
         if not self:
             return
-        main = [encode_entry(entry) for entry in self._chained(carry)]
-        for subpath, lines in {"": main, **self._others}.items():
-            path = folder / f"{claude_session_id}.jsonl"
-            if subpath:
-                path = folder / claude_session_id / f"{subpath}.jsonl"
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise UnknownTranscriptFormat("a subpath leads out of the folder")
+        files = {folder / f"{claude_session_id}.jsonl": [encode_entry(entry) for entry in self._chained(carry)]}
+        for subpath, lines in self._others.items():
+            files[_inside(folder / claude_session_id, f"{subpath}.jsonl")] = lines
+        for subpath, metadata in self._metadata.items():
+            files[_inside(folder / claude_session_id, f"{subpath}.meta.json")] = [encode_entry(metadata)]
+        for path, lines in files.items():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.write_bytes(b"\n".join(lines) + b"\n")
 
@@ -236,6 +240,13 @@ class Conversation:
         for entry, before in zip(chain[1:], chain, strict=False):
             entry["parentUuid"] = before["uuid"]
         return chain
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise UnknownTranscriptFormat("a subpath leads out of the folder")
+    return path
 
 
 def _absorbed(entries: Iterable[dict[str, Any]]) -> set[str]:
