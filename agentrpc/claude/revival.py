@@ -28,6 +28,11 @@ CONTINUATION = "Continue from where you left off."
 # Fields of an entry that say where it was written, and not what.
 _FRAME = ("isSidechain", "userType", "entrypoint", "cwd", "sessionId", "version", "gitBranch")
 
+# What the conversation is made of. Other entries are notes beside it, which have no uuid.
+_CONVERSATION = frozenset({"user", "assistant", "attachment", "system", "progress"})
+# What is text in a block, by its type.
+_TEXTS = {"text": ("text",), "tool_use": ("id", "name"), "tool_result": ("tool_use_id",)}
+
 
 class UnknownTranscriptFormat(Exception):
     """The stored transcript is not one that this version can resume from."""
@@ -259,18 +264,34 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         entry: Any = json.loads(line)
         kind = entry["type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnknownTranscriptFormat("a line is not an object with a type") from error
     if not isinstance(entry, dict) or not isinstance(kind, str):
         raise UnknownTranscriptFormat("the type of a line is not text")
+    if "uuid" in entry:
+        if kind not in _CONVERSATION:
+            raise UnknownTranscriptFormat(f"a line of the conversation is of the unknown type {kind[:50]!r}")
+        if not isinstance(entry["uuid"], str) or not isinstance(entry.get("parentUuid"), str | None):
+            raise UnknownTranscriptFormat(f"the uuid or the parentUuid of a line of type {kind} is no text")
     if kind in {"user", "assistant"}:
         message = entry.get("message")
-        if not isinstance(entry.get("uuid"), str) or not isinstance(message, dict):
+        if "uuid" not in entry or not isinstance(message, dict):
             raise UnknownTranscriptFormat(f"a line of type {kind} has no uuid or no message")
         content = message.get("content")
         if not isinstance(content, str | list):
             raise UnknownTranscriptFormat(f"the content of a line of type {kind} is neither text nor blocks")
+        for block in _blocks(entry):
+            _check_block(block)
     return dict(entry)
+
+
+def _check_block(block: dict[str, Any]) -> None:
+    kind = block.get("type")
+    for field in _TEXTS.get(kind, ()) if isinstance(kind, str) else ("type",):
+        if not isinstance(block.get(field), str):
+            raise UnknownTranscriptFormat(f"the {field} of a block of type {kind} is no text")
+    if kind == "tool_use" and not isinstance(block.get("input"), dict | None):
+        raise UnknownTranscriptFormat("the input of a call is no object")
 
 
 def _blocks(entry: dict[str, Any]) -> list[dict[str, Any]]:
