@@ -63,7 +63,7 @@ async def test_conformance(open_session):
 
 
 async def test_what_was_appended_comes_back_to_the_byte(open_session, database):
-    session_id, writer, store = await open_session()
+    session_id, _, store = await open_session()
     entries = [
         {"type": "user", "uuid": "a", "message": {"content": "NUL \0, half of a pair \ud83d \udc00, ü 😀  \\"}},
         {"type": "note", "uuid": "b", "numbers": [0, -1, 2**60, 0.5, 1.0], "nothing": None, "empty": {}},

@@ -1,0 +1,296 @@
+"""Transcripts of the real CLI with the scripted model, and their shapes.
+
+`python -m tests.work.recording` writes the golden files of the CLI that is installed: see `test_transcript_format.py`.
+"""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from claude_agent_sdk import project_key_for_directory
+from claude_agent_sdk._cli_version import __cli_version__
+
+from agentrpc import clock
+from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec
+from agentrpc.claude.launcher import SessionPaths, choose_isolation, stop_tree
+from agentrpc.claude.transcripts import encode_entry
+from agentrpc.domain.gate import Verdict
+from agentrpc.embedded.scripted_model import ScriptedModel
+from agentrpc.v1 import session_pb2
+
+GOLDEN = Path(__file__).parent.parent / "frames" / "transcripts"
+# Deeper than this a shape says only "object": there it is the model's, the tool's or the user's business.
+DEPTH = 3
+OPAQUE = {"input", "toolUseResult", "modelUsage", "rendered", "snapshot"}
+ALLOW = Verdict(allow=True)
+
+
+def bash(command, **more):
+    return f"[[tool: Bash {json.dumps({'command': command, **more})}]]"
+
+
+class Recorder:
+    """One session of the real CLI with all that it writes into its transcript.
+
+    Args:
+        folder: For its files.
+        url: The scripted model.
+    """
+
+    def __init__(self, folder, url):
+        self.lines = []
+        self.frames = []
+        self.gate = {}
+        self._results = asyncio.Queue()
+        session_id = clock.uuid7()
+        self.paths = SessionPaths.under(folder, session_id, folder / "workspaces" / str(session_id))
+        self.paths.create()
+        self.paths.workspace.mkdir(parents=True, exist_ok=True)
+        self._spec = AgentSpec(
+            session_id=session_id, claude_session_id=str(session_id), resume=False,
+            options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
+            isolation=choose_isolation("auto")[0], gate=self._judge,
+            on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
+        )  # fmt: skip
+
+    async def __aenter__(self):
+        self._agent = await AgentProcess.start(self._spec, timeout=60)
+        self._draining = asyncio.create_task(self._drain())
+        return self
+
+    async def __aexit__(self, *_):
+        await self._agent.stop(grace=2)
+        await asyncio.gather(self._draining, return_exceptions=True)
+        # The pipes of processes that have just ended are closed by the loop, which its end would stop before.
+        await asyncio.sleep(0.05)
+
+    async def _judge(self, call):
+        verdict = self.gate.get(call.tool_name, ALLOW)
+        return verdict if isinstance(verdict, Verdict) else await verdict(call)
+
+    async def _drain(self):
+        with contextlib.suppress(AgentCrashedError):
+            async for frames in self._agent.frames():
+                for frame in frames:
+                    self.frames.append(frame)
+                    if frame["type"] == "result":
+                        self._results.put_nowait(frame)
+
+    async def say(self, text):
+        """A whole turn; its result."""
+        await self.begin(text)
+        return await self.result()
+
+    async def begin(self, text):
+        uuid = str(clock.uuid7())
+        await self._agent.send_prompt(text, uuid=uuid)
+        return uuid
+
+    async def result(self):
+        async with asyncio.timeout(60):
+            return await self._results.get()
+
+    async def until(self, condition):
+        async with asyncio.timeout(60):
+            while not (found := condition()):  # noqa: ASYNC110 - files and processes ring no bell
+                await asyncio.sleep(0.01)
+        return found
+
+    def written(self, part, times=1):
+        """Whether so many lines of the transcript have this."""
+        return sum(part in line for _, line in self.lines) >= times
+
+    async def interrupt(self):
+        await self._agent.interrupt()
+
+    async def kill(self):
+        """SIGKILL to the whole tree, as when its worker is lost."""
+        await stop_tree(self._agent.pid)
+
+
+# ---- What is recorded ----
+
+
+async def text(live):
+    """Turns of text and thinking alone."""
+    await live.say("[[thinking: let me see]]\n[[text: hello]]")
+    await live.say("[[text: again]]")
+
+
+async def tools(live):
+    """Calls: one, two in parallel, one that fails, one that was denied, and what JSON can only escape."""
+    live.gate["Write"] = Verdict(allow=False, message="not today")
+    await live.say(f"[[text: look]]\n{bash('echo one')}\n[[then]]\n[[text: done]]")
+    await live.say(f"{bash('echo two')}\n{bash('echo three')}\n[[then]]\n[[text: done]]")
+    await live.say(f"{bash('exit 3')}\n[[then]]\n[[text: done]]")
+    await live.say('[[tool: Write {"file_path": "no", "content": "x"}]]\n[[then]]\n[[text: done]]')
+    odd = '[[tool: Bash {"command": "printf \'a\\\\0b\'", "description": "\\ud83d \\u0000 \\u00fc"}]]'
+    await live.say(f"{odd}\n[[then]]\n[[text: done]]")
+
+
+async def interrupted(live):
+    """Turns that were interrupted: in a call, and in the middle of the answer."""
+    await live.begin(bash("echo > began; sleep 60"))
+    await live.until((live.paths.workspace / "began").exists)
+    await live.interrupt()
+    await live.result()
+    await live.begin("[[text: a b c d e f g h i j k l m n]]\n[[slow: 200]]")
+    await live.until(lambda: "delta" in live.frames[-1].get("event", {}))
+    await live.interrupt()
+    await live.result()
+
+
+async def steered(live):
+    """A message that came in the middle of a turn and was absorbed by it."""
+    await live.begin(f"{bash('echo > began; until [ -e go ]; do sleep 0.05; done')}\n[[then]]\n[[text: done]]")
+    await live.until((live.paths.workspace / "began").exists)
+    await live.begin("and mind this")
+    await live.until(lambda: live.written(b"and mind this"))
+    (live.paths.workspace / "go").touch()
+    await live.result()
+
+
+async def subagent(live):
+    """A subagent that makes a call."""
+    script = f"{bash('echo within')}\n[[then]]\n[[text: found]]"
+    call = {"description": "look", "prompt": script, "subagent_type": "general-purpose", "run_in_background": False}
+    await live.say(f"[[tool: Agent {json.dumps(call)}]]\n[[then]]\n[[text: done]]")
+
+
+async def compacted(live):
+    """A conversation that was summarized, and what followed."""
+    # So much has been used that the CLI summarizes what there is before it asks again.
+    await live.say("[[text: one]]\n[[usage: input=2000000]]")
+    await live.say("[[text: two]]")
+
+
+async def killed(live):
+    """SIGKILL while two calls of one message are open, the first of them under way."""
+    await live.begin(f"[[text: look]]\n{bash('echo > began; sleep 60')}\n{bash('echo after')}")
+    await live.until((live.paths.workspace / "began").exists)
+    await live.until(lambda: live.written(b'"type":"tool_use"', 2))
+    await live.kill()
+
+
+SCENARIOS = {one.__name__: one for one in (text, tools, interrupted, steered, subagent, compacted, killed)}
+
+
+async def record(name, folder):
+    """What the CLI writes in a scenario: (subpath, line), in order, without anything of this machine."""
+    async with ScriptedModel() as model, Recorder(folder, model.url) as live:
+        await SCENARIOS[name](live)
+    workspace, root = str(live.paths.workspace), str(folder)
+    known = ((workspace, "/workspace"), (project_key_for_directory(workspace), "-workspace"), (root, "/data"))
+    lines = []
+    for subpath, line in live.lines:
+        for there, here in known:
+            line = line.replace(there.encode(), here.encode())
+        lines.append((subpath, line))
+    return lines
+
+
+# ---- Shapes ----
+
+
+class Shapes:
+    """What entries of each kind are made of: by path, the types of values, with `?` where they may be missing."""
+
+    def __init__(self):
+        self._types = defaultdict(lambda: defaultdict(set))
+        self._seen = defaultdict(Counter)
+
+    def add(self, lines):
+        for subpath, line in lines:
+            entry = json.loads(line)
+            self._walk(kind_of(subpath, entry), "", entry, 0)
+        return self
+
+    def _walk(self, kind, path, value, depth):
+        """`path` is of an object: a block of a list is named after its type."""
+        self._seen[kind][path] += 1
+        for key, inner in value.items():
+            at = f"{path}.{key}" if path else key
+            self._types[kind][at].add(_TYPES[type(inner)])
+            self._seen[kind, "fields"][at] += 1
+            if depth < DEPTH and key not in OPAQUE:
+                if isinstance(inner, dict):
+                    self._walk(kind, at, inner, depth + 1)
+                for block in inner if isinstance(inner, list) else ():
+                    if isinstance(block, dict) and "type" in block:
+                        self._walk(kind, f"{at}[{block['type']}]", block, depth + 1)
+
+    def told(self):
+        """{kind: {path: "types"}}, as it is stored."""
+        return {
+            kind: {
+                path: "|".join(sorted(types))
+                + ("?" if self._seen[kind, "fields"][path] < self._seen[kind][_parent(path)] else "")
+                for path, types in sorted(fields.items())
+            }
+            for kind, fields in sorted(self._types.items())
+        }
+
+
+_TYPES = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "bool", type(None): "null"}
+
+
+def kind_of(subpath, entry):
+    """The name under which the shape of an entry stands."""
+    more = entry.get("subtype") or (entry.get("attachment") or {}).get("type")
+    return ("subagent's " if subpath else "") + entry["type"] + (f" {more}" if more else "")
+
+
+def _parent(path):
+    return path.rpartition(".")[0]
+
+
+# ---- Golden files ----
+
+
+def golden(version=None):
+    """The folder of the golden files of a version of the CLI, else of the newest."""
+    folders = sorted(GOLDEN.iterdir(), key=lambda folder: [int(part) for part in folder.name.split(".")])
+    return GOLDEN / version if version else folders[-1]
+
+
+def golden_lines(name):
+    """(subpath, line) of a golden scenario, the main conversation first."""
+    folder = golden() / name
+    files = sorted(folder.rglob("*.jsonl"), key=lambda path: path.name != "main.jsonl")
+    paths = [(str(path.relative_to(folder).with_suffix("")).removeprefix("main"), path) for path in files]
+    return [(subpath, line) for subpath, path in paths for line in path.read_bytes().splitlines()]
+
+
+def shortened(line):
+    """A line without what is long and nobody here reads: what the CLI tells the model of the world around it."""
+    entry = json.loads(line)
+    if (kind := entry.get("attachment", {}).get("type")) and kind != "queued_command":
+        entry["attachment"] = {"type": kind}
+    entry.pop("rendered", None)
+    if "usage" in entry.get("message", {}):
+        entry["message"]["usage"] = {"input_tokens": 1, "output_tokens": 1}
+    return encode_entry(entry)
+
+
+async def write_golden():
+    """Record all anew, for the CLI that is installed."""
+    folder, shapes = golden(__cli_version__), Shapes()
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in SCENARIOS:
+        with tempfile.TemporaryDirectory(prefix="agentrpc-recording-") as scratch:
+            lines = await record(name, Path(scratch))
+        shapes.add(lines)
+        for subpath, line in lines:
+            path = folder / name / f"{subpath or 'main'}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(shortened(line) + b"\n")
+    (folder / "shapes.json").write_text(json.dumps(shapes.told(), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(write_golden())
