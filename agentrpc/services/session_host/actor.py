@@ -39,7 +39,7 @@ from agentrpc.services.session_host.recovery import (
     first_plan,
     load_conversation,
     plan_recovery,
-    wait_for_decision,
+    wait_for_upgrade,
 )
 from agentrpc.services.session_host.workspace import open_workspace
 from agentrpc.services.session_host.writer import SessionWriter
@@ -226,19 +226,15 @@ class SessionActor:
                 return await self._halt(usage)
             if plan is None:
                 usage.complete = False
-                found: Plan | Ending | Parked | Changed
-                try:
-                    found = await plan_recovery(
-                        self._hold, run, policy=options.recovery_policy, lost=lost, losses=losses
-                    )
-                except UnknownTranscriptFormat as error:
-                    found = await self._do_not_guess(run, error)
+                found = await self._without_guessing(
+                    run, plan_recovery(self._hold, run, policy=options.recovery_policy, lost=lost, losses=losses)
+                )
                 if isinstance(found, Changed):
                     continue
                 if not isinstance(found, Plan):
                     return found
                 plan = found
-            outcome = await self._attempt(run, options, plan, usage, again=again)
+            outcome = await self._without_guessing(run, self._attempt(run, options, plan, usage, again=again))
             plan, lost, again = None, False, False
             if isinstance(outcome, AgentCrashedError):
                 if options.recovery_policy == session_pb2.RECOVERY_POLICY_FAIL:
@@ -519,11 +515,14 @@ class SessionActor:
             left = await self._hold.patiently(lambda: lifecycle.park(*args))
         return Parked() if left else Changed()
 
-    async def _do_not_guess(self, run: Run, error: UnknownTranscriptFormat) -> Parked | Changed:
-        """The transcript cannot be read: a caller has to decide."""
-        self._log.error("transcript_unknown", detail=str(error))
-        message = "the conversation is in a format that this version does not know: upgrade the workers, then resume"
-        return await wait_for_decision(self._hold, run.id, (), message)
+    async def _without_guessing(self, run: Run, step: Coroutine[Any, Any, _T]) -> _T | Parked | Changed:
+        """When the transcript cannot be read, a caller has to decide."""
+        try:
+            return await step
+        except UnknownTranscriptFormat as error:
+            self._log.error("transcript_unknown", detail=str(error))
+        self._gate.end_run()
+        return await wait_for_upgrade(self._hold, run.id)
 
     async def _note_loss(self, run: Run) -> int:
         """The process was lost: from now on it is another attempt."""

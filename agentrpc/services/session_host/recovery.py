@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.revival import CallResult, Conversation, OpenCall
+from agentrpc.claude.revival import CallResult, Conversation, OpenCall, UnknownTranscriptFormat
 from agentrpc.domain.states import ApprovalState, RunState
 from agentrpc.services.doubt import UNKNOWN_RESULT, finished, told
 from agentrpc.services.run_end import Ending
@@ -25,7 +25,7 @@ from agentrpc.store.runs import LedgerRow
 from agentrpc.store.tables import Run
 from agentrpc.v1 import event_pb2, session_pb2
 
-__all__ = ["Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery", "wait_for_decision"]
+__all__ = ["Changed", "Parked", "Plan", "first_plan", "load_conversation", "plan_recovery", "wait_for_upgrade"]
 
 log = structlog.get_logger()
 
@@ -39,6 +39,9 @@ _CONTINUE = (
 )
 _LOST_AGENT = "The subagent was lost with the process that ran it. What it has done is done."
 _LEFT_OVER = "The run ended before this call had ended. It may have had effects."
+_UNKNOWN_FORMAT = (
+    "the conversation is in a format that this version does not know: upgrade the workers, then decide with ResolveRun"
+)
 _EXPIRED = "nobody answered before the deadline"
 
 
@@ -77,9 +80,13 @@ def first_plan(run: Run) -> Plan:
 async def load_conversation(hold: Hold) -> Conversation:
     """The stored conversation, with a result for every call that an earlier run has left without one."""
     conversation = Conversation(await hold.patiently(lambda: read_transcript(hold.database, hold.session_id)))
+    _settle_left_over(hold, conversation)
+    return conversation
+
+
+def _settle_left_over(hold: Hold, conversation: Conversation) -> None:
     left_over = [CallResult(call.tool_use_id, _LEFT_OVER) for call in conversation.open_calls]
     hold.writer.put_transcript("", conversation.settle(left_over))
-    return conversation
 
 
 async def plan_recovery(
@@ -100,7 +107,17 @@ async def plan_recovery(
     """
     record = await hold.patiently(lambda: lifecycle.record_of_run(hold.database, hold.session_id, run.id))
     lines = await hold.patiently(lambda: read_transcript(hold.database, hold.session_id))
-    return await _Recovery(hold, run, record, Conversation(lines)).plan(policy, lost=lost, losses=losses)
+    try:
+        conversation = Conversation(lines)
+    except UnknownTranscriptFormat:
+        if lost and policy == _FAIL:
+            return _worker_lost()
+        raise
+    return await _Recovery(hold, run, record, conversation).plan(policy, lost=lost, losses=losses)
+
+
+def _worker_lost() -> Ending:
+    return failed("REASON_WORKER_LOST", "its worker or its process was lost: create the run again")
 
 
 async def wait_for_decision(hold: Hold, run_id: UUID, doubt: Sequence[LedgerRow], message: str) -> Parked | Changed:
@@ -112,6 +129,14 @@ async def wait_for_decision(hold: Hold, run_id: UUID, doubt: Sequence[LedgerRow]
         return Changed()
     await hold.show(events)
     return Parked()
+
+
+async def wait_for_upgrade(hold: Hold, run_id: UUID) -> Parked | Changed:
+    """As `wait_for_decision`, about a transcript that cannot be read: every call without an end is in doubt."""
+    await hold.writer.flush()
+    record = await hold.patiently(lambda: lifecycle.record_of_run(hold.database, hold.session_id, run_id))
+    doubt = [row for row in record.ledger.values() if row.outcome is None]
+    return await wait_for_decision(hold, run_id, doubt, _UNKNOWN_FORMAT)
 
 
 class _Recovery:
@@ -128,7 +153,7 @@ class _Recovery:
         if lost and (policy == _FAIL or losses >= lifecycle.MAX_LOSSES):
             self._close(doubt)
             if policy == _FAIL:
-                return failed("REASON_WORKER_LOST", "its worker or its process was lost: create the run again")
+                return _worker_lost()
             return failed("REASON_POISON_RUN", f"{losses} workers or processes in a row were lost under it")
         if doubt and policy != _ALWAYS:
             return await self._wait_for_decision(doubt)
@@ -191,6 +216,7 @@ class _Recovery:
     async def _go_on(self) -> Plan | Ending:
         conversation, record = self._conversation, self._record
         if str(self._run.id) not in conversation:
+            _settle_left_over(self._hold, conversation)
             return Plan(conversation, [(str(self._run.id), self._run.prompt), *self._lost_inputs()])
         await self._hold.writer.flush()
         ends = await self._ends()
