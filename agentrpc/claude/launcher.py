@@ -24,6 +24,8 @@ from uuid import UUID
 
 import psutil
 
+from agentrpc.claude.supervisor import descendants
+
 __all__ = ["Isolation", "SessionPaths", "StopReceipt", "choose_isolation", "stop_tree", "tree_memory", "write_launcher"]
 
 _PROBE_TIMEOUT = 10.0
@@ -233,15 +235,13 @@ async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         seen[pid] = root
-        while time.monotonic() - began < timeout:
-            try:
-                below = root.children(recursive=True)
-            except psutil.NoSuchProcess:
-                break
+        empty = 0
+        # Twice none: the first of these looks may have missed one beside another that was just going.
+        while root.is_running() and empty < 2 and time.monotonic() - began < timeout:
+            below = _below(pid)
             seen.update({process.pid: process for process in below})
             living = [process for process in below if _lives(process)]
-            if not living:
-                break
+            empty = 0 if living else empty + 1
             for process in living:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -258,6 +258,14 @@ async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
         await asyncio.sleep(0.01)
 
 
+def _below(pid: int) -> list[psutil.Process]:
+    found = []
+    for each in descendants(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(each))
+    return found
+
+
 def _lives(process: psutil.Process) -> bool:
     # A zombie holds nothing but its number, which its parent has yet to collect.
     try:
@@ -269,11 +277,9 @@ def _lives(process: psutil.Process) -> bool:
 def tree_memory(pid: int) -> int:
     """Bytes that a process tree uses: its proportional set size, which counts shared pages once."""
     total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(OSError):
-                total += _process_memory(Path(f"/proc/{process.pid}"))
+    for each in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError):
+            total += _process_memory(Path(f"/proc/{each}"))
     return total
 
 

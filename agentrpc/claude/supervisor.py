@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["become_subreaper", "dying_with_parent", "kill_descendants"]
+__all__ = ["become_subreaper", "descendants", "dying_with_parent", "kill_descendants"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -30,8 +30,12 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _descendants() -> list[int]:
-    found, queue = [], [os.getpid()]
+def descendants(root: int) -> list[int]:
+    """The processes below one, the nearest first, without a look at all the others of the machine.
+
+    One whose sibling is collected in the moment of the look can be missing (proc_pid_children(5)): look again.
+    """
+    found, queue = [], [root]
     while queue:
         below = _children(queue.pop())
         found += below
@@ -61,7 +65,7 @@ def kill_descendants(timeout: float = 10) -> bool:
         Whether /proc shows none any more. False: some could not be killed within `timeout` seconds.
     """
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in _descendants():
+        for pid in descendants(os.getpid()):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -69,7 +73,7 @@ def kill_descendants(timeout: float = 10) -> bool:
     deadline = time.monotonic() + timeout
     while True:
         _reap()
-        left = _descendants()
+        left = descendants(os.getpid())
         if not left or time.monotonic() > deadline:
             return not left
         for pid in left:
