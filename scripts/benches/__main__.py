@@ -5,7 +5,7 @@ import json
 
 import uvloop
 
-from scripts.benches import runs, streams
+from scripts.benches import durability, runs, streams
 from scripts.benches.frame import medians
 
 BENCHES = {
@@ -15,17 +15,23 @@ BENCHES = {
     "hop": runs.hop,
     "append": runs.append,
     "watchers": streams.watchers,
+    "recover": durability.recover,
+    "cancel": durability.cancel,
+    "sessions": durability.sessions,
 }
+# Of what takes minutes. The median of three for the others.
+_RUNS = {"sessions": 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/bench")
     parser.add_argument("names", nargs="+", choices=BENCHES)
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
-    parser.add_argument("--runs", type=int, default=3, help="the median of so many (3)")
+    parser.add_argument("--runs", type=int, help="the median of so many (3; for sessions 1)")
     given = parser.parse_args()
     for name in given.names:
-        outcome = medians([uvloop.run(BENCHES[name]()) for _ in range(given.runs)])
+        times = given.runs or _RUNS.get(name, 3)
+        outcome = medians([uvloop.run(BENCHES[name]()) for _ in range(times)])
         if not given.json:
             for figure in outcome.figures:
                 aim = (
@@ -42,7 +48,7 @@ def main() -> None:
                         for f in outcome.figures
                     ],
                     "baseline": {key: round(value, 1) for key, value in outcome.baseline.items()},
-                    "runs": given.runs,
+                    "runs": times,
                 }
             ),
             flush=True,
