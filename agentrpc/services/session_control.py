@@ -21,7 +21,7 @@ from agentrpc.names import parse_run, parse_session
 from agentrpc.services.access import require_visible, require_write
 from agentrpc.services.approvals import session_state_event
 from agentrpc.services.idempotency import check_same, request_hash
-from agentrpc.services.run_end import cancel_queued, stop_run
+from agentrpc.services.run_end import stop_run
 from agentrpc.services.sessions import Sessions, busy, close, disown, load_session, not_active
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, request_uuid
@@ -133,10 +133,7 @@ class SessionControl:
                 close(head, session)
             for run in runs:
                 run.interrupt_reason = reason
-                if run.id == head.active_run:
-                    events += await stop_run(tx, head, run, StopKind.CANCEL)
-                else:
-                    events += await cancel_queued(tx, head, run)
+                events += await stop_run(tx, head, run, StopKind.CANCEL)
                 await tx.refresh(head)
             if not runs and (changed := session_state_event(before, head_state(head))):
                 await tx.flush()

@@ -189,7 +189,9 @@ async def test_terminate_ends_what_waits_and_closes(client, session, worker):
     ended = await client.terminate_session(session.name, "enough")
     assert ended.state == State.STATE_ARCHIVED
     assert ended.HasField("archive_time")
-    assert {(await client.get_run(run.name)).state for run in runs} == {run_pb2.Run.STATE_CANCELLED}
+    stopped = [await client.get_run(run.name) for run in runs]
+    assert {run.state for run in stopped} == {run_pb2.Run.STATE_CANCELLED}
+    assert all(run.stop_receipt.confirmed for run in stopped)
     assert (await kinds_of(client, session.name))[-4:] == ["run_ended"] * 3 + ["session_state_changed"]
     length = ended.last_sequence
     assert (await client.terminate_session(session.name)).last_sequence == length
