@@ -1,77 +1,75 @@
-"""`./scripts/faults [--rounds N] [--only NAME] [--seed S]`: every fault in each round, and what the checker finds."""
+"""`./scripts/faults`: every fault in each round, and what the checker finds; `--prove`: that it would find something."""
 
 import argparse
 import asyncio
 import random
+import shutil
+import signal
 import sys
 import time
 import traceback
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 
-from scripts.chaos.checker import check
-from scripts.chaos.faults import FAULTS, Moment, Skip
-from scripts.chaos.traffic import Traffic
-from scripts.chaos.world import World, world
+from scripts.chaos import faults, store_faults  # noqa: F401 - they put themselves on the list
+from scripts.chaos.moment import FAULTS
+from scripts.chaos.mutations import prove
+from scripts.chaos.trial import Size, Trial, try_fault
+from scripts.chaos.world import world
 
-_ENDS_WITHIN = 90.0
-
-
-async def _trial(service: World, name: str, seed: int, sessions: int) -> tuple[str, list[str]]:
-    """One fault under traffic: how much happened, and the violations."""
-    events: asyncio.Queue = asyncio.Queue()
-    traffic = Traffic(service, seed, lambda session, event: events.put_nowait((session, event)))
-    moment = Moment(service, random.Random(seed + 1), events)
-    talking = asyncio.create_task(traffic.run(sessions))
-    try:
-        await asyncio.sleep(moment.random.random() * 0.5)
-        await FAULTS[name](moment)
-        await talking
-        waiting = await traffic.until_ended(_ENDS_WITHIN)
-    finally:
-        talking.cancel()
-        await traffic.stop()
-    violations = [*traffic.failures, *await check(service, traffic.history, waiting)]
-    history = traffic.history
-    calls = sum(len(run.tokens) for session in history.sessions for run in session.runs)
-    seen = sum(len(seen) for session in history.sessions for seen in session.watchers.values())
-    runs = sum(len(session.runs) for session in history.sessions)
-    return f"{runs} runs, {calls} calls, {seen} events seen", violations
+__all__: list[str] = []
 
 
 async def _run(arguments: argparse.Namespace) -> int:
-    names = arguments.only or list(FAULTS)
+    size = Size(arguments.sessions, short=arguments.short)
     base = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
-    failed = 0
+    if arguments.prove:
+        return await prove(base, size)
+    names = arguments.only or list(FAULTS)
+    done: Counter[str] = Counter()
+    began = time.monotonic()
     async with world(real_cli=arguments.real_cli) as service:
         print(f"service in {service.folder}", flush=True)
         for number in range(arguments.rounds):
             for index, name in enumerate(names):
-                # A seed by itself makes the same clients and the same fault: --rounds 1 --only NAME --seed SEED.
+                # A seed by itself makes the same clients and the same fault: --only NAME --seed SEED.
                 seed = base if arguments.rounds == len(names) == 1 else base + number * 1000 + index
-                began = time.monotonic()
                 try:
-                    amount, violations = await _trial(service, name, seed, arguments.sessions)
-                except Skip as reason:
-                    print(f"round {number + 1} {name}: skipped: {reason}", flush=True)
-                    continue
+                    trial = await try_fault(service, name, seed, size)
                 except Exception:
-                    amount, violations = "", [traceback.format_exc()]
-                failed += bool(violations)
-                told = "ok" if not violations else f"{len(violations)} VIOLATIONS"
-                print(
-                    f"round {number + 1} {name} seed {seed}: {told} ({amount}, {time.monotonic() - began:.1f} s)",
-                    flush=True,
-                )
-                for violation in violations[:20]:
-                    print(f"    {violation}", flush=True)
-                if violations and arguments.stop:
-                    return failed
+                    trial = Trial(violations=[traceback.format_exc()])
+                print(f"round {number + 1} {name} seed {seed}: {trial}", flush=True)
+                done["tried"] += not trial.skipped
+                done["violated"] += bool(trial.violations)
+                done["missed"] += trial.missed
+                if trial.violations and arguments.stop:
+                    break
+            if done["violated"] and arguments.stop:
+                break
     left = service.agents()
     for process in left:
         print(f"    a process is left: {process}", flush=True)
-    print(f"{arguments.rounds} rounds of {len(names)} faults: {failed} with violations, {len(left)} processes left")
-    return failed + len(left)
+    if not left and not done["violated"]:
+        shutil.rmtree(service.folder, ignore_errors=True)
+    print(
+        f"{done['tried']} trials in {time.monotonic() - began:.0f} s: {done['violated']} with violations,"
+        f" {done['missed']} in which nothing was struck, {len(left)} processes left"
+    )
+    return done["violated"] + len(left)
+
+
+async def _until_asked(work: Coroutine[Any, Any, int]) -> int:
+    """Do it; when asked to stop, stop all that was started."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 1
 
 
 def main() -> None:
@@ -80,11 +78,15 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="only this fault; may be repeated")
     parser.add_argument("--seed", type=int, help="decides about clients and moments; random by default")
     parser.add_argument("--sessions", type=int, default=6, help="sessions at once (6)")
+    parser.add_argument("--short", action="store_true", help="little traffic, and faults that are soon over")
     parser.add_argument(
         "--real-cli", action="store_true", help="the real CLI with the scripted model, not the fake one"
     )
-    parser.add_argument("--stop", action="store_true", help="stop at the first violation, and keep the service's files")
-    sys.exit(1 if uvloop.run(_run(parser.parse_args())) else 0)
+    parser.add_argument("--stop", action="store_true", help="stop at the first violation")
+    parser.add_argument(
+        "--prove", action="store_true", help="break copies of the service on purpose, to see that it is found"
+    )
+    sys.exit(1 if uvloop.run(_until_asked(_run(parser.parse_args()))) else 0)
 
 
 main()

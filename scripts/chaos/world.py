@@ -7,27 +7,36 @@ between the server's commit and its answer.
 import asyncio
 import contextlib
 import os
+import random
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 
 from agentrpc.app import _admin_for
 from agentrpc.client import AgentRpcClient
 from agentrpc.embedded.scripted_model import ScriptedModel
-from agentrpc.embedded.servers import EmbeddedPostgres, dying_with_parent, free_port, redis_binary
+from agentrpc.embedded.servers import EmbeddedPostgres, dying_with_parent, redis_binary
+from agentrpc.errors import StoreUnavailable
 from agentrpc.store.database import Database
 from agentrpc.store.schema import migrate
 from agentrpc.testkit import write_cli
+from scripts.chaos.clock import Clocks
+from scripts.chaos.wire import Wire
 
-__all__ = ["World", "world"]
+__all__ = ["Child", "World", "world"]
 
 # Short, so that unproven death is seen within a round.
 _TIMES = {
@@ -39,116 +48,12 @@ _TIMES = {
     "AGENTRPC_HEARTBEAT_INTERVAL": "2",
     "AGENTRPC_AGENT_START_TIMEOUT": "20",
     "AGENTRPC_MAX_PROCESSES": "4",
+    "AGENTRPC_LOGIN_ATTEMPTS_PER_MINUTE": "100000",
     "AGENTRPC_LOG_LEVEL": "info",
 }
 _READY = 60.0
-
-
-_Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
-
-
-class Wire:
-    """A TCP port in front of the server's Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        self.port = 0
-        self._path = path
-        self._server: asyncio.Server | None = None
-        self._pairs: set[_Pair] = set()
-        # Connections with a statement under way that names a tool call.
-        self._calls: set[_Pair] = set()
-        self._swallow = False
-        self.refuses = False
-        self.swallowed = 0
-        self._on_commit: Callable[[], None] | None = None
-        self._skip = 0
-        self._committed = asyncio.Event()
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1024 * 1024)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-
-    def cut(self) -> None:
-        """Break every connection."""
-        for pair in list(self._pairs):
-            for writer in pair:
-                writer.transport.abort()
-
-    @contextlib.contextmanager
-    def swallowing(self):
-        """Meanwhile an answer of the server is not passed on, but breaks its connection: was it committed?"""
-        self._swallow = True
-        try:
-            yield
-        finally:
-            self._swallow = False
-
-    def on_commit(self, act: Callable[[], None], *, skip: int) -> None:
-        """Act once when the server has carried out a statement that begins or ends a tool call, or says what it says."""
-        self._on_commit, self._skip = act, skip
-        self._committed.clear()
-
-    async def committed(self, timeout: float) -> None:
-        """Until that has happened."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._committed.wait()
-        self._on_commit = None
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refuses:
-            writer.transport.abort()
-            return
-        try:
-            upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._path, limit=1024 * 1024)
-        except OSError:
-            writer.transport.abort()
-            return
-        pair = (writer, upstream_writer)
-        self._calls.discard(pair)
-        self._pairs.add(pair)
-        try:
-            await asyncio.gather(self._pass(reader, upstream_writer, pair), self._back(upstream_reader, writer, pair))
-        finally:
-            self._pairs.discard(pair)
-            for each in pair:
-                each.transport.abort()
-
-    async def _pass(self, reader, writer, pair) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if b"toolu_" in data:
-                    self._calls.add(pair)
-                writer.write(data)
-                await writer.drain()
-        for each in pair:
-            each.transport.abort()
-
-    async def _back(self, reader, writer, pair) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                done = b"SELECT 1\0" in data or b"COMMIT\0" in data or b"UPDATE " in data
-                if done and self._swallow:
-                    self.swallowed += 1
-                    break
-                if done and self._on_commit is not None and pair in self._calls:
-                    self._skip -= 1
-                    if self._skip < 0:
-                        act, self._on_commit = self._on_commit, None
-                        with contextlib.suppress(psutil.Error, OSError):
-                            act()
-                        self._committed.set()
-                if done:
-                    self._calls.discard(pair)
-                writer.write(data)
-                await writer.drain()
-        for each in pair:
-            each.transport.abort()
+_CLIENTS = 4
+_CODE = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -172,17 +77,26 @@ class Child:
 
 @dataclass
 class World:
-    """The service. Made by `world`."""
+    """The service. Made by `world`.
+
+    Attributes:
+        folder: Everything that it keeps, logs too.
+        code: The folder with the package that its processes run.
+    """
 
     folder: Path
+    code: Path
     postgres: EmbeddedPostgres
     wire: Wire
     model: ScriptedModel
     redis_port: int
     store_url: str
+    clocks: Clocks
     password: str = ""
     children: dict[str, Child] = field(default_factory=dict)
     redis: asyncio.subprocess.Process | None = None
+    clients: list[AgentRpcClient] = field(default_factory=list)
+    mounts: list[Path] = field(default_factory=list)
 
     # ---- Processes ----
 
@@ -193,7 +107,13 @@ class World:
         return self.of_kind("serve")[number % 2].environment["AGENTRPC_LISTEN"]
 
     def client(self, number: int) -> AgentRpcClient:
-        """A client of one of the edges."""
+        """A client of one of the edges, which is everyone's: it is closed with the world."""
+        while len(self.clients) < _CLIENTS:
+            self.clients.append(self.own_client(len(self.clients)))
+        return self.clients[number % _CLIENTS]
+
+    def own_client(self, number: int) -> AgentRpcClient:
+        """A client of one of the edges, with a connection of its own."""
         return AgentRpcClient(self.address(number), username="admin", password=self.password)
 
     async def start_child(self, child: Child) -> None:
@@ -202,7 +122,8 @@ class World:
         with child.log.open("ab") as log:
             child.process = await asyncio.create_subprocess_exec(
                 *dying_with_parent(sys.executable, "-m", "agentrpc.app", child.kind),
-                env={**inherited, **child.environment},
+                cwd=self.code,
+                env={**inherited, **child.environment, "PYTHONPATH": str(self.code)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -225,24 +146,34 @@ class World:
         await self.start_child(child)
         child.keeping = asyncio.create_task(self.keep(child), name=f"keep-{name}")
 
-    def real_worker(self, child: Child) -> psutil.Process:
-        """The process that hosts sessions: the child itself, or the one that it has started."""
-        parent = psutil.Process(child.pid)
-        for process in parent.children():
-            with contextlib.suppress(psutil.Error):
-                if "agentrpc" in " ".join(process.cmdline()):
-                    return process
-        return parent
+    def host_of(self, child: Child) -> psutil.Process | None:
+        """The process that hosts sessions under a worker's parent. None: there is none just now."""
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(child.pid).children():
+                # Not the one that says in the store that another is dead.
+                with contextlib.suppress(psutil.Error):
+                    if "worker-process" in process.cmdline():
+                        return process
+        return None
 
     def agents(self) -> list[psutil.Process]:
         """Whatever works in a session's folder."""
-        found = []
-        folder = str(self.folder / "data") + "/"
+        return [process for processes in self.agents_by_session().values() for process in processes]
+
+    def agents_by_session(self) -> dict[str, list[psutil.Process]]:
+        """Whatever works in sessions' folders, by the session's id."""
+        found: dict[str, list[psutil.Process]] = {}
+        folder = str(self.workspaces) + "/"
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.cwd().startswith(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                place = process.cwd()
+                if place.startswith(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.setdefault(place.removeprefix(folder).partition("/")[0], []).append(process)
         return found
+
+    @property
+    def workspaces(self) -> Path:
+        return self.folder / "data" / "workspaces"
 
     # ---- Servers ----
 
@@ -256,17 +187,27 @@ class World:
             stderr=asyncio.subprocess.DEVNULL,
         )
 
+        async with Redis(port=self.redis_port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
+            await redis.ping()
+
     async def stop_redis(self) -> None:
         assert self.redis is not None
         self.redis.kill()
         await self.redis.wait()
 
     async def execute(self, statement: str) -> list:
-        """Straight at the server, past the wire."""
+        """Straight at the server, past the wire; waits for a server that is away."""
         database = Database(self.store_url, pool_size=1)
+        deadline = time.monotonic() + _READY
         try:
-            async with database.connection() as connection:
-                return await connection.fetch(statement)
+            while True:
+                try:
+                    async with database.connection() as connection:
+                        return await connection.fetch(statement)
+                except StoreUnavailable:
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.1)
         finally:
             await database.close()
 
@@ -288,19 +229,24 @@ class World:
 
 
 @asynccontextmanager
-async def world(*, real_cli: bool = False) -> AsyncIterator[World]:
-    """The service, up and running; its agents are those of the test kit, or the real CLI with the scripted model."""
+async def world(*, real_cli: bool = False, code: Path = _CODE) -> AsyncIterator[World]:
+    """The service, up and running.
+
+    Args:
+        real_cli: Its agents are the real CLI with the scripted model, not those of the test kit.
+        code: The folder with the package that its processes run.
+    """
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-faults-"))
     folder.chmod(0o755)
     postgres = EmbeddedPostgres(folder / "postgres")
     store_url = await asyncio.to_thread(postgres.start)
     await asyncio.to_thread(migrate, store_url)
-    socket = Path(parse_qs(urlsplit(store_url).query)["host"][0]) / ".s.PGSQL.5432"
-    wire = Wire(str(socket))
+    unix_socket = Path(parse_qs(urlsplit(store_url).query)["host"][0]) / ".s.PGSQL.5432"
+    wire = Wire(str(unix_socket))
     await wire.start()
     model = ScriptedModel()
     await model.start()
-    made = World(folder, postgres, wire, model, free_port(), store_url)
+    made = World(folder, code, postgres, wire, model, _port(), store_url, Clocks(folder))
     common = {
         **_TIMES,
         "AGENTRPC_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{wire.port}/agentrpc",
@@ -316,17 +262,29 @@ async def world(*, real_cli: bool = False) -> AsyncIterator[World]:
         await made.start_redis()
         made.password = await _admin_for(common) or ""
         for number in (1, 2):
-            listen = {"AGENTRPC_LISTEN": f"127.0.0.1:{free_port()}"}
+            listen = {"AGENTRPC_LISTEN": f"127.0.0.1:{_port()}"}
             await made.add(f"serve-{number}", "serve", {**common, **listen})
-            await made.add(f"worker-{number}", "worker", common)
-            await made.add(f"scheduler-{number}", "scheduler", common)
+            for kind in ("worker", "scheduler"):
+                name = f"{kind}-{number}"
+                await made.add(name, kind, {**common, **made.clocks.environment(name)})
         await made.until_served()
         yield made
     finally:
         await _stop(made)
 
 
+def _port() -> int:
+    """A free port, outside of the range from which clients get theirs: nobody takes it while its server is away."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 async def _stop(made: World) -> None:
+    for client in made.clients:
+        await client.close()
     for child in made.children.values():
         child.wanted = False
         if child.process is not None and child.process.returncode is None:
@@ -347,3 +305,5 @@ async def _stop(made: World) -> None:
     await made.model.stop()
     await made.wire.stop()
     await asyncio.to_thread(made.postgres.stop)
+    for folder in made.mounts:
+        subprocess.run(["umount", "--lazy", folder], check=False)

@@ -1,0 +1,120 @@
+"""`./scripts/faults --prove`: the service is broken on purpose, one promise at a time, and the checker has to notice.
+
+Each mutation is made in a copy of the package which the processes of a service run, never in the checkout.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.chaos.trial import Size, try_fault
+from scripts.chaos.world import world
+
+__all__ = ["prove"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TRIALS = 12
+
+_LOG = "agentrpc/store/log.py"
+_GATE = "agentrpc/services/session_host/gate.py"
+_LIFECYCLE = "agentrpc/services/session_host/lifecycle.py"
+_COMMIT = "            await self._writer.commit(event, started=StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is broken, and which faults bring it to light.
+
+    Attributes:
+        what: In words.
+        changes: (file, text, text in its place).
+        faults: Tried in turn.
+    """
+
+    what: str
+    changes: tuple[tuple[str, str, str], ...]
+    faults: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "fencing: a stale epoch is not refused, neither by the append nor by transitions of the head",
+        (
+            (_LOG, "AND epoch = $2 AND batch = $3 - 1", "AND (epoch <> $2 OR batch = $3 - 1)"),
+            (_LIFECYCLE, "if head is None or head.epoch != epoch:", "if head is None:"),
+        ),
+        ("freeze-host",),
+    ),
+    Mutation(
+        "the gate: a call is allowed and its start is written down nowhere",
+        ((_GATE, _COMMIT, "            pass"),),
+        ("nothing",),
+    ),
+    Mutation(
+        "the gate: a call is allowed before its start is committed",
+        (
+            (
+                _GATE,
+                _COMMIT,
+                "            self._writer.put_started(event, StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))",
+            ),
+            (
+                "agentrpc/services/session_host/writer.py",
+                "    async def flush(self)",
+                "    def put_started(self, event: event_pb2.Event, started: StartedCall) -> None:\n"
+                '        kind = _KINDS["tool_call_started"]\n'
+                "        data = self._serialize(event)\n"
+                "        self._add(_Durable(LogEvent(self.run_id, kind, data), started, None), len(data))\n\n"
+                "    async def flush(self)",
+            ),
+        ),
+        ("kill-worker-cut-off",),
+    ),
+    Mutation(
+        "the number of the batch: an append that is tried again is appended again",
+        ((_LOG, "AND epoch = $2 AND batch = $3 - 1", "AND epoch = $2 AND batch = batch + 0 * $3::bigint"),),
+        ("answers-lost",),
+    ),
+)
+
+
+async def prove(seed: int, size: Size) -> int:
+    """Try all mutations; how many went unnoticed."""
+    missed = 0
+    for mutation in MUTATIONS:
+        print(f"broken: {mutation.what}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="agentrpc-broken-") as name:
+            _copy(Path(name), mutation)
+            found = await _try(Path(name), mutation, seed, size)
+        missed += found is None
+        print(f"    {found or f'NOT NOTICED in {_TRIALS} trials'}", flush=True)
+    print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} breaks were noticed")
+    return missed
+
+
+def _copy(folder: Path, mutation: Mutation) -> None:
+    folder.chmod(0o755)
+    for name in ("agentrpc", "migrations"):
+        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text, instead in mutation.changes:
+        path = folder / name
+        source = path.read_text()
+        if text not in source:
+            raise LookupError(f"{name} has changed, so the mutation has to change too: no {text!r}")
+        path.write_text(source.replace(text, instead))
+
+
+async def _try(code: Path, mutation: Mutation, seed: int, size: Size) -> str | None:
+    """The first violation, with the trial that has shown it."""
+    found = None
+    async with world(code=code) as service:
+        for number in range(_TRIALS):
+            fault = mutation.faults[number % len(mutation.faults)]
+            trial = await try_fault(service, fault, seed + number, size)
+            if trial.violations:
+                more = f" (and {len(trial.violations) - 1} more)" if len(trial.violations) > 1 else ""
+                found = f"{fault} seed {seed + number}, trial {number + 1}: {trial.violations[0]}{more}"
+                break
+    shutil.rmtree(service.folder, ignore_errors=True)
+    return found
