@@ -26,7 +26,16 @@ class Clocks:
         if compiler is None:
             self.why_not = "no C compiler (cc), so no clock can be made wrong"
             return
-        command = [compiler, "-O2", "-shared", "-fPIC", "-o", self._library, Path(__file__).with_name("clock.c"), "-ldl"]
+        command = [
+            compiler,
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-o",
+            self._library,
+            Path(__file__).with_name("clock.c"),
+            "-ldl",
+        ]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             self.why_not = f"the library for wrong clocks cannot be compiled: {done.stderr[:200]}"

@@ -305,9 +305,9 @@ async def slow_clients(moment: Moment) -> tuple[int, str]:
 # ---- Disks ----
 
 
-def _calls(count: int, after: str = "") -> RunRecord:
+def _calls(count: int) -> RunRecord:
     tokens = [uuid4().hex[:12] for _ in range(count)]
-    steps = [bash(f"echo {token} $EPOCHREALTIME >> effects{after}") for token in tokens]
+    steps = [bash(f"echo {token} $EPOCHREALTIME >> effects") for token in tokens]
     return RunRecord(str(uuid4()), "\n[[then]]\n".join([*steps, "[[text: end]]"]), tokens)
 
 
@@ -319,16 +319,17 @@ async def full_disk(moment: Moment) -> tuple[int, str]:
     folder = moment.world.workspaces / session.name.rpartition("/")[2]
     folder.mkdir(parents=True)
     _mount(moment, folder, _DISK)
-    await _ended(moment, session, _calls(2, "; head -c 100000 /dev/zero > filler; echo full"))
+    fill = bash("head -c 100000 /dev/zero > filler; echo full")
+    await _ended(moment, session, RunRecord(str(uuid4()), f"{fill}\n[[then]]\n[[text: full]]", []))
     full = _calls(2)
     await _ended(moment, session, full)
-    stored = (folder / "files" / "effects").read_text()
+    effects = folder / "files" / "effects"
+    stored = effects.read_text() if effects.exists() else ""
     lost = sum(token not in stored for token in full.tokens)
     _mount(moment, folder, "remount,size=1m")
     again = _calls(2)
     await _ended(moment, session, again)
-    stored = (folder / "files" / "effects").read_text()
-    if any(token not in stored for token in again.tokens):
+    if any(token not in effects.read_text() for token in again.tokens):
         moment.traffic.failures.append(f"{session.name}: a disk that has room again is not written to")
     return lost, "calls without room"
 

@@ -19,7 +19,14 @@ _TRIALS = 12
 _LOG = "agentrpc/store/log.py"
 _GATE = "agentrpc/services/session_host/gate.py"
 _LIFECYCLE = "agentrpc/services/session_host/lifecycle.py"
-_COMMIT = "            await self._writer.commit(event, started=StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))"
+_WRITER = "agentrpc/services/session_host/writer.py"
+_COMMIT = "await self._writer.commit(event, started=StartedCall("
+_PUT_STARTED = """\
+    def put_started(self, event: event_pb2.Event, *, started: StartedCall) -> None:
+        data = self._serialize(event)
+        self._add(_Durable(LogEvent(self.run_id, _KINDS["tool_call_started"], data), started, None), len(data))
+
+"""
 
 
 @dataclass(frozen=True)
@@ -48,26 +55,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the gate: a call is allowed and its start is written down nowhere",
-        ((_GATE, _COMMIT, "            pass"),),
+        ((_GATE, _COMMIT, _COMMIT.replace("await self._writer.commit(event, started=", "(")),),
         ("nothing",),
     ),
     Mutation(
         "the gate: a call is allowed before its start is committed",
         (
-            (
-                _GATE,
-                _COMMIT,
-                "            self._writer.put_started(event, StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))",
-            ),
-            (
-                "agentrpc/services/session_host/writer.py",
-                "    async def flush(self)",
-                "    def put_started(self, event: event_pb2.Event, started: StartedCall) -> None:\n"
-                '        kind = _KINDS["tool_call_started"]\n'
-                "        data = self._serialize(event)\n"
-                "        self._add(_Durable(LogEvent(self.run_id, kind, data), started, None), len(data))\n\n"
-                "    async def flush(self)",
-            ),
+            (_GATE, _COMMIT, _COMMIT.replace("await self._writer.commit", "self._writer.put_started")),
+            (_WRITER, "    async def flush(self)", _PUT_STARTED + "    async def flush(self)"),
         ),
         ("kill-worker-cut-off",),
     ),

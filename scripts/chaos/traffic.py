@@ -121,10 +121,7 @@ class Traffic:
     def waiting(self) -> list[str]:
         """The runs whose end no watcher has seen."""
         return [
-            run.name
-            for session in self.sessions
-            for run in session.runs
-            if run.name and run.name not in session.ended
+            run.name for session in self.sessions for run in session.runs if run.name and run.name not in session.ended
         ]
 
     async def until_ended(self, timeout: float) -> list[str]:
