@@ -123,12 +123,18 @@ _TRANSCRIPT = """, transcript AS (
     FROM head
 )"""
 
-# A call that is in the ledger already must not run again: the unique key refuses the whole batch.
+# A call that is in the ledger already must not run again: the unique key refuses the whole batch. One that is
+# interrupted while its start waits to be committed begins and ends in one batch: the update does not see its row yet.
 _LEDGER = """, started AS (
-    INSERT INTO tool_calls (session_id, tool_use_id, attempt, run_id, epoch, tool_name, start_time)
-    SELECT $1, c.tool_use_id, c.attempt, c.run_id, $2, c.tool_name, $15
+    INSERT INTO tool_calls (session_id, tool_use_id, attempt, run_id, epoch, tool_name, start_time, end_time, outcome)
+    SELECT $1, c.tool_use_id, c.attempt, c.run_id, $2, c.tool_name, $15::timestamptz,
+           CASE WHEN e.outcome IS NOT NULL THEN $15::timestamptz END, e.outcome
     FROM head, unnest($12::text[], $13::text[], $14::uuid[], $18::smallint[])
         AS c (tool_use_id, tool_name, run_id, attempt)
+    LEFT JOIN LATERAL (
+        SELECT f.outcome FROM unnest($16::text[], $17::smallint[]) AS f (tool_use_id, outcome)
+        WHERE f.tool_use_id = c.tool_use_id LIMIT 1
+    ) AS e ON true
 ), finished AS (
     UPDATE tool_calls SET outcome = f.outcome, end_time = $15
     FROM head, unnest($16::text[], $17::smallint[]) AS f (tool_use_id, outcome)

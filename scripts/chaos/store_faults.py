@@ -12,7 +12,8 @@ from scripts.chaos.moment import Moment, fault
 __all__: list[str] = []
 
 _STREAM = "agentrpc:doorbell"
-_THIEVES = 4
+# Many, each waiting for long: a bell goes to whoever has waited longest.
+_THIEVES = 8
 
 
 # ---- Redis ----
@@ -59,7 +60,7 @@ async def doorbells(moment: Moment) -> tuple[int, str]:
         async with Redis(port=moment.world.redis_port) as redis:
             while True:
                 with contextlib.suppress(RedisError):
-                    taken = await redis.xreadgroup("workers", f"thief-{number}", {_STREAM: ">"}, count=1, block=100)
+                    taken = await redis.xreadgroup("workers", f"thief-{number}", {_STREAM: ">"}, count=1, block=2000)
                     for key, fields in (entry for _, entries in taken or [] for entry in entries):
                         await redis.xack(_STREAM, "workers", key)
                         if moment.random.random() < 0.5:

@@ -105,6 +105,15 @@ async def test_a_stale_epoch_writes_nothing(database, session_id):
     assert await texts(database, session_id) == []
 
 
+async def test_a_call_that_begins_and_ends_in_one_batch_has_its_end_in_the_ledger(database, session_id):
+    # An interrupt answers a call whose start still waits to be committed.
+    started = [StartedCall("t1", "Bash", clock.uuid7()), StartedCall("t2", "Bash", clock.uuid7())]
+    await append(database, session_id, 1, 1, Batch(started=started, finished=[("t1", 4)], time=clock.utcnow()))
+    async with database.connection() as connection:
+        rows = await connection.fetch("SELECT outcome, end_time IS NULL FROM tool_calls ORDER BY tool_use_id")
+    assert [tuple(row) for row in rows] == [(4, False), (None, True)]
+
+
 async def test_a_call_is_in_the_ledger_once(database, session_id):
     run = clock.uuid7()
     await append(database, session_id, 1, 1, Batch(started=[StartedCall("t1", "Bash", run)], time=clock.utcnow()))
