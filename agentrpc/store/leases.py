@@ -28,6 +28,7 @@ __all__ = [
     "declare_dead",
     "declare_frozen",
     "forget_workers",
+    "give_up",
     "living_workers",
     "lock_head",
     "owned_sessions",
@@ -323,6 +324,26 @@ async def release(database: Database, session_id: UUID, epoch: int) -> bool:
             " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND (queued = 0 OR paused) RETURNING true",
             session_id,
             epoch,
+        )
+    return bool(done)
+
+
+# No worker has this id.
+_NOBODY = UUID(int=0)
+
+
+async def give_up(database: Database, worker_id: UUID, head: OwnedSession) -> bool:
+    """Let a run count as lost that a living worker has and does not carry out. False: it has it no more."""
+    async with database.connection() as connection:
+        # The primary key of the head row.
+        done = await connection.fetchval(
+            "UPDATE session_heads SET worker = $5"
+            " WHERE session_id = $1 AND worker = $2 AND epoch = $3 AND active_run = $4 RETURNING true",
+            head.session_id,
+            worker_id,
+            head.epoch,
+            head.active_run,
+            _NOBODY,
         )
     return bool(done)
 

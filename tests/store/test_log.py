@@ -8,7 +8,15 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.errors import LeaseLostError
-from agentrpc.store.leases import Origin, claim_next, declare_dead, register_worker, release
+from agentrpc.store.leases import (
+    Origin,
+    claim_next,
+    declare_dead,
+    give_up,
+    owned_sessions,
+    register_worker,
+    release,
+)
 from agentrpc.store.log import (
     Batch,
     LogEvent,
@@ -188,6 +196,20 @@ async def test_a_session_is_given_back_under_its_epoch_alone(database, session_i
     assert await release(database, session_id, 1)
     await queue(database, session_id)
     assert not await release(database, session_id, 1)
+
+
+async def test_a_run_that_its_living_worker_gives_up_counts_as_lost(database, session_id):
+    await queue(database, session_id)
+    worker = clock.uuid7()
+    await register_worker(database, worker, host="h", pid=1, version="0", ttl=60)
+    mine = await claim(database, worker)
+    head = (await owned_sessions(database, worker))[session_id]
+    assert await give_up(database, worker, head)
+    assert not await give_up(database, worker, head)
+    again = await claim(database, worker)
+    assert (again.run.id, again.origin, again.losses, again.run.attempt) == (mine.run.id, Origin.LOST, 1, 2)
+    assert again.epoch == mine.epoch + 1
+    assert not await give_up(database, worker, head)
 
 
 async def test_a_dead_workers_run_is_taken_over_with_a_new_epoch(database, session_id):

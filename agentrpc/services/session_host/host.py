@@ -19,7 +19,7 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.workspaces import WorkspaceStore
-from agentrpc.errors import AgentRpcError, LeaseLostError
+from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
@@ -34,6 +34,7 @@ from agentrpc.store.leases import (
     OwnedSession,
     claim_next,
     declare_dead,
+    give_up,
     owned_sessions,
     register_worker,
     release,
@@ -51,6 +52,8 @@ _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 2.0
 _CLEAN_INTERVAL = 10.0
 _ABANDON_SECONDS = 10.0
+# What the database was told last before it could not be reached is done by then, or never.
+_UNSURE_SECONDS = 60.0
 _UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
 
@@ -99,6 +102,7 @@ class SessionHost:
         self._closing: dict[UUID, asyncio.Task[None]] = {}
         # Whether this worker may still own sessions for which it has no actor any more.
         self._left_over = False
+        self._unsure_until = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
@@ -194,15 +198,7 @@ class SessionHost:
             while not self._draining and self._lease.valid():
                 may_take_new = await self._make_room()
                 async with self._choosing:
-                    claim = await claim_next(
-                        self._database,
-                        self.worker_id,
-                        may_take_new=may_take_new,
-                        begun_first=begun_first,
-                        begin=lambda session, run, origin: first_events(
-                            session, run, origin=origin, warm=self._is_warm(session.id)
-                        ),
-                    )
+                    claim = await self._claim(may_take_new=may_take_new, begun_first=begun_first)
                     begun_first = not begun_first
                     if claim is None:
                         break
@@ -210,6 +206,22 @@ class SessionHost:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(clock.jitter(self._settings.poll_interval, 0.1)):
                     await self._work.wait()
+
+    async def _claim(self, *, may_take_new: bool, begun_first: bool) -> Claim | None:
+        try:
+            return await claim_next(
+                self._database,
+                self.worker_id,
+                may_take_new=may_take_new,
+                begun_first=begun_first,
+                begin=lambda session, run, origin: first_events(
+                    session, run, origin=origin, warm=self._is_warm(session.id)
+                ),
+            )
+        except StoreUnavailable:
+            # It may have been committed: then this worker has a run that it does not know of.
+            self._unsure_until = time.monotonic() + _UNSURE_SECONDS
+            raise
 
     def _is_warm(self, session_id: UUID) -> bool:
         actor = self._actors.get(session_id)
@@ -295,7 +307,7 @@ class SessionHost:
                     await self._signalled.wait()
             self._signalled.clear()
             self._signals.clear()
-            if not self._actors and not self._left_over:
+            if not self._actors and not self._left_over and time.monotonic() > self._unsure_until:
                 continue
             heads = await owned_sessions(self._database, self.worker_id)
             for session_id, actor in list(self._actors.items()):
@@ -309,12 +321,32 @@ class SessionHost:
             await self._give_back(heads)
 
     async def _give_back(self, heads: Mapping[UUID, OwnedSession]) -> None:
-        """Give back idle sessions whose actors were closed because the epoch was taken from them."""
+        """Give back what this worker holds in the store and does nothing for.
+
+        Idle sessions whose actors were closed because the epoch was taken from them; and runs whose claim was committed
+        without this worker's knowing, or whose actor has failed.
+        """
         self._left_over = bool(self._closing)
         for session_id, head in heads.items():
-            if head.active_run is None and session_id not in self._actors and session_id not in self._closing:
+            if session_id in self._runs or session_id in self._closing:
+                continue
+            if head.active_run is not None:
+                await self._give_up(head)
+            elif session_id not in self._actors:
                 self._left_over = True
                 await release(self._database, session_id, head.epoch)
+
+    async def _give_up(self, head: OwnedSession) -> None:
+        async with self._choosing:
+            # Looked at again: a claim may just have got through to here.
+            if head.session_id in self._runs:
+                return
+            self._left_over = True
+            if (actor := self._actors.get(head.session_id)) is not None:
+                await self._drop(actor)
+            if await give_up(self._database, self.worker_id, head):
+                log.warning("run_given_up", session=str(head.session_id), run=str(head.active_run))
+                self._work.set()
 
     # ---- Eviction ----
 
