@@ -4,7 +4,6 @@ Each mutation is made in a copy of the package which the processes of a service 
 """
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from scripts.chaos.world import world
 
 __all__ = ["prove"]
 
-_ROOT = Path(__file__).resolve().parents[2]
 _TRIALS = 12
 
 _LOG = "agentrpc/store/log.py"
@@ -42,6 +40,14 @@ class Mutation:
     what: str
     changes: tuple[tuple[str, str, str], ...]
     faults: tuple[str, ...]
+
+    def make(self, code: Path) -> None:
+        """Break the package in this folder."""
+        for name, text, instead in self.changes:
+            source = (code / name).read_text()
+            if text not in source:
+                raise LookupError(f"{name} has changed, so the mutation has to change too: no {text!r}")
+            (code / name).write_text(source.replace(text, instead))
 
 
 MUTATIONS = (
@@ -79,31 +85,17 @@ async def prove(seed: int, size: Size) -> int:
     missed = 0
     for mutation in MUTATIONS:
         print(f"broken: {mutation.what}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="agentrpc-broken-") as name:
-            _copy(Path(name), mutation)
-            found = await _try(Path(name), mutation, seed, size)
+        found = await _try(mutation, seed, size)
         missed += found is None
         print(f"    {found or f'NOT NOTICED in {_TRIALS} trials'}", flush=True)
     print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} breaks were noticed")
     return missed
 
 
-def _copy(folder: Path, mutation: Mutation) -> None:
-    folder.chmod(0o755)
-    for name in ("agentrpc", "migrations"):
-        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text, instead in mutation.changes:
-        path = folder / name
-        source = path.read_text()
-        if text not in source:
-            raise LookupError(f"{name} has changed, so the mutation has to change too: no {text!r}")
-        path.write_text(source.replace(text, instead))
-
-
-async def _try(code: Path, mutation: Mutation, seed: int, size: Size) -> str | None:
+async def _try(mutation: Mutation, seed: int, size: Size) -> str | None:
     """The first violation, with the trial that has shown it."""
     found = None
-    async with world(code=code) as service:
+    async with world(change=mutation.make) as service:
         for number in range(_TRIALS):
             fault = mutation.faults[number % len(mutation.faults)]
             trial = await try_fault(service, fault, seed + number, size)

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ _TIMES = {
 }
 _READY = 60.0
 _CLIENTS = 4
-_CODE = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -229,15 +230,20 @@ class World:
 
 
 @asynccontextmanager
-async def world(*, real_cli: bool = False, code: Path = _CODE) -> AsyncIterator[World]:
+async def world(*, real_cli: bool = False, change: Callable[[Path], None] = lambda _: None) -> AsyncIterator[World]:
     """The service, up and running.
 
     Args:
         real_cli: Its agents are the real CLI with the scripted model, not those of the test kit.
-        code: The folder with the package that its processes run.
+        change: Changes the copy of the package, in this folder, that its processes run.
     """
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-faults-"))
     folder.chmod(0o755)
+    code = folder / "code"
+    # A copy: an edit in the checkout does not reach what is started again.
+    for package in ("agentrpc", "migrations"):
+        shutil.copytree(_ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    change(code)
     postgres = EmbeddedPostgres(folder / "postgres")
     store_url = await asyncio.to_thread(postgres.start)
     await asyncio.to_thread(migrate, store_url)
