@@ -244,14 +244,14 @@ async def hang_cli(moment: Moment) -> tuple[int, str]:
 # ---- Edges, schedulers and their clients ----
 
 
-@fault(harmless=True)
+@fault(harmless=True, blind=True)
 async def kill_edge(moment: Moment) -> tuple[int, str]:
     await moment.wait("assistant_message", "tool_call_started")
     os.kill(moment.any("serve").pid, signal.SIGKILL)
     return 1, "kills"
 
 
-@fault(harmless=True)
+@fault(harmless=True, blind=True)
 async def drain_edge(moment: Moment) -> tuple[int, str]:
     await moment.wait("assistant_message", "tool_call_started")
     os.kill(moment.any("serve").pid, signal.SIGTERM)

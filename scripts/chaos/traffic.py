@@ -36,6 +36,7 @@ class RunRecord:
     Attributes:
         tokens: What its calls write into the workspace, one each.
         stops: Why it may end before its turn has: what somebody has asked for, or has begun to ask for.
+        cancelled: When a cancel was accepted, in seconds since 1970.
         steered: Further messages that were accepted.
     """
 
@@ -45,6 +46,7 @@ class RunRecord:
     name: str = ""
     policy: int = run_pb2.Run.CONFLICT_POLICY_UNSPECIFIED
     timeout: float = 0.0
+    cancelled: float = 0.0
     stops: set[str] = field(default_factory=set)
     steered: list[str] = field(default_factory=list)
 
@@ -220,6 +222,8 @@ class Traffic:
         await asyncio.sleep(delay)
         run.stops.add(why)
         await self._again(ask)
+        if why == "cancel":
+            run.cancelled = time.time()
 
     async def _steer_later(self, run: RunRecord, number: int, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -281,7 +285,8 @@ class Traffic:
         choose = random.Random(self._random.random())
         if session.options.HasField("approval_timeout") and choose.random() < 0.3:
             return
-        await asyncio.sleep(choose.random() * (1.5 if self._short else 3))
+        # Mostly at once; the last one comes when the process is gone.
+        await asyncio.sleep(choose.choice([0.0, 0.2, 0.5, 0.5, 1.0, 1.8]))
         resolution = _Resolution(
             decision=choose.choice([_Resolution.DECISION_ALLOW, _Resolution.DECISION_ALLOW, _Resolution.DECISION_DENY])
         )
@@ -378,7 +383,7 @@ def _some_run(choose: random.Random) -> RunRecord:
     elif kind == "text-slow":
         steps = [f"[[deltas: 60]]\n[[slow: {choose.randint(5, 40)}]]"]
     elif kind == "tools":
-        steps = [f"[[text: step]]\n{call(choose.random() < 0.3)}" for _ in range(choose.randint(1, 4))]
+        steps = [f"[[text: step]]\n{call(choose.random() < 0.3)}" for _ in range(choose.randint(1, 3))]
     elif kind == "parallel":
         steps = ["\n".join(call(False) for _ in range(3))]
     else:
