@@ -13,9 +13,9 @@ __all__ = ["Wire"]
 _EVENTS = b"/runs/"
 # A `tool_call_started` in a serialized event: only the gate appends it.
 _GATE = re.compile(rb"\xc2\x02.\x0a.toolu_", re.DOTALL)
-# ReadyForQuery, idle: no transaction is open any more. What stands before it was committed.
+# ReadyForQuery, idle: no transaction is open any more. Without one of the others what was sent is committed.
 _IDLE = b"Z\0\0\0\x05I"
-_DONE = (b"COMMIT\0", b"SELECT 1\0")
+_NOT_DONE = (b"ROLLBACK\0", b"SERROR\0", b"SFATAL\0")
 
 _Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
@@ -123,12 +123,14 @@ class Wire:
     async def _back(self, reader, writer, pair: _Pair) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                if pair in self._under_way and _IDLE in data and any(done in data for done in _DONE):
+                if pair in self._under_way and _IDLE in data:
                     gate = self._under_way.pop(pair)
-                    if self._swallow:
+                    committed = not any(word in data for word in _NOT_DONE)
+                    if committed and self._swallow:
                         self.swallowed += 1
                         break
-                    self._strike(pair, gate=gate)
+                    if committed:
+                        self._strike(pair, gate=gate)
                 writer.write(data)
                 await writer.drain()
         for each in pair:
