@@ -12,7 +12,7 @@ from scripts.chaos.world import world
 
 __all__ = ["prove"]
 
-_TRIALS = 12
+_TRIALS = 20
 
 _LOG = "agentrpc/store/log.py"
 _GATE = "agentrpc/services/session_host/gate.py"
