@@ -15,7 +15,13 @@ from typing import Any, cast
 from uuid import UUID
 
 import claude_agent_sdk
-from claude_agent_sdk import ClaudeSDKClient, HookMatcher, PermissionResultAllow, PermissionResultDeny
+from claude_agent_sdk import (
+    ClaudeSDKClient,
+    CLIConnectionError,
+    HookMatcher,
+    PermissionResultAllow,
+    PermissionResultDeny,
+)
 
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.options import agent_environment, agent_options
@@ -224,7 +230,11 @@ class AgentProcess:
             raise AgentCrashedError(exit_code, self.stderr_tail)
 
     async def send_prompt(self, text: str, *, uuid: str) -> None:
-        """Begin a turn. `uuid` becomes the prompt's place in the transcript."""
+        """Begin a turn. `uuid` becomes the prompt's place in the transcript.
+
+        Raises:
+            AgentCrashedError: The CLI does not read any more.
+        """
         self._prompts += 1
         message = {
             "type": "user",
@@ -235,7 +245,10 @@ class AgentProcess:
             "client_composed": True,
         }
         assert self._client._transport is not None
-        await self._client._transport.write(json.dumps(message) + "\n")
+        try:
+            await self._client._transport.write(json.dumps(message) + "\n")
+        except CLIConnectionError as error:
+            raise AgentCrashedError(None, self.stderr_tail) from error
 
     async def interrupt(self) -> None:
         """Ask the CLI to end the turn, as Esc does."""

@@ -325,10 +325,17 @@ class SessionProcess:
             self.turns.get_nowait()
 
     async def send_prompt(self, text: str, *, uuid: str) -> None:
-        """Begin a turn. `uuid` becomes the prompt's place in the transcript."""
-        assert self._agent is not None
+        """Begin a turn. `uuid` becomes the prompt's place in the transcript.
+
+        A process that has ended meanwhile does not hear it: `turns` says so.
+        """
         self._said = time.monotonic()
-        await self._agent.send_prompt(text, uuid=uuid)
+        try:
+            if self._agent is None:
+                raise AgentCrashedError(None, "it ended before it was told more")
+            await self._agent.send_prompt(text, uuid=uuid)
+        except AgentCrashedError as error:
+            self.turns.put_nowait(error)
 
     async def interrupt(self) -> None:
         """Ask the CLI to end the turn, as Esc does."""
