@@ -44,7 +44,7 @@ class Origin(Enum):
 
     QUEUED = "queued"
     RELEASED = "released"  # under way, and given back by the worker that had it
-    LOST = "lost"  # under way on a worker that is dead
+    LOST = "lost"  # under way on a worker that is dead, or that has given it up
 
 
 @dataclass(frozen=True, slots=True)
