@@ -79,10 +79,9 @@ async def kill_worker_in_tool(moment: Moment) -> tuple[int, str]:
 @fault()
 async def kill_worker_at_approval(moment: Moment) -> tuple[int, str]:
     """While somebody is asked: before the session is parked, or after, or while the answer comes."""
-    options = session_pb2.SessionOptions()
-    if not any(session.asks and not session.closed for session in moment.traffic.sessions):
-        session = await moment.traffic.open_session(options, 0)
-        await moment.traffic.ask(session, _calls(2))
+    # Each of its calls is asked for.
+    asking = await moment.traffic.open_session(session_pb2.SessionOptions(), 0)
+    await moment.traffic.ask(asking, _calls(4))
     session = await moment.wait("approval_requested")
     child = await moment.worker_of(session)
     await moment.pause(2)
