@@ -228,14 +228,15 @@ LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
 
-# Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s, then 30.
+# Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s. The third
+# loss is the last one: what is claimed then fails, and has nothing to wait for.
 _LOST = text("""
 SELECT h.*
 FROM session_heads h
 LEFT JOIN workers w ON w.id = h.worker
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
   AND (w.id IS NULL
-       OR w.dead_time + make_interval(secs => CASE h.losses WHEN 0 THEN 0 WHEN 1 THEN 5 ELSE 30 END) <= now())
+       OR w.dead_time + make_interval(secs => CASE h.losses WHEN 1 THEN 5 ELSE 0 END) <= now())
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)
