@@ -9,7 +9,7 @@ back: `recovery` brings it to life again.
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -173,7 +173,7 @@ class SessionActor:
                 await self._writer.flush()
                 if await self._end(run, ending, started):
                     return True
-                # A further message came in the last moment: on with the process that lives.
+                # A further message or a cancel came in the last moment: on with the process that lives.
                 ending = await self._guarded(self._conduct(claim, usage, again=True), usage)
             self._log.info("run_left")
             return False
@@ -383,20 +383,27 @@ class SessionActor:
         """Wait for the start of a process, which is given up when the run is to stop."""
         starting = asyncio.create_task(start)
         try:
-            while not starting.done():
-                changed = asyncio.ensure_future(self._changed.wait())
-                waited: set[asyncio.Future[Any]] = {starting, changed, self._writer.lost}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                self._changed.clear()
-                if self._writer.lost.done():
-                    raise LeaseLostError("the session's writer has stopped")
-                if self._stop is not None:
-                    raise _Stopped
+            await self._wait_for(starting, lambda: self._stop is not None)
+            if self._stop is not None:
+                raise _Stopped
             return starting.result()
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+
+    async def _wait_for(
+        self, task: "asyncio.Task[Any]", given_up: Callable[[], bool], deadline: float | None = None
+    ) -> None:
+        """Wait until a task is done, or until it is given up or the deadline has passed. Raises LeaseLostError."""
+        while not task.done() and not given_up() and (deadline is None or time.monotonic() < deadline):
+            changed = asyncio.ensure_future(self._changed.wait())
+            waited: set[asyncio.Future[Any]] = {task, changed, self._writer.lost}
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            self._changed.clear()
+            if self._writer.lost.done():
+                raise LeaseLostError("the session's writer has stopped")
 
     # ---- Messages ----
 
@@ -443,29 +450,38 @@ class SessionActor:
         if self._cancelled:
             return await self._halt(usage)
         self._gate.end_run()
-        turn: TurnEnded | AgentCrashedError | None = None
+        interrupting = asyncio.create_task(self._end_turn(usage))
         try:
-            async with asyncio.timeout(_INTERRUPT_PATIENCE):
-                await self._process.interrupt()
-                while turn is None or (isinstance(turn, TurnEnded) and turn.origin):
-                    turn = await self._process.turns.get()
-                    if isinstance(turn, TurnEnded):
-                        add_usage(usage, turn)
-                    if self._cancelled:
-                        return await self._halt(usage)
-        except TimeoutError:
-            self._log.warning("interrupt_ignored")
-        except Exception as error:
-            self._log.warning("interrupt_failed", error=type(error).__name__)
+            await self._wait_for(interrupting, lambda: self._cancelled, time.monotonic() + _INTERRUPT_PATIENCE)
+        finally:
+            interrupting.cancel()
+            [turn] = await asyncio.gather(interrupting, return_exceptions=True)
+        if not isinstance(turn, TurnEnded):
+            self._log.warning("interrupt_ignored", instead=type(turn).__name__)
+        if self._cancelled:
+            return await self._halt(usage, turn if isinstance(turn, TurnEnded) else None)
         if (
             not isinstance(turn, TurnEnded)
+            or self._stop.kind is StopKind.EXPIRE
             or self._translator.active_subtasks
             or self._unanswered - {*turn.prompt_uuids}
         ):
-            # Whatever is still queued in the CLI would begin a turn of its own.
+            # Whatever is still queued in the CLI would begin a turn of its own. When its time is over nothing of a run
+            # goes on: not even what its tools have started to outlive them.
             await self._process.stop()
             self._void()
         return stopped(self._stop.state, usage, turn if isinstance(turn, TurnEnded) else None)
+
+    async def _end_turn(self, usage: Ending) -> TurnEnded | AgentCrashedError:
+        """Interrupt the turn; its end, or that of the process."""
+        await self._process.interrupt()
+        while True:
+            turn = await self._process.turns.get()
+            if isinstance(turn, AgentCrashedError):
+                return turn
+            add_usage(usage, turn)
+            if not turn.origin:
+                return turn
 
     @property
     def _cancelled(self) -> bool:
@@ -546,7 +562,7 @@ class SessionActor:
                     await self._changed.wait()
 
     async def _end(self, run: Run, ending: Ending, started: float) -> bool:
-        """Write the run's end. False: a further message has come, it goes on."""
+        """Write the run's end. False: a further message or a cancel has come, it goes on."""
         if ending.result is not None and not ending.result.HasField("duration"):
             ending.result.duration.FromMilliseconds(int((time.monotonic() - started) * 1000))
         events = await self._hold.patiently(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState
+from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState, StopKind
 from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
@@ -86,8 +86,8 @@ async def end_run(
     """End the active run: its row, its waiting approvals, the head row, the session's totals, and `run_ended`.
 
     Returns:
-        The events, to be published; none when the run had ended already. None: it has not ended, because a further
-        message came that waits to be delivered.
+        The events, to be published; none when the run had ended already. None: it has not ended, because in the last
+        moment a further message came that waits to be delivered, or a cancel that has to end its processes.
 
     Raises:
         LeaseLostError: Another epoch has begun.
@@ -96,6 +96,12 @@ async def end_run(
         head, run = await _held(tx, session_id, run_id, epoch)
         if run.state in TERMINAL_RUN_STATES:
             return []
+        if head.stop_run == run_id and ending.state is not RunState.FAILED:
+            # Whoever asked for it in the last moment was told that it will be stopped.
+            if head.stop_kind == StopKind.CANCEL and ending.receipt is None:
+                return None
+            if ending.state is RunState.SUCCEEDED:
+                ending.state = RunState.EXPIRED if head.stop_kind == StopKind.EXPIRE else RunState.CANCELLED
         if ending.state is RunState.SUCCEEDED and head.inputs:
             return None
         return await conclude(tx, head, run, ending)
