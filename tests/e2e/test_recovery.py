@@ -1,67 +1,28 @@
 """Runs that outlive their processes: parked approvals, stops of the whole stack, lost workers."""
 
 import asyncio
+import os
 import shutil
-import tempfile
-from pathlib import Path
+import signal
 
 import pytest
 import pytest_asyncio
 
-from agentrpc.app import _admin_for
-from agentrpc.embedded.stack import Stack, _processes
-from agentrpc.v1 import event_pb2
-from tests.e2e.conftest import Running
-from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, state
+from agentrpc.services.doubt import UNKNOWN_RESULT
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2
+from tests.e2e.stacks import begin, followed, log, own_stack, run_state, until
+from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, run, state
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 Finished = event_pb2.ToolCallFinished
-SETTINGS = {"AGENTRPC_APPROVAL_HOLD": "0.5"}
-
-
-class Restartable(Running):
-    """A stack that can be stopped and started again in its data dir."""
-
-    async def start(self):
-        self.stack = Stack(self.folder, listen="127.0.0.1:0")
-        await self.stack.start()
-        self._keeping = asyncio.create_task(self.stack.run_until(asyncio.Event()))
-
-    async def stop(self):
-        self._keeping.cancel()
-        await self.stack.stop()
-
-    async def restart(self):
-        await self.stop()
-        await self.start()
-
-    def agents(self, session):
-        """What runs in the workspace of a session."""
-        return _processes(lambda process: process.cwd().startswith(str(self.workspace(session))))
-
-    async def until_parked(self, session):
-        """Until no CLI is alive."""
-        async with asyncio.timeout(20):
-            while self.agents(session):  # noqa: ASYNC110 - processes tell nobody when they end
-                await asyncio.sleep(0.05)
+Decision = run_service_pb2.ResolveRunRequest
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack():
-    folder = Path(tempfile.mkdtemp(prefix="agentrpc-e2e-"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
-            patch.setenv(name, value)
-        running = Restartable.__new__(Restartable)
-        running.folder = folder
-        await running.start()
-        running.password = await _admin_for(running.stack.environment)
-        try:
-            yield running
-        finally:
-            await running.stop()
-            shutil.rmtree(folder, ignore_errors=True)
+    async with own_stack(approval_hold=0.5, poll_interval=0.5) as stack:
+        yield stack
 
 
 async def ask(stack, prompt, approvals=1, **options):
@@ -93,10 +54,11 @@ async def rest(stack, session, run):
 
 
 def count(stack, session, name="count"):
-    path = stack.workspace(session) / name
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(stack.lines(session, name))
 
 
+# The CLI puts an answer of its own before a prompt that follows the result of a call: the model is a step further then.
+AGAIN = "[[repeat: 2]]"
 CALL = f"[[text: may I?]]\n{bash('echo ran | tee -a count')}\n[[then]]\n[[text: thank you]]"
 
 
@@ -186,3 +148,192 @@ async def test_a_worker_killed_while_an_approval_waits(stack):
     events = await rest(stack, session, made.name)
     assert state(events) == "STATE_SUCCEEDED"
     assert count(stack, session) == 1
+
+
+# ---- While it is parked ----
+
+
+@pytest.mark.parametrize("stop", ["cancel", "interrupt"])
+async def test_a_parked_run_that_is_stopped_ends_with_the_request(stack, stop):
+    session, name, _ = await ask(stack, CALL)
+    async with stack.client() as client:
+        found = await getattr(client, stop)(name)
+        assert run_state(found) == "CANCELLED"
+        assert not found.pending_approvals
+        assert found.HasField("stop_receipt") == (stop == "cancel")
+        assert found.stop_receipt.process_count == 0
+        assert state(await run(client, session, "[[text: next]]")) == "STATE_SUCCEEDED"
+    assert count(stack, session) == 0
+
+
+async def test_a_parked_run_that_is_rolled_back(stack):
+    session, name, _ = await ask(stack, f"iota\n{CALL}")
+    async with stack.client() as client:
+        instead = await begin(client, session, "[[heard: iota]]", conflict_policy=run_pb2.Run.CONFLICT_POLICY_ROLLBACK)
+        assert run_state(await followed(client, name)) == "CANCELLED"
+        assert (await followed(client, instead)).result.text == "heard 0"
+    assert count(stack, session) == 0
+
+
+async def test_a_parked_run_whose_time_is_over(stack):
+    async with stack.client() as client:
+        session = await create(client)
+        name = await begin(client, session, CALL, timeout=4)
+        found = await followed(client, name)
+        assert run_state(found) == "EXPIRED"
+        assert not found.pending_approvals
+        assert not stack.agents(session)
+        assert state(await run(client, session, "[[text: next]]")) == "STATE_SUCCEEDED"
+    assert count(stack, session) == 0
+
+
+async def test_an_approval_that_nobody_answers_while_it_is_parked(stack):
+    session, name, _ = await ask(stack, f"{CALL}\n{AGAIN}", approval_timeout={"seconds": 4})
+    events = await rest(stack, session, name)
+    assert state(events) == "STATE_SUCCEEDED"
+    assert of(events, "run_ended")[0].result.text == "thank you"
+    [finished] = of(events, "tool_call_finished")
+    assert (finished.outcome, finished.denied_by) == (Finished.OUTCOME_DENIED, "approval")
+    assert count(stack, session) == 0
+
+
+async def test_a_call_that_is_changed_while_it_is_parked(stack):
+    session, name, [approval] = await ask(stack, CALL)
+    changed = approval_pb2.Resolution(
+        decision=approval_pb2.Resolution.DECISION_ALLOW,
+        updated_input_json='{"command": "echo changed | tee -a count"}',
+    )
+    async with stack.client() as client:
+        await client.resolve(approval, changed)
+    events = await rest(stack, session, name)
+    assert state(events) == "STATE_SUCCEEDED"
+    assert stack.lines(session) == outputs(events) == ["changed"]
+    assert of(events, "tool_call_started")[0].changed_input_json == changed.updated_input_json
+
+
+async def test_an_answer_for_the_session_while_it_is_parked(stack):
+    again = bash("echo ran again | tee -a count")
+    session, name, [approval] = await ask(
+        stack, f"{bash('echo ran | tee -a count')}\n[[then]]\n{again}\n[[then]]\n[[text: end]]"
+    )
+    allow = approval_pb2.Resolution(
+        decision=approval_pb2.Resolution.DECISION_ALLOW, scope=approval_pb2.Resolution.SCOPE_SESSION
+    )
+    async with stack.client() as client:
+        await client.resolve(approval, allow)
+        events = await rest(stack, session, name)
+        assert state(events) == "STATE_SUCCEEDED"
+        assert len(of(events, "approval_requested")) == 1
+        assert state(await run(client, session, again)) == "STATE_SUCCEEDED"
+    assert stack.lines(session) == ["ran", "ran", "again", "ran", "again"]
+
+
+async def test_what_is_said_to_a_parked_run_is_heard(stack):
+    session, name, [approval] = await ask(stack, CALL)
+    async with stack.client() as client:
+        await client.steer(name, "theta")
+        await client.resolve(approval, ALLOW)
+        events = await rest(stack, session, name)
+        assert state(events) == "STATE_SUCCEEDED"
+        heard = await run(client, session, "[[heard: theta]]")
+        assert of(heard, "run_ended")[0].result.text == "heard 1"
+    assert count(stack, session) == 1
+
+
+# ---- A worker lost in a tool call ----
+
+
+async def in_a_call(stack, client, command="sleep 60", then="[[text: end]]", **options):
+    """A session whose run is in the middle of a call that has had an effect."""
+    session = await create(client, allowed_tools=["Bash"], **options)
+    name = await begin(client, session, f"{bash(f'echo one >> count; {command}')}\n[[then]]\n{then}\n{AGAIN}")
+    await until(lambda: count(stack, session))
+    return session, name
+
+
+async def test_recovery_policies(stack):
+    async with stack.client() as client:
+        told = "[[heard: so its outcome is unknown]]"
+        always, first = await in_a_call(
+            stack, client, then=told, recovery_policy=session_pb2.RECOVERY_POLICY_RESUME_ALWAYS
+        )
+        fail, second = await in_a_call(stack, client, recovery_policy=session_pb2.RECOVERY_POLICY_FAIL)
+        stack.stack.kill_child("worker")
+        found = await followed(client, first)
+        assert (run_state(found), found.attempt, found.result.text) == ("SUCCEEDED", 2, "heard 1")
+        found = await followed(client, second)
+        assert (run_state(found), found.error.reason) == ("FAILED", run_pb2.RunError.REASON_WORKER_LOST)
+        for session in (always, fail):
+            assert stack.lines(session) == ["one"]
+            [finished] = of(await log(client, session), "tool_call_finished")
+            assert (finished.outcome, finished.content[0].text.text) == (Finished.OUTCOME_UNKNOWN, UNKNOWN_RESULT)
+            assert state(await run(client, session, "[[text: next]]")) == "STATE_SUCCEEDED"
+
+
+async def test_three_workers_lost_in_a_row(stack):
+    async with stack.client() as client:
+        session = await create(
+            client, allowed_tools=["Bash"], recovery_policy=session_pb2.RECOVERY_POLICY_RESUME_ALWAYS
+        )
+        name = await begin(client, session, f"{bash('echo one >> count; sleep 60')}\n[[repeat: 9]]")
+        for losses in (1, 2, 3):
+            await until(lambda losses=losses: count(stack, session) == losses)
+            stack.stack.kill_child("worker")
+        found = await followed(client, name)
+        assert (run_state(found), found.error.reason) == ("FAILED", run_pb2.RunError.REASON_POISON_RUN)
+        assert not stack.agents(session)
+        started = [event.time.ToNanoseconds() for event in await log(client, session) if event.HasField("run_started")]
+        assert started[2] - started[1] > 5e9
+        assert state(await run(client, session, "[[text: next]]")) == "STATE_SUCCEEDED"
+    assert count(stack, session) == 3
+
+
+async def test_decisions_after_a_lost_worker(stack):
+    """Each does what it says, once."""
+    once = "[ $(wc -l < count) -gt 1 ] || sleep 60; echo made"
+    decisions = {
+        Decision.DECISION_RESUME: ("SUCCEEDED", 1, "heard 1\nheard 0\nheard 0"),
+        Decision.DECISION_RETRY_CALLS: ("SUCCEEDED", 2, "heard 0\nheard 1\nheard 0"),
+        Decision.DECISION_ASSUME_DONE: ("SUCCEEDED", 1, "heard 0\nheard 0\nheard 1"),
+        Decision.DECISION_ABANDON: ("CANCELLED", 1, ""),
+    }
+    # Of what the model knows: that nobody knows, what the call has printed, what somebody says that it has.
+    then = "\n".join(f"[[heard: {word}]]" for word in ("its outcome is unknown", '"made', "assumed it"))
+    async with stack.client() as client:
+        runs = [await in_a_call(stack, client, once, then) for _ in decisions]
+        stack.stack.kill_child("worker")
+        for (session, name), decision in zip(runs, decisions, strict=True):
+            found = await followed(client, name, "UNKNOWN_OUTCOME")
+            results = []
+            if decision == Decision.DECISION_ASSUME_DONE:
+                results = [Decision.CallResult(tool_use_id=found.in_doubt_calls[0].tool_use_id, text="assumed it")]
+            assert stack.lines(session) == ["one"]
+            await client.resolve_run(name, decision, results)
+        for (session, name), (wanted, effects, said) in zip(runs, decisions.values(), strict=True):
+            found = await followed(client, name)
+            assert run_state(found) == wanted
+            texts = [b.text.text for m in of(await log(client, session), "assistant_message") for b in m.blocks]
+            assert "\n".join(text for text in texts if text.startswith("heard")) == said
+            assert count(stack, session) == effects
+            assert state(await run(client, session, "[[text: next]]")) == "STATE_SUCCEEDED"
+
+
+# ---- Another machine ----
+
+
+async def test_a_session_goes_on_where_nothing_of_it_is_kept(tmp_path):
+    """Of two workers the first goes, and with it all that its machine kept; the files are shared."""
+    async with own_stack(poll_interval=0.5) as stack, stack.client() as client:
+        session = await create(client, allowed_tools=["Bash"])
+        assert state(await run(client, session, f"kappa\n{bash('echo one | tee -a count')}")) == "STATE_SUCCEEDED"
+        stack.leave_dead()
+        with stack.another("agentrpc.work.parent", AGENTRPC_DATA_DIR=str(tmp_path)):
+            os.kill(stack.stack.pid("worker-parent"), signal.SIGTERM)
+            await until(lambda: not stack.agents(session))
+            shutil.rmtree(stack.local(session))
+            name = await begin(client, session, f"{bash('cat count')}\n[[then]]\n[[heard: kappa]]")
+            await until(lambda: (tmp_path / "sessions").exists())
+            found = await followed(client, name)
+            assert (run_state(found), found.result.text) == ("SUCCEEDED", "heard 1")
+            assert not stack.local(session).exists()
+            assert outputs(await log(client, session)) == ["one", "one"]
