@@ -353,6 +353,22 @@ async def test_a_cancel_goes_further_than_an_interrupt(client, begun, hand):
     assert (await hand.wanted(claim)).stop_kind == "CANCEL"
 
 
+async def test_a_run_that_ends_when_it_was_to_be_stopped_has_been_stopped(client, begun, hand):
+    """A cancel needs its receipt: the worker has to look again; for an interrupt the turn's end is as good as any."""
+    run, claim = begun
+    await client.interrupt(run.name)
+    await client.cancel(run.name)
+    assert await hand.end(claim) is None
+    assert (await client.get_run(run.name)).state == Run.STATE_RUNNING
+    await hand.end(claim, RunState.CANCELLED, run_pb2.StopReceipt(process_count=1, confirmed=True))
+    assert (await client.get_run(run.name)).stop_receipt.process_count == 1
+    other = await client.create_run(run.name.partition("/runs/")[0], "x")
+    claim = await hand.claim()
+    await client.interrupt(other.name)
+    await hand.end(claim)
+    assert (await client.get_run(other.name)).state == Run.STATE_CANCELLED
+
+
 async def test_stopping_cancels_the_questions_at_once(client, begun, hand, ask, events_of):
     run, claim = begun
     approval = await ask(run, "may I")

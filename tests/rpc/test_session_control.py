@@ -67,7 +67,9 @@ class Worker:
         return said
 
     async def end(self, claim, state=RunState.SUCCEEDED):
-        return await lifecycle.end_run(self.edge.database, claim.session.id, claim.run.id, claim.epoch, Ending(state))
+        receipt = run_pb2.StopReceipt(confirmed=True) if state is RunState.CANCELLED else None
+        ending = Ending(state, receipt=receipt)
+        return await lifecycle.end_run(self.edge.database, claim.session.id, claim.run.id, claim.epoch, ending)
 
     async def carry_out(self, client, session, prompt):
         """A whole run: its name and the uuid of the answer."""
@@ -221,7 +223,7 @@ async def test_an_idle_session_is_archived_at_once_and_its_warm_process_appends_
     assert (await client.get_run(run.name)).state == run_pb2.Run.STATE_SUCCEEDED
 
 
-@pytest.mark.parametrize("state", [RunState.CANCELLED, RunState.SUCCEEDED])
+@pytest.mark.parametrize("state", [RunState.CANCELLED, RunState.FAILED])
 async def test_a_watcher_sees_the_end_of_a_run_that_its_worker_has_to_stop(client, session, worker, state):
     run = await client.create_run(session.name, "one")
     waiting = await client.create_run(session.name, "two")
