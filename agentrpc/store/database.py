@@ -27,6 +27,8 @@ _UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.InterfaceError,
     # What the driver says when the server ends a connection while it prepares a statement.
     asyncpg.InternalClientError,
+    # A process that was stopped in a transaction, and woken when the server had given it up.
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,

@@ -211,7 +211,10 @@ class _Life:
 
 
 def _declare(worker_ids: set[str]) -> int:
-    """Begin to say in the store, by a child, that these workers are dead; its pid. It goes on until it has said so."""
+    """Begin to say in the store, by a child, that these workers are dead; its pid.
+
+    It goes on until it has said so, or until this process is gone and the store is not there.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -240,10 +243,14 @@ async def _tell_store(worker_ids: list[UUID]) -> int:
     from agentrpc.store.leases import declare_dead  # noqa: PLC0415
 
     database = Database(get_settings().database_url.get_secret_value(), pool_size=1)
+    parent, patience = os.getppid(), time.monotonic() + _LAST_WORDS
     while True:
         try:
             return await declare_dead(database, worker_ids)
         except StoreUnavailable:
+            # Left alone it does not stay: a reaper will find that the lease has run out.
+            if os.getppid() != parent and time.monotonic() > patience:
+                raise
             await asyncio.sleep(clock.jitter(0.5))
 
 
