@@ -16,6 +16,13 @@ from agentrpc.client import AgentRpcClient
 from agentrpc.embedded.stack import Stack, _processes
 from agentrpc.v1 import run_pb2, run_service_pb2
 from tests.e2e.conftest import Running
+from tests.e2e.talk import bash
+
+# Three children: of a session of its own, deaf to SIGTERM, stopped. What is waited for never ends.
+NASTY = bash(
+    "setsid sh -c 'trap \"\" TERM HUP INT; sleep 600' & sh -c 'trap \"\" TERM HUP INT; sleep 600' &"
+    " sh -c 'kill -STOP $$; sleep 600' & echo one >> count; wait"
+)
 
 
 class OwnStack(Running):

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from agentrpc.client import RpcError
 from agentrpc.v1 import event_pb2, run_pb2, session_pb2
-from tests.e2e.stacks import begin, followed, log, own_stack, run_state, seen, until
+from tests.e2e.stacks import NASTY, begin, followed, log, own_stack, run_state, seen, until
 from tests.e2e.talk import ALLOW, bash, create, of, run, state
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 INTERRUPT, ROLLBACK = run_pb2.Run.CONFLICT_POLICY_INTERRUPT, run_pb2.Run.CONFLICT_POLICY_ROLLBACK
 # Until the test lets it end.
 WAITING = bash("echo one >> count; while [ ! -e go ]; do sleep 0.05; done; rm go")
-SLOW = "[[slow: 50]]\n[[text: " + "word " * 60 + "]]"
+SLOW = "[[slow: 50]]\n[[text: " + "word " * 90 + "]]"
 TOLD = event_pb2.UserMessage.ORIGIN_STEER
 
 
@@ -45,7 +45,7 @@ async def in_a_tool(stack, client, words="", then="[[text: end]]", **options):
 async def writing(stack, client, words="", prompt=SLOW):
     session = await create(client)
     name = await begin(client, session, f"{words}\n{prompt}")
-    await seen(client, session, "message_started")
+    await seen(client, session, "text_delta")
     return session, name
 
 
@@ -76,17 +76,29 @@ async def heard(client, session, *words):
 async def test_a_run_that_cannot_wait(stack, client, situation, policy):
     session, first = await situation(stack, client, words="alpha")
     behind = await begin(client, session, "[[text: behind]]")
-    urgent = await begin(client, session, "beta\n[[heard: alpha]]", conflict_policy=policy)
+    urgent = await begin(client, session, "[[text: beta]]", conflict_policy=policy)
     ends = [await followed(client, name) for name in (first, urgent, behind)]
     assert [run_state(end) for end in ends] == ["CANCELLED", "SUCCEEDED", "SUCCEEDED"]
     assert not ends[0].pending_approvals
     assert ends[1].last_sequence < ends[2].first_sequence
-    assert ends[1].result.text == ("heard 1" if policy == INTERRUPT else "heard 0")
-    assert await heard(client, session, "beta", "behind") == [1, 2]
+    # To the model a prompt that was cut off before any answer, and the next one, are one message.
+    assert await heard(client, session, "alpha") == [int(policy == INTERRUPT)]
     rewound = of(await log(client, session), "conversation_rewound")
     assert [each.to_sequence for each in rewound] == ([ends[0].first_sequence - 1] if policy == ROLLBACK else [])
     # The workspace stays as it is.
     assert stack.lines(session) == (["one"] if situation is in_a_tool else [])
+
+
+async def test_of_an_interrupted_run_only_the_cli_is_left(stack, client):
+    session = await create(client, allowed_tools=["Bash"])
+    name = await begin(client, session, NASTY)
+    await until(lambda: stack.lines(session))
+    tools = [process for process in stack.agents(session) if process.name() in {"bash", "sh", "sleep"}]
+    assert len(tools) > 3
+    urgent = await begin(client, session, "[[text: urgent]]", conflict_policy=INTERRUPT)
+    assert [run_state(await followed(client, run)) for run in (name, urgent)] == ["CANCELLED", "SUCCEEDED"]
+    await until(lambda: not {*tools} & {*stack.agents(session)})
+    assert stack.agents(session)
 
 
 async def test_a_rollback_keeps_what_was_before(stack, client):

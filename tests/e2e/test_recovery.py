@@ -188,7 +188,7 @@ async def test_a_parked_run_whose_time_is_over(stack):
 
 
 async def test_an_approval_that_nobody_answers_while_it_is_parked(stack):
-    session, name, _ = await ask(stack, f"{CALL}\n{AGAIN}", approval_timeout={"seconds": 4})
+    session, name, _ = await ask(stack, f"{CALL}\n{AGAIN}", approval_timeout={"seconds": 6})
     events = await rest(stack, session, name)
     assert state(events) == "STATE_SUCCEEDED"
     assert of(events, "run_ended")[0].result.text == "thank you"

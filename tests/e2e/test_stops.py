@@ -14,16 +14,11 @@ from agentrpc.embedded.servers import free_port
 from agentrpc.testkit import write_cli
 from agentrpc.v1 import run_pb2
 from tests.conftest import RedisServer
-from tests.e2e.stacks import begin, followed, log, own_stack, run_state, seen, until
+from tests.e2e.stacks import NASTY, begin, followed, log, own_stack, run_state, seen, until
 from tests.e2e.talk import ALLOW, bash, create, of, run, state
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
-# Three children: of a session of its own, deaf to SIGTERM, stopped. What is waited for never ends.
-NASTY = bash(
-    "setsid sh -c 'trap \"\" TERM HUP INT; sleep 600' & sh -c 'trap \"\" TERM HUP INT; sleep 600' &"
-    " sh -c 'kill -STOP $$; sleep 600' & echo one >> count; wait"
-)
 ASKING = '[[tool: Read {"file_path": "/etc/hostname"}]]\n[[then]]\n[[text: read]]'
 LONG = "[[slow: 100]]\n[[text: " + "word " * 600 + "]]"
 
