@@ -51,10 +51,9 @@ async def starting(stack, client):
     session = await create(client)
     start = stack.local(session) / "home" / "fake-cli"
     start.parent.mkdir(parents=True, mode=0o700)
-    start.write_text("[[delay: 600]]")
+    start.write_text("[[starts: 1]]\n[[delay: 600]]")
     name = await begin(client, session, "[[text: never]]")
-    await until(lambda: stack.agents(session))
-    start.unlink()
+    await until((start.parent / ".fake-cli-starts").exists)
     return session, name
 
 
