@@ -18,7 +18,7 @@ from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
-from agentrpc.rpc.methods import ServiceMethods
+from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
@@ -40,11 +40,47 @@ from agentrpc.work.parent import Report
 from agentrpc.work.scheduler import Scheduler
 from agentrpc.work.worker import WorkerProcess
 
-__all__ = ["main"]
+__all__ = ["UseCases", "build_edge", "main"]
 
 log = structlog.get_logger()
 
 _STORE_WAIT = 60.0
+
+
+class UseCases:
+    """What callers can do, joined with the store and the bus.
+
+    Args:
+        database: The store.
+        bus: The live tail and signals.
+        doorbell: Is rung when there may be work.
+        settings: The settings.
+    """
+
+    def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self.accounts = Accounts(database, bus, settings)
+        self.sessions = Sessions(database, bus, doorbell, settings)
+        self.runs = Runs(database, bus, doorbell, settings)
+        self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
+        self.run_control = RunControl(database, bus, doorbell, settings)
+        self.approvals = Approvals(database, bus, doorbell, settings)
+
+    def services(self, streams: Streams) -> list[Service]:
+        """The services of the contract."""
+        return [
+            auth_service(self.accounts),
+            session_service(self.sessions, self.session_control, streams),
+            run_service(self.runs, self.run_control, streams),
+            approval_service(self.approvals, streams),
+        ]
+
+
+def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
+    """The gRPC server of an edge, not started, and the hub of its streams."""
+    hub = Hub(database, bus, settings.replay_concurrency)
+    streams = Streams(hub, use_cases.sessions, use_cases.runs, use_cases.approvals, use_cases.accounts, settings)
+    server = EdgeServer(settings, database, bus, use_cases.accounts, hub, use_cases.services(streams))
+    return server, hub
 
 
 class _Process:
@@ -56,12 +92,7 @@ class _Process:
         self.bus = Bus(settings.redis_url.get_secret_value())
         self.bell = Bell(settings.redis_url.get_secret_value())
         self.doorbell = Doorbell(self.bus, self.bell.ring)
-        self.accounts = Accounts(self.database, self.bus, settings)
-        self.sessions = Sessions(self.database, self.bus, self.doorbell, settings)
-        self.runs = Runs(self.database, self.bus, self.doorbell, settings)
-        self.session_control = SessionControl(self.database, self.bus, self.doorbell, self.sessions, settings)
-        self.run_control = RunControl(self.database, self.bus, self.doorbell, settings)
-        self.approvals = Approvals(self.database, self.bus, self.doorbell, settings)
+        self.use_cases = UseCases(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:
         """Wait for the database, which may start later than this process, and check its schema."""
@@ -88,19 +119,7 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
     process = _Process(settings)
     try:
         await process.open()
-        hub = Hub(process.database, process.bus, settings.replay_concurrency)
-        streams = Streams(hub, process.sessions, process.runs, process.approvals, process.accounts, settings)
-        methods = ServiceMethods(
-            process.accounts,
-            process.sessions,
-            process.session_control,
-            process.runs,
-            process.run_control,
-            process.approvals,
-            streams,
-            hub,
-        )
-        server = EdgeServer(settings, process.database, process.bus, process.accounts, methods)
+        server, _ = build_edge(settings, process.database, process.bus, process.use_cases)
         await server.start()
         await stopped.wait()
         await server.stop(settings.drain_grace)
@@ -138,7 +157,9 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
         running = [
-            asyncio.create_task(Scheduler(process.database, process.approvals, deadlines).run(), name="scheduler"),
+            asyncio.create_task(
+                Scheduler(process.database, process.use_cases.approvals, deadlines).run(), name="scheduler"
+            ),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")
@@ -223,7 +244,7 @@ def create_admin(username: str = "admin") -> None:
 async def _create_admin(settings: Settings, username: str = "admin") -> str | None:
     process = _Process(settings)
     try:
-        return await process.accounts.ensure_admin(username)
+        return await process.use_cases.accounts.ensure_admin(username)
     finally:
         await process.close()
 

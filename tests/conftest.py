@@ -15,19 +15,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from agentrpc.app import UseCases, build_edge
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.client import AgentRpcClient
 from agentrpc.domain.principal import Role
 from agentrpc.embedded.servers import EmbeddedPostgres, free_port, redis_binary
 from agentrpc.rpc.hub import Hub
-from agentrpc.rpc.methods import ServiceMethods
 from agentrpc.rpc.server import EdgeServer
-from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
-from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
-from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.settings import Settings
@@ -195,13 +192,26 @@ class Edge:
     settings: Settings
     database: Database
     bus: Bus
-    accounts: Accounts
-    sessions: Sessions
-    runs: Runs
-    approvals: Approvals
+    use_cases: UseCases
     hub: Hub
     server: EdgeServer
     port: int = 0
+
+    @property
+    def accounts(self) -> Accounts:
+        return self.use_cases.accounts
+
+    @property
+    def sessions(self) -> Sessions:
+        return self.use_cases.sessions
+
+    @property
+    def runs(self) -> Runs:
+        return self.use_cases.runs
+
+    @property
+    def approvals(self) -> Approvals:
+        return self.use_cases.approvals
 
     @property
     def address(self) -> str:
@@ -211,28 +221,19 @@ class Edge:
         return AgentRpcClient(self.address, username=username, password="password")
 
 
-def build_edge(settings: Settings, database: Database, bus: Bus) -> Edge:
+def edge_of(settings: Settings, database: Database, bus: Bus) -> Edge:
     async def nobody() -> None:
         return None
 
-    doorbell = Doorbell(bus, nobody)
-    accounts = Accounts(database, bus, settings)
-    sessions = Sessions(database, bus, doorbell, settings)
-    runs = Runs(database, bus, doorbell, settings)
-    approvals = Approvals(database, bus, doorbell, settings)
-    hub = Hub(database, bus, settings.replay_concurrency)
-    streams = Streams(hub, sessions, runs, approvals, accounts, settings)
-    session_control = SessionControl(database, bus, doorbell, sessions, settings)
-    run_control = RunControl(database, bus, doorbell, settings)
-    methods = ServiceMethods(accounts, sessions, session_control, runs, run_control, approvals, streams, hub)
-    server = EdgeServer(settings, database, bus, accounts, methods)
-    return Edge(settings, database, bus, accounts, sessions, runs, approvals, hub, server)
+    use_cases = UseCases(database, bus, Doorbell(bus, nobody), settings)
+    server, hub = build_edge(settings, database, bus, use_cases)
+    return Edge(settings, database, bus, use_cases, hub, server)
 
 
 @pytest.fixture
 async def second_edge(edge: "Edge") -> AsyncIterator["Edge"]:
     """Another edge of the same service."""
-    other = build_edge(edge.settings, edge.database, edge.bus)
+    other = edge_of(edge.settings, edge.database, edge.bus)
     other.port = await other.server.start()
     yield other
     await other.server.stop(0.5)
@@ -241,7 +242,7 @@ async def second_edge(edge: "Edge") -> AsyncIterator["Edge"]:
 @pytest.fixture
 async def edge(settings: Settings, database: Database, bus: Bus) -> AsyncIterator[Edge]:
     """A served edge with the users admin, ann, bob (users) and vic (viewer), all with the password `password`."""
-    edge = build_edge(settings, database, bus)
+    edge = edge_of(settings, database, bus)
     await asyncio.gather(
         edge.accounts.create_user("admin", "password", Role.ADMIN),
         edge.accounts.create_user("ann", "password", Role.USER),

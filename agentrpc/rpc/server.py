@@ -27,14 +27,14 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
-from agentrpc.rpc.methods import ServiceMethods
+from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.methods import Method, Service
 from agentrpc.rpc.status import internal_error, to_status
 from agentrpc.rpc.stream import StalledError
 from agentrpc.services.accounts import Accounts
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.telemetry import OPEN_STREAMS, RPC_LATENCY
-from agentrpc.v1 import approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -43,7 +43,6 @@ __all__ = ["EdgeServer"]
 
 log = structlog.get_logger()
 
-_SERVICES = (approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2)
 _PUBLIC = {"/agentrpc.v1.AuthService/Login", "/agentrpc.v1.AuthService/RefreshToken"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HEALTH_INTERVAL = 2.0
@@ -84,30 +83,38 @@ class EdgeServer:
         database: For the health check.
         bus: For rate limits.
         accounts: Who calls.
-        methods: What each RPC does.
+        hub: What streams need.
+        services: What is served.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, bus: Bus, accounts: Accounts, methods: ServiceMethods
+        self,
+        settings: Settings,
+        database: Database,
+        bus: Bus,
+        accounts: Accounts,
+        hub: Hub,
+        services: Sequence[Service],
     ) -> None:
         self._settings = settings
         self._database = database
         self._bus = bus
         self._accounts = accounts
-        self._methods = methods
+        self._hub = hub
         self._streams: Counter[UUID] = Counter()
         self._draining = False
         self._health = HealthServicer()
         self._checking: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(options=_OPTIONS)
         names = []
-        for module in _SERVICES:
-            for service in module.DESCRIPTOR.services_by_name.values():
-                handlers = {method.name: self._handler(service.full_name, method) for method in service.methods}
-                self._server.add_generic_rpc_handlers(
-                    (grpc.method_handlers_generic_handler(service.full_name, handlers),)
-                )
-                names.append(service.full_name)
+        for service in services:
+            name = service.descriptor.full_name
+            handlers = {
+                method.name: self._handler(name, method, service.methods[method.name])
+                for method in service.descriptor.methods
+            }
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+            names.append(name)
         self._names = [*names, ""]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
@@ -126,7 +133,7 @@ class EdgeServer:
         else:
             port = self._server.add_insecure_port(self._settings.listen)
         await self._server.start()
-        self._methods.start()
+        self._hub.start()
         self._checking = asyncio.create_task(self._check_health(), name="health")
         log.info("serving", port=port, tls=self._settings.tls_cert is not None)
         return port
@@ -138,12 +145,12 @@ class EdgeServer:
             self._checking.cancel()
             await asyncio.gather(self._checking, return_exceptions=True)
         await self._set_health(serving=False)
-        self._methods.drain()
+        self._hub.drain()
         deadline = time.monotonic() + grace
         while self._streams.total() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.02)
         await self._server.stop(max(deadline - time.monotonic(), 0.2))
-        await self._methods.close()
+        await self._hub.close()
 
     async def _check_health(self) -> None:
         answered = time.monotonic()
@@ -166,10 +173,14 @@ class EdgeServer:
 
     # ---- One RPC ----
 
-    def _handler(self, service: str, method: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":  # noqa: ANN401 - a descriptor
+    def _handler(
+        self,
+        service: str,
+        method: Any,  # noqa: ANN401 - a descriptor
+        target: Method,
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         path = f"/{service}/{method.name}"
         request_class = GetMessageClass(method.input_type)
-        target = self._methods.of(method.name)
         if method.server_streaming:
 
             async def stream(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:

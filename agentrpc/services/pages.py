@@ -1,17 +1,21 @@
-"""Pages of lists (AIP-158): a token is the key of the last row, signed together with the query and the caller."""
+"""Pages of lists (AIP-158) and their order (AIP-132): a token is the key of the last row, signed with the query."""
 
 import base64
 import hashlib
 import hmac
 import json
-from typing import Any
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from google.protobuf.message import Message
 
 from agentrpc.errors import InvalidArgument
 
-__all__ = ["Pager", "page_size"]
+__all__ = ["Order", "Pager", "order_key", "order_values", "page_size", "parse_order"]
+
+Order: TypeAlias = Sequence[tuple[str, bool]]
 
 _MAC = 16
 
@@ -21,6 +25,46 @@ def page_size(wanted: int, *, default: int = 50, limit: int = 500) -> int:
     if wanted < 0:
         raise InvalidArgument.field("page_size", "must not be negative; 0 takes the default")
     return min(wanted or default, limit)
+
+
+def parse_order(text: str, known: Collection[str], default: str = "create_time desc") -> Order:
+    """An order_by: fields, each with whether it descends; the id decides among equals.
+
+    Args:
+        text: As the caller wrote it; empty: the default.
+        known: The fields that can be ordered by.
+        default: Such as `create_time desc`.
+
+    Raises:
+        InvalidArgument: FIELD_INVALID.
+    """
+    order: list[tuple[str, bool]] = []
+    for part in (text if text.strip() else default).split(","):
+        name, _, direction = part.strip().partition(" ")
+        if name not in known or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
+            raise InvalidArgument.field(
+                "order_by", f"{part.strip()!r}: use {', '.join(sorted(known))}, each with ` desc`"
+            )
+        order.append((name, direction.strip() == "desc"))
+    order.append(("id", order[0][1]))
+    return order
+
+
+def order_key(row: object, order: Order) -> list[str]:
+    """The place of a row in an order, for a page token."""
+    values = [getattr(row, name) for name, _ in order]
+    return [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
+
+
+def order_values(order: Order, key: Sequence[str]) -> list[object]:
+    """The values in a key that `order_key` has made."""
+    return [_value(name, text) for (name, _), text in zip(order, key, strict=True)]
+
+
+def _value(name: str, text: str) -> object:
+    if name == "id":
+        return UUID(text)
+    return datetime.fromisoformat(text) if name.endswith("_time") else text
 
 
 class Pager:

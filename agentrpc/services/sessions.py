@@ -1,21 +1,18 @@
 """Sessions: what callers set, list and close. Their runs are in `runs.py`, their process on a worker."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from uuid import UUID, uuid4
-
-from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.message import Message
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
-from agentrpc.errors import Aborted, FailedPrecondition, InvalidArgument, SequenceAhead
+from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
 from agentrpc.names import parse_run, parse_session, parse_user, run_name, session_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.approvals import session_state_event
+from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
-from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
 from agentrpc.services.views import head_state, session_message
@@ -110,7 +107,7 @@ class Sessions:
         faults = Faults()
         check_enums(request, faults)
         faults.done()
-        order = _order(request.order_by)
+        order = parse_order(request.order_by, SESSION_ORDER)
         after = self._pager.read(request, principal.user_id)
         mine = visible_owner(principal)
         # Another's sessions look as if there were none: the owner has to be both.
@@ -125,7 +122,7 @@ class Sessions:
             ),
             show_deleted=request.show_deleted,
             order=order,
-            after=None if after is None else [_value(name, text) for (name, _), text in zip(order, after, strict=True)],
+            after=None if after is None else order_values(order, after),
             limit=size + 1,
         )
         async with self._database.transaction() as tx:
@@ -136,8 +133,7 @@ class Sessions:
         )
         if len(rows) > size:
             last = rows[size - 1][0]
-            keyset = [_plain(getattr(last, name)) for name, _ in order]
-            response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update(
@@ -146,12 +142,12 @@ class Sessions:
         """UpdateSession."""
         session_id = parse_session(request.session.name, field="session.name")
         require_write(principal, "sessions.update")
-        paths = _paths(request.update_mask, request.session)
+        paths = settable_paths(request.update_mask, request.session, _SETTABLE)
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
             session, _ = await load_session(tx, principal, session_id)
             assert head is not None
-            _check_etag(request.session.etag, session)
+            check_etag(request.session.etag, session.revision, "session")
             _require_active(head)
             wanted = session_pb2.Session(
                 display_name=session.display_name,
@@ -162,7 +158,7 @@ class Sessions:
             stored = session_pb2.SessionOptions()
             stored.CopyFrom(wanted.options)
             for path in paths:
-                _copy(request.session, wanted, path.split("."))
+                copy_path(request.session, wanted, path)
             _keep_secrets(stored, wanted.options)
             check_session(wanted)
             options = wanted.options.SerializeToString(deterministic=True)
@@ -184,12 +180,12 @@ class Sessions:
 
     async def _close(self, principal: Principal, session_id: UUID, etag: str, *, delete: bool) -> session_pb2.Session:
         require_write(principal, "sessions.delete" if delete else "sessions.archive")
-        events: Sequence[StoredEvent] = []
+        events: list[StoredEvent] = []
         async with self._database.transaction() as tx:
             head = await lock_head(tx, session_id)
             session, _ = await load_session(tx, principal, session_id)
             assert head is not None
-            _check_etag(etag, session)
+            check_etag(etag, session.revision, "session")
             if head.closed is None:
                 if head.active_run is not None or head.queued:
                     raise busy(head)
@@ -303,81 +299,6 @@ def not_active(head: SessionHead) -> FailedPrecondition:
         reason="SESSION_NOT_ACTIVE",
         metadata={"state": f"STATE_{head.closed}"},
     )
-
-
-def _check_etag(etag: str, session: Session) -> None:
-    current = f'"{session.revision}"'
-    if etag and etag != current:
-        raise Aborted(
-            "the session was changed meanwhile: read it, apply your change to it, and try again",
-            reason="ETAG_MISMATCH",
-            metadata={"etag": current},
-        )
-
-
-def _order(text: str) -> list[tuple[str, bool]]:
-    """AIP-132: fields with ` desc` if wanted; the id decides among equals."""
-    order: list[tuple[str, bool]] = []
-    for part in text.split(",") if text.strip() else ["create_time desc"]:
-        name, _, direction = part.strip().partition(" ")
-        if name not in SESSION_ORDER or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
-            raise InvalidArgument.field(
-                "order_by", f"{part.strip()!r}: use {', '.join(sorted(SESSION_ORDER))}, each with ` desc`"
-            )
-        order.append((name, direction.strip() == "desc"))
-    order.append(("id", order[0][1]))
-    return order
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _value(name: str, text: str) -> object:
-    if name == "id":
-        return UUID(text)
-    return datetime.fromisoformat(text) if name.endswith("_time") else text
-
-
-def _paths(mask: FieldMask, given: session_pb2.Session) -> list[str]:
-    """The paths to set. Unset: the populated ones; `*`: all; output-only ones are passed over (AIP-134)."""
-    if not mask.paths:
-        return [field.name for field, _ in given.ListFields() if field.name in _SETTABLE]
-    if list(mask.paths) == ["*"]:
-        return list(_SETTABLE)
-    paths = []
-    for path in mask.paths:
-        descriptor = session_pb2.Session.DESCRIPTOR
-        parts = path.split(".")
-        for at, part in enumerate(parts):
-            field = descriptor.fields_by_name.get(part)
-            last = at == len(parts) - 1
-            if field is None or (not last and (field.is_repeated or field.message_type is None)):
-                raise InvalidArgument(
-                    f"update_mask names {path!r}, which does not exist: use such as display_name or options.model",
-                    reason="UPDATE_MASK_INVALID",
-                    metadata={"path": path},
-                )
-            descriptor = field.message_type or descriptor
-        if parts[0] in _SETTABLE:
-            paths.append(path)
-    return paths
-
-
-def _copy(source: Message, target: Message, parts: Sequence[str]) -> None:
-    name = parts[0]
-    field = source.DESCRIPTOR.fields_by_name[name]
-    if len(parts) > 1:
-        _copy(getattr(source, name), getattr(target, name), parts[1:])
-        return
-    target.ClearField(name)
-    if field.is_repeated:
-        getattr(target, name).MergeFrom(getattr(source, name))
-    elif field.message_type is not None:
-        if source.HasField(name):
-            getattr(target, name).CopyFrom(getattr(source, name))
-    elif not field.has_presence or source.HasField(name):
-        setattr(target, name, getattr(source, name))
 
 
 def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentrpc.domain.states import RunState, SessionState, session_state
 from agentrpc.names import approval_name, run_name, session_name, user_name
+from agentrpc.services.fields import etag_of
 from agentrpc.services.waiting import driver, newest_time, waiting_on
 from agentrpc.store.progress import Progress
 from agentrpc.store.runs import LedgerRow
@@ -57,7 +58,7 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         run_count=head.run_count,
         tool_call_count=head.tool_call_count,
         claude_session_id=str(session.claude_session_id),
-        etag=f'"{session.revision}"',
+        etag=etag_of(session.revision),
     )
     _time(message.create_time, session.create_time)
     _time(message.update_time, session.update_time)

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from agentrpc.store.database import Transaction
+from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Session, SessionHead
 
 __all__ = ["SESSION_ORDER", "SessionQuery", "find_sessions"]
@@ -73,22 +74,12 @@ async def find_sessions(tx: Transaction, query: SessionQuery) -> list[tuple[Sess
     if query.created_before is not None:
         wanted.append(Session.create_time < query.created_before)
     if query.after is not None:
-        wanted.append(_beyond(query.order, query.after))
+        wanted.append(beyond(_COLUMNS, query.order, query.after))
     statement = (
         select(Session, SessionHead)
         .join(SessionHead, SessionHead.session_id == Session.id)
         .where(*wanted)
-        .order_by(*(_COLUMNS[name].desc() if down else _COLUMNS[name] for name, down in query.order))
+        .order_by(*in_order(_COLUMNS, query.order))
         .limit(query.limit)
     )
     return [(row[0], row[1]) for row in await tx.execute(statement)]
-
-
-def _beyond(order: Sequence[tuple[str, bool]], after: Sequence[Any]) -> ColumnElement[bool]:
-    """Rows behind a keyset whose directions may differ: (a > x) or (a = x and b > y)."""
-    clauses = []
-    for at, (name, down) in enumerate(order):
-        column = _COLUMNS[name]
-        equal = [_COLUMNS[before] == after[index] for index, (before, _) in enumerate(order[:at])]
-        clauses.append(and_(*equal, column < after[at] if down else column > after[at]))
-    return or_(*clauses)
