@@ -24,6 +24,7 @@ from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
@@ -36,6 +37,7 @@ from agentrpc.store.schema import check_schema, migrate
 from agentrpc.telemetry import configure_logging, serve_metrics
 from agentrpc.work import parent
 from agentrpc.work.broker import Bell
+from agentrpc.work.jobs import Drain, Jobs
 from agentrpc.work.parent import Report
 from agentrpc.work.scheduler import Scheduler
 from agentrpc.work.worker import WorkerProcess
@@ -73,6 +75,14 @@ class UseCases:
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
         ]
+
+    def jobs(self) -> dict[str, Drain]:
+        """What workers do besides hosting agents, by kind."""
+        return {}
+
+    def consumers(self) -> list[Consumer]:
+        """Who is told what happened."""
+        return []
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
@@ -139,7 +149,10 @@ async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> N
             api_key=key.get_secret_value() if key is not None else None,
             auth_style=settings.model_auth,
         )
-        worker = WorkerProcess(settings, process.database, process.bus, isolation, gateway, process.bell.ring, report)
+        jobs = Jobs(process.use_cases.jobs())
+        worker = WorkerProcess(
+            settings, process.database, process.bus, isolation, gateway, process.bell.ring, report, jobs
+        )
         await worker.start()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())
         await asyncio.wait({waiting, worker.fatal}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,10 +169,11 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
     try:
         await process.open()
         deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
+        outbox = Outbox(process.database, process.use_cases.consumers())
+        scheduler = Scheduler(process.database, process.use_cases.approvals, deadlines, outbox)
         running = [
-            asyncio.create_task(
-                Scheduler(process.database, process.use_cases.approvals, deadlines).run(), name="scheduler"
-            ),
+            asyncio.create_task(scheduler.run(), name="scheduler"),
+            asyncio.create_task(scheduler.tell(), name="outbox"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")

@@ -218,21 +218,41 @@ _APPEND_CONTROL = text("""
 WITH head AS (
     UPDATE session_heads SET last_sequence = last_sequence + :count
     WHERE session_id = :session_id
-    RETURNING last_sequence - :count AS base
+    RETURNING last_sequence - :count AS base, tenant
 ), events AS (
     INSERT INTO session_events (session_id, sequence, run_id, kind, data)
     SELECT :session_id, head.base + e.ordinal, e.run_id, e.kind, e.data
     FROM head, unnest(CAST(:runs AS uuid[]), CAST(:kinds AS smallint[]), CAST(:datas AS bytea[]))
         WITH ORDINALITY AS e (run_id, kind, data, ordinal)
+), told AS (
+    INSERT INTO outbox (topic, tenant, subject, session_id, run_id, sequence)
+    SELECT e.topic, head.tenant, '', :session_id, e.run_id, head.base + e.ordinal
+    FROM head, unnest(CAST(:runs AS uuid[]), CAST(:topics AS text[])) WITH ORDINALITY AS e (run_id, topic, ordinal)
+    WHERE e.topic <> ''
 )
 SELECT base FROM head
 """)
+
+# Control events that others than watchers are told of.
+_TOLD = {
+    event_pb2.Event.DESCRIPTOR.fields_by_name[name].number: name
+    for name in (
+        "run_started",
+        "run_state_changed",
+        "run_ended",
+        "session_pause_changed",
+        "session_state_changed",
+        "approval_requested",
+        "approval_resolved",
+    )
+}
 
 
 async def append_control(transaction: AsyncSession, session_id: UUID, events: Sequence[LogEvent]) -> list[StoredEvent]:
     """Append events of the edge or the scheduler inside their transaction, which holds the head row's lock.
 
-    They need no epoch: the lock orders them among the worker's own. Publish what is returned after the commit.
+    They need no epoch: the lock orders them among the worker's own. Those that others have to be told of go into the
+    outbox too. Publish what is returned after the commit.
     """
     base = await transaction.scalar(
         _APPEND_CONTROL,
@@ -242,6 +262,7 @@ async def append_control(transaction: AsyncSession, session_id: UUID, events: Se
             "runs": [event.run_id for event in events],
             "kinds": [event.kind for event in events],
             "datas": [event.data for event in events],
+            "topics": [_TOLD.get(event.kind, "") for event in events],
         },
     )
     assert base is not None

@@ -6,7 +6,7 @@ no worker hoards what others could do; the stream has a bounded length, since XA
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -21,7 +21,8 @@ __all__ = ["Bell", "DoorbellBroker", "answer_bell"]
 
 log = structlog.get_logger()
 
-_TASK = "agentrpc.work:may_be_there"
+_RUN = "agentrpc.work:may_be_there"
+_JOB = "agentrpc.work:job_may_be_there"
 _BLOCK_MS = 1000
 
 
@@ -72,11 +73,17 @@ class DoorbellBroker(RedisStreamBroker):
                     continue
 
 
-def _task(broker: DoorbellBroker, ring: Callable[[], None]) -> Any:  # noqa: ANN401 - taskiq's decorated task
+def _tasks(broker: DoorbellBroker, ring: Callable[[], None], ring_job: Callable[[str], None]) -> tuple[Any, Any]:
     async def may_be_there() -> None:
         ring()
 
-    return broker.register_task(may_be_there, task_name=_TASK)
+    async def job_may_be_there(kind: str) -> None:
+        ring_job(kind)
+
+    return (
+        broker.register_task(may_be_there, task_name=_RUN),
+        broker.register_task(job_may_be_there, task_name=_JOB),
+    )
 
 
 class Bell:
@@ -88,7 +95,7 @@ class Bell:
 
     def __init__(self, url: str) -> None:
         self._broker = DoorbellBroker(url)
-        self._task = _task(self._broker, lambda: None)
+        self._run, self._job = _tasks(self._broker, lambda: None, lambda _: None)
         self._ringing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -103,23 +110,30 @@ class Bell:
 
     async def ring(self) -> None:
         """Tell some worker that there may be work."""
-        task = asyncio.create_task(self._send(), name="ring")
+        self._begin(self._run.kiq)
+
+    async def ring_job(self, kind: str) -> None:
+        """Tell some worker that there may be a job of this kind."""
+        self._begin(lambda: self._job.kiq(kind))
+
+    def _begin(self, kick: Callable[[], Awaitable[Any]]) -> None:
+        task = asyncio.create_task(self._send(kick), name="ring")
         self._ringing.add(task)
         task.add_done_callback(self._ringing.discard)
 
-    async def _send(self) -> None:
+    async def _send(self, kick: Callable[[], Awaitable[Any]]) -> None:
         try:
             async with asyncio.timeout(2):
-                await self._task.kiq()
+                await kick()
         except Exception as error:
-            # Workers ask Postgres every two seconds anyway.
+            # Workers ask Postgres every few seconds anyway.
             log.warning("bell_not_rung", error=type(error).__name__)
 
 
-async def answer_bell(url: str, ring: Callable[[], None]) -> None:
-    """Call `ring` for every message, until cancelled."""
+async def answer_bell(url: str, ring: Callable[[], None], ring_job: Callable[[str], None]) -> None:
+    """Call `ring`, or `ring_job` with the kind of the job, for every message, until cancelled."""
     broker = DoorbellBroker(url)
-    _task(broker, ring)
+    _tasks(broker, ring, ring_job)
     broker.is_worker_process = True
     await broker.startup()
     task = asyncio.current_task()

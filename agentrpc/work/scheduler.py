@@ -11,6 +11,7 @@ from agentrpc import clock
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.outbox import Outbox
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import forget_requests, queue_figures
 from agentrpc.store.schema import ensure_partitions
@@ -21,6 +22,7 @@ __all__ = ["Scheduler"]
 log = structlog.get_logger()
 
 _TICK = 1.0
+_TELL = 0.3
 _HOUSEKEEPING = 600.0
 
 
@@ -31,10 +33,12 @@ class Scheduler:
         database: The store.
         approvals: Expires them.
         deadlines: Ends runs that nobody drives.
+        outbox: Hands on what happened.
     """
 
-    def __init__(self, database: Database, approvals: Approvals, deadlines: Deadlines) -> None:
+    def __init__(self, database: Database, approvals: Approvals, deadlines: Deadlines, outbox: Outbox) -> None:
         self._database = database
+        self._outbox = outbox
         self._approvals = approvals
         self._deadlines = deadlines
 
@@ -55,6 +59,17 @@ class Scheduler:
             except Exception:
                 log.exception("scheduler_failed")
             await asyncio.sleep(clock.jitter(_TICK, 0.2))
+
+    async def tell(self) -> None:
+        """Hand on what happened, until cancelled."""
+        while True:
+            try:
+                await self._outbox.drain()
+            except AgentRpcError as error:
+                log.warning("scheduler_paused", reason=error.reason)
+            except Exception:
+                log.exception("scheduler_failed")
+            await asyncio.sleep(clock.jitter(_TELL, 0.2))
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)

@@ -1,4 +1,4 @@
-"""The worker process: the model gateway on loopback, the session host, the doorbell that wakes it, and a reaper."""
+"""The worker process: the model gateway on loopback, the session host, jobs, the doorbell that wakes them, a reaper."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,6 +12,7 @@ from agentrpc.services.session_host.process import TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.work.broker import answer_bell
+from agentrpc.work.jobs import Jobs
 from agentrpc.work.parent import Report
 
 __all__ = ["Gateway", "WorkerProcess"]
@@ -40,6 +41,7 @@ class WorkerProcess:
         gateway: The agents' way to a model.
         ring_any: Tells some worker that there may be work.
         report: Tells the worker's parent who it is and when to kill it.
+        jobs: What it does besides.
     """
 
     def __init__(
@@ -51,21 +53,24 @@ class WorkerProcess:
         gateway: Gateway,
         ring_any: Callable[[], Awaitable[None]],
         report: Report,
+        jobs: Jobs,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
         self._host = SessionHost(database, bus, settings, gateway, isolation, report)
         self._reaper = Reaper(database, ring_any, settings)
+        self._jobs = jobs
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to work."""
         await self._gateway.start()
         await self._host.start()
-        bell = answer_bell(self._settings.redis_url.get_secret_value(), self._host.ring)
+        bell = answer_bell(self._settings.redis_url.get_secret_value(), self._host.ring, self._jobs.ring)
         self._tasks = [
             asyncio.create_task(bell, name="bell"),
             asyncio.create_task(self._reaper.run(), name="reaper"),
+            asyncio.create_task(self._jobs.run(), name="jobs"),
         ]
 
     @property

@@ -1,15 +1,22 @@
 """The schema goes up and down, and is what the tables say."""
 
 import asyncio
+import importlib
+import pkgutil
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import agentrpc.store
 from agentrpc.store.database import Database, async_url
 from agentrpc.store.schema import SchemaMismatch, check_schema, ensure_partitions, migrate
 from agentrpc.store.tables import Base
+
+for _module in pkgutil.iter_modules(agentrpc.store.__path__, "agentrpc.store."):
+    # Rows stand with their queries.
+    importlib.import_module(_module.name)
 
 
 def _differences(url):
