@@ -106,8 +106,11 @@ def bundled_cli() -> Path:
 class AgentProcess:
     """A live CLI. Made by `start`; `frames` has to be drained for as long as it lives."""
 
-    def __init__(self, client: ClaudeSDKClient, output: OutputPipe, stderr: deque[str]) -> None:
+    def __init__(
+        self, client: ClaudeSDKClient, transport: BatchingTransport, output: OutputPipe, stderr: deque[str]
+    ) -> None:
         self._client = client
+        self._transport = transport
         self._output = output
         self._stderr = stderr
         self._prompts = 0
@@ -174,8 +177,9 @@ class AgentProcess:
             # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
             rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
         options = agent_options(spec.options, spec.paths, rest)
-        client = ClaudeSDKClient(options, BatchingTransport(options, output))
-        agent = cls(client, output, stderr)
+        transport = BatchingTransport(options, output)
+        client = ClaudeSDKClient(options, transport)
+        agent = cls(client, transport, output, stderr)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -183,9 +187,9 @@ class AgentProcess:
                 raise AgentStartError(f"the CLI did not answer within {timeout:.0f} s of its start", agent.stderr_tail)
             connecting.result()
         except BaseException as error:
-            # The tree goes first: the SDK's own way takes up to 20 s and misses what tools have started.
-            on_abandoned(await asyncio.shield(stop_tree(agent.pid)))
             connecting.cancel()
+            # Not the SDK's own way, which takes up to 20 s and misses what tools have started.
+            on_abandoned(await asyncio.shield(agent._stop_spawned()))
             await asyncio.gather(connecting, return_exceptions=True)
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
                 raise
@@ -193,11 +197,14 @@ class AgentProcess:
             raise AgentStartError("the CLI ended while it was starting", detail) from error
         return agent
 
+    async def _stop_spawned(self) -> StopReceipt:
+        await self._transport.spawned()
+        return await stop_tree(self.pid)
+
     @property
     def pid(self) -> int | None:
         """The root of the process tree."""
-        process = getattr(self._client._transport, "_process", None)
-        return process.pid if process is not None else None
+        return self._transport.pid
 
     @property
     def stderr_tail(self) -> str:
@@ -244,9 +251,8 @@ class AgentProcess:
             "uuid": uuid,
             "client_composed": True,
         }
-        assert self._client._transport is not None
         try:
-            await self._client._transport.write(json.dumps(message) + "\n")
+            await self._transport.write(json.dumps(message) + "\n")
         except CLIConnectionError as error:
             raise AgentCrashedError(None, self.stderr_tail) from error
 
@@ -266,14 +272,11 @@ class AgentProcess:
 
     async def _stop(self, grace: float) -> StopReceipt:
         pid = self.pid
-        transport = self._client._transport
-        process = getattr(transport, "_process", None)
-        if grace and transport is not None:
+        if grace:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(grace):
-                    await transport.end_input()
-                    if process is not None:
-                        await process.wait()
+                    await self._transport.end_input()
+                    await self._transport.exited()
         receipt = await stop_tree(pid)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):

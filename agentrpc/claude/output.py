@@ -81,10 +81,31 @@ class BatchingTransport(SubprocessCLITransport):
         super().__init__(_no_prompt(), replace(options, permission_prompt_tool_name="stdio"))
         self._pipe = pipe
         self._waiter: asyncio.Future[None] | None = None
+        self._spawning: asyncio.Task[None] | None = None
         self._exited: asyncio.Task[int] | None = None
         self._left_at = 0.0
         self._read_at = 0.0
         self._quick = 0
+
+    async def connect(self) -> None:
+        """Start the CLI. A cancellation does not cut that off: half made, a process has no pid to end it by."""
+        self._spawning = asyncio.create_task(super().connect(), name="spawn-agent")
+        await asyncio.shield(self._spawning)
+
+    async def spawned(self) -> None:
+        """Wait until no process is being made any more."""
+        if self._spawning is not None:
+            await asyncio.gather(self._spawning, return_exceptions=True)
+
+    async def exited(self) -> None:
+        """Wait for the end of that process."""
+        if self._process is not None:
+            await self._process.wait()
+
+    @property
+    def pid(self) -> int | None:
+        """The CLI's process, or that of its launcher."""
+        return self._process.pid if self._process is not None else None
 
     async def close(self) -> None:
         """End the process and give up its output."""

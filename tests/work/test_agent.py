@@ -1,5 +1,6 @@
 """A CLI that is missing, crashes or hangs at its start: a clear error, and nothing left."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -39,12 +40,37 @@ async def test_crashing(tmp_path):
         await AgentProcess.start(spec(tmp_path, Path("/bin/false")), timeout=10)
 
 
-async def test_hanging(tmp_path):
+def hanging(tmp_path):
     cli = tmp_path / "cli"
     cli.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
     cli.chmod(0o755)
+    return cli
+
+
+def started(cli):
+    """What runs of it, or is just to run it."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(cli.parent) in " ".join(p.info["cmdline"] or [])]
+
+
+async def test_hanging(tmp_path):
+    cli = hanging(tmp_path)
     began = time.monotonic()
     with pytest.raises(AgentStartError, match="did not answer"):
         await AgentProcess.start(spec(tmp_path, cli), timeout=1)
     assert time.monotonic() - began < 10
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(cli) in " ".join(p.info["cmdline"] or [])]
+    assert not started(cli)
+
+
+async def test_given_up_at_any_moment_of_its_start(tmp_path):
+    cli = hanging(tmp_path)
+    for at in range(40):
+        receipts = []
+        starting = asyncio.create_task(
+            AgentProcess.start(spec(tmp_path, cli), timeout=10, on_abandoned=receipts.append)
+        )
+        await asyncio.sleep(at * 0.002)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not started(cli)
+        assert all(receipt.confirmed for receipt in receipts)
