@@ -15,6 +15,7 @@ from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import choose_isolation
 from agentrpc.cli import processes
 from agentrpc.cli.main import app
+from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
@@ -178,9 +179,7 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         ]
         log.info("scheduling")
         await stopped.wait()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end_tasks(running)
     finally:
         await process.close()
 

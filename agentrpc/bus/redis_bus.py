@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from agentrpc.clock import jitter
+from agentrpc.ending import end_tasks
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
@@ -141,9 +142,7 @@ class Subscriptions:
     async def close(self) -> None:
         """End it."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks([self._task])
         with suppress(*_TROUBLE):
             await self._redis.aclose()
 

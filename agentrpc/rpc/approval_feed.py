@@ -16,6 +16,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.bus.live import frame_event
 from agentrpc.domain.states import ApprovalState
+from agentrpc.ending import end_tasks
 from agentrpc.errors import StoreUnavailable
 from agentrpc.services.views import approval_message
 from agentrpc.store.approvals import approvals_by_id, changed_approvals
@@ -99,8 +100,7 @@ class ApprovalFeed:
     async def close(self) -> None:
         """End it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
 
     async def _run(self) -> None:
         while self._watchers:

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from agentrpc.bus.live import LiveBatch
+from agentrpc.ending import end_tasks
 from agentrpc.errors import StoreUnavailable
 from agentrpc.store.log import StoredEvent
 from agentrpc.v1 import event_pb2
@@ -210,8 +211,7 @@ class Feed:
         if self._timer is not None:
             self._timer.cancel()
         if self._filling is not None:
-            self._filling.cancel()
-            await asyncio.gather(self._filling, return_exceptions=True)
+            await end_tasks([self._filling])
 
     # ---- Out ----
 

@@ -13,6 +13,7 @@ import structlog
 
 from agentrpc.bus.live import LiveBatch
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.rpc.approval_feed import ApprovalFeed
 from agentrpc.rpc.feed import Feed
@@ -77,8 +78,7 @@ class Hub:
     async def close(self) -> None:
         """End it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
         for feed in self._feeds.values():
             await feed.close()
         await self.approvals.close()

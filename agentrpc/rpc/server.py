@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
+from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Method, Service
@@ -142,8 +143,7 @@ class EdgeServer:
         """Leave no client guessing: not healthy, no new calls, streams end with their resume point, then stop."""
         self._draining = True
         if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
+            await end_tasks([self._checking])
         await self._set_health(serving=False)
         self._hub.drain()
         deadline = time.monotonic() + grace

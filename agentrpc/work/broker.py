@@ -16,6 +16,7 @@ from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
 from agentrpc import clock
+from agentrpc.ending import end_tasks
 
 __all__ = ["Bell", "DoorbellBroker", "answer_bell"]
 
@@ -147,6 +148,5 @@ async def answer_bell(url: str, ring: Callable[[], None], ring_job: Callable[[st
         await asyncio.shield(listening)
     finally:
         finish.set()
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
+        await end_tasks([listening])
         await broker.shutdown()

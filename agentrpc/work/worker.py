@@ -6,6 +6,7 @@ from typing import Protocol
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.ending import end_tasks
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.services.session_host.process import TokenIssuer
@@ -80,8 +81,6 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Stop clean, within the drain grace and the time that process trees take to end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._host.stop(self._settings.drain_grace if not self.fatal.done() else 0.001)
         await self._gateway.stop()

@@ -19,6 +19,7 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
@@ -149,9 +150,7 @@ class SessionHost:
                 actor.abandon()
             await asyncio.wait(list(self._runs.values()), timeout=_ABANDON_SECONDS)
         unfinished = bool(self._runs)
-        for task in [*self._tasks, *self._runs.values()]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._runs.values(), return_exceptions=True)
+        await end_tasks([*self._tasks, *self._runs.values()])
         for actor in list(self._actors.values()):
             self._close(actor)
         await asyncio.gather(*self._closing.values(), return_exceptions=True)
