@@ -15,7 +15,6 @@ from agentrpc.app import _admin_for
 from agentrpc.client import AgentRpcClient
 from agentrpc.embedded.stack import Stack, _processes
 from agentrpc.v1 import run_pb2, run_service_pb2
-from tests.e2e.conftest import Running
 from tests.e2e.talk import bash
 
 # Three children: of a session of its own, deaf to SIGTERM, stopped. What is waited for never ends.
@@ -25,8 +24,8 @@ NASTY = bash(
 )
 
 
-class OwnStack(Running):
-    """A stack that can be stopped and started again in its data dir."""
+class OwnStack:
+    """A whole stack in processes of its own: real servers, real CLI, scripted model. Can be started again."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -51,6 +50,10 @@ class OwnStack(Running):
 
     def client(self, address=""):
         return AgentRpcClient(address or self.stack.address, username="admin", password=self.password)
+
+    def workspace(self, session):
+        """Where the agent of a session works."""
+        return self.folder / "workspaces" / session.removeprefix("sessions/") / "files"
 
     def local(self, session):
         """What the worker's machine keeps of a session."""

@@ -3,90 +3,34 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import pytest_asyncio
 
-from agentrpc.app import _admin_for
-from agentrpc.embedded.stack import Stack, _processes
 from agentrpc.v1 import event_pb2, run_pb2, session_pb2
-from tests.e2e.conftest import Running
+from tests.e2e.stacks import followed, own_stack, until
 from tests.e2e.talk import bash, create, of, run, state
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 TTL, T_KILL = 4.0, 2.0
 SETTINGS = {
-    "AGENTRPC_LEASE_TTL": TTL,
-    "AGENTRPC_KILL_TIMEOUT": T_KILL,
-    "AGENTRPC_DRAIN_GRACE": 15,
-    "AGENTRPC_POLL_INTERVAL": 0.5,
-    "AGENTRPC_MAX_SESSION_MEMORY": 900 * 2**20,
+    "lease_ttl": TTL,
+    "kill_timeout": T_KILL,
+    "drain_grace": 15,
+    "poll_interval": 0.5,
+    "max_session_memory": 900 * 2**20,
 }
 Finished = event_pb2.ToolCallFinished
 
 
-class Stacked(Running):
-    def agents(self, session):
-        """What runs in the workspace of a session."""
-        folder = str(self.workspace(session))
-        return _processes(lambda process: process.cwd().startswith(folder))
-
-    def lines(self, session, name="file"):
-        path = self.workspace(session) / name
-        return path.read_text().split() if path.exists() else []
-
-    @contextlib.contextmanager
-    def another_worker(self):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agentrpc.work.parent"],
-            env={**os.environ, **self.stack.environment},
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running():
-    folder = Path(tempfile.mkdtemp(prefix="agentrpc-e2e-"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
-            patch.setenv(name, str(value))
-        stack = Stack(folder, listen="127.0.0.1:0")
-        await stack.start()
-        keeping = asyncio.create_task(stack.run_until(asyncio.Event()))
-        try:
-            yield Stacked(stack, await _admin_for(stack.environment))
-        finally:
-            keeping.cancel()
-            await stack.stop()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def client(running):
-    async with running.client() as client:
-        yield client
-
-
-async def until(what, timeout=40.0):
-    async with asyncio.timeout(timeout):
-        while True:
-            if found := what():
-                return found
-            await asyncio.sleep(0.05)
+    async with own_stack(**SETTINGS) as running:
+        yield running
 
 
 def alive(pid):
@@ -100,18 +44,8 @@ async def begin(client, running, command, then="", **options):
     session = await create(client, allowed_tools=["Bash"], **options)
     prompt = f"{bash(f'echo one >> file; {command}')}\n[[then]]\n{then}[[text: end]]"
     made = await client.create_run(session, prompt)
-    await until(lambda: running.lines(session))
+    await until(lambda: running.lines(session, "file"))
     return session, made.name
-
-
-async def followed(client, name, *states):
-    """The run, once it has one of these states."""
-    async with asyncio.timeout(90):
-        while True:
-            found = await client.get_run(name)
-            if run_pb2.Run.State.Name(found.state).removeprefix("STATE_") in states:
-                return found
-            await asyncio.sleep(0.1)
 
 
 async def events_of(client, session):
@@ -146,7 +80,7 @@ async def test_killed_in_the_middle_of_a_tool(client, running):
     await followed(client, name, "UNKNOWN_OUTCOME")
     # Proven: nobody has waited for the lease.
     await asyncio.sleep(max(killed + 9 - time.monotonic(), 0))
-    assert running.lines(session) == ["one"]
+    assert running.lines(session, "file") == ["one"]
 
 
 async def test_a_frozen_worker_is_killed_with_all_that_it_had_begun(client, running):
@@ -158,7 +92,7 @@ async def test_a_frozen_worker_is_killed_with_all_that_it_had_begun(client, runn
     await until(lambda: not running.agents(session), T_KILL + 3)
     await followed(client, name, "UNKNOWN_OUTCOME")
     await asyncio.sleep(max(stopped + TTL + T_KILL + 7 - time.monotonic(), 0))
-    assert running.lines(session) == ["one"]
+    assert running.lines(session, "file") == ["one"]
 
 
 async def test_one_that_wakes_up_after_its_runs_were_taken_over_does_nothing_more(client, running):
@@ -172,7 +106,7 @@ async def test_one_that_wakes_up_after_its_runs_were_taken_over_does_nothing_mor
     os.kill(parent, signal.SIGSTOP)
     os.kill(worker, signal.SIGSTOP)
     try:
-        with running.another_worker():
+        with running.another("agentrpc.work.parent"):
             found = await followed(client, name, "SUCCEEDED")
             assert found.attempt == 2
             assert all(process.is_running() for process in old[:1])
@@ -182,7 +116,7 @@ async def test_one_that_wakes_up_after_its_runs_were_taken_over_does_nothing_mor
     finally:
         os.kill(parent, signal.SIGCONT)
     # The model, asked by the new worker, has seen no need for the second call; the old CLI did not get that far.
-    assert running.lines(session) == ["one"]
+    assert running.lines(session, "file") == ["one"]
     events = await events_of(client, session)
     assert [done.outcome for done in of(events, "tool_call_finished")] == [Finished.OUTCOME_UNKNOWN]
     assert [started.attempt for started in of(events, "run_started")] == [1, 2]
@@ -196,7 +130,7 @@ async def test_a_killed_parent_takes_everything_with_it_and_the_lease_runs_out(c
     running.stack.kill_child("worker-parent")
     await until(lambda: not alive(worker) and not running.agents(session), T_KILL + 3)
     await followed(client, name, "UNKNOWN_OUTCOME")
-    assert running.lines(session) == ["one"]
+    assert running.lines(session, "file") == ["one"]
 
 
 async def test_a_killed_scheduler_is_not_missed(client, running):
@@ -206,7 +140,7 @@ async def test_a_killed_scheduler_is_not_missed(client, running):
     found = await followed(client, name, "SUCCEEDED")
     assert found.attempt == 1
     await until(lambda: running.stack.pid("scheduler") != old)
-    assert running.lines(session) == ["one"]
+    assert running.lines(session, "file") == ["one"]
 
 
 async def test_a_drained_worker_hands_its_run_over_and_no_tool_runs_twice(client, running):
@@ -214,11 +148,11 @@ async def test_a_drained_worker_hands_its_run_over_and_no_tool_runs_twice(client
     session, name = await begin(client, running, "sleep 4", then=calls)
     old = running.agents(session)
     worker = running.stack.pid("worker")
-    with running.another_worker():
+    with running.another("agentrpc.work.parent"):
         running.stack.kill_child("worker-parent", signal.SIGTERM)
         found = await followed(client, name, "SUCCEEDED")
         assert found.attempt == 1
-        assert running.lines(session) == ["one", "two", "three"]
+        assert running.lines(session, "file") == ["one", "two", "three"]
         await until(lambda: not alive(worker))
         assert not [process for process in old if alive(process.pid)]
     events = await events_of(client, session)

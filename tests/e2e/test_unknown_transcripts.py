@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from agentrpc.v1 import run_pb2, run_service_pb2, session_pb2
+from tests.e2e.stacks import followed
 from tests.e2e.talk import ALLOW, bash, create, of, run, state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,15 +42,6 @@ async def exchange(running, session, wanted, line):
     return stored
 
 
-async def until(client, name, *states):
-    async with asyncio.timeout(60):
-        while True:
-            found = await client.get_run(name)
-            if run_pb2.Run.State.Name(found.state).removeprefix("STATE_") in states:
-                return found
-            await asyncio.sleep(0.1)
-
-
 async def why(client, session, name):
     """The event that tells of UNKNOWN_OUTCOME."""
     async with asyncio.timeout(20):
@@ -67,7 +59,7 @@ async def new_run(client, running):
     stored = await exchange(running, session, b'"type":"text","text":"a word"', UNKNOWN)
     running.stack.kill_child("worker")
     made = await client.create_run(session, "[[heard: a word]]")
-    await until(client, made.name, "UNKNOWN_OUTCOME")
+    await followed(client, made.name, "UNKNOWN_OUTCOME")
     return session, made.name, stored
 
 
@@ -81,7 +73,7 @@ async def lost_run(client, running, command="echo ran >> file", **options):
                 break
     stored = await exchange(running, session, b'"type":"text","text":"a word"', UNKNOWN)
     running.stack.kill_child("worker")
-    await until(client, made.name, "UNKNOWN_OUTCOME", "FAILED")
+    await followed(client, made.name, "UNKNOWN_OUTCOME", "FAILED")
     return session, made.name, stored
 
 
@@ -90,7 +82,7 @@ async def test_calls_that_were_under_way_are_in_doubt(client, running):
     [call] = (await why(client, session, name)).in_doubt_calls
     assert [call] == list((await client.get_run(name)).in_doubt_calls)
     await client.resolve_run(name, Decision.DECISION_ABANDON)
-    await until(client, name, "CANCELLED")
+    await followed(client, name, "CANCELLED")
 
 
 async def test_lost_runs_fail_where_they_are_to_fail(client, running):
@@ -105,14 +97,14 @@ async def test_the_run_says_why_it_waits_and_abandon_ends_it(client, running, lo
     assert "format" in change.message
     assert not change.in_doubt_calls
     await client.resolve_run(name, Decision.DECISION_ABANDON)
-    assert (await until(client, name, "CANCELLED")).name == name
+    assert (await followed(client, name, "CANCELLED")).name == name
     assert not (running.workspace(session) / "file").exists()
     # What is wrong with the session stays so until somebody has put it right.
     again = await client.create_run(session, "[[text: x]]")
-    await until(client, again.name, "UNKNOWN_OUTCOME")
+    await followed(client, again.name, "UNKNOWN_OUTCOME")
     await exchange(running, session, UNKNOWN, stored)
     await client.resolve_run(again.name, Decision.DECISION_RESUME)
-    await until(client, again.name, "SUCCEEDED")
+    await followed(client, again.name, "SUCCEEDED")
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -120,7 +112,7 @@ async def test_it_goes_on_once_the_transcript_was_put_right(client, running, los
     session, name, stored = await (lost_run if lost else new_run)(client, running)
     # Too early: it is still unknown, and the run waits again.
     await client.resolve_run(name, Decision.DECISION_RESUME)
-    await until(client, name, "UNKNOWN_OUTCOME")
+    await followed(client, name, "UNKNOWN_OUTCOME")
     await exchange(running, session, UNKNOWN, stored)
     await client.resolve_run(name, Decision.DECISION_RESUME)
     events, answered = [], set()

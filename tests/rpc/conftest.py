@@ -170,6 +170,19 @@ async def hand(new_hand):
 
 
 @pytest.fixture
+async def session(client):
+    """A session of ann's."""
+    return (await client.create_session(session_pb2.Session())).name
+
+
+@pytest.fixture
+async def begun(client, session, hand):
+    """A claimed run: (run, claim)."""
+    run = await client.create_run(session, "x")
+    return run, await hand.claim()
+
+
+@pytest.fixture
 def events_of(client):
     """All durable events of a run: `await events_of(run)`."""
 

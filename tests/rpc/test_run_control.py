@@ -15,7 +15,7 @@ from agentrpc.services.doubt import UNKNOWN_RESULT
 from agentrpc.services.session_host import lifecycle
 from agentrpc.store.leases import Origin
 from agentrpc.store.tables import Run as RunRow
-from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2, session_service_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_service_pb2
 
 Run = run_pb2.Run
 Decision = run_service_pb2.ResolveRunRequest
@@ -41,19 +41,6 @@ async def fields(awaitable):
         await awaitable
     assert caught.value.reason == "FIELD_INVALID"
     return caught.value.message
-
-
-@pytest.fixture
-async def session(client):
-    """A session of ann's."""
-    return (await client.create_session(session_pb2.Session())).name
-
-
-@pytest.fixture
-async def begun(client, session, hand):
-    """A claimed run: (run, claim)."""
-    run = await client.create_run(session, "x")
-    return run, await hand.claim()
 
 
 @pytest.fixture

@@ -21,19 +21,6 @@ ALLOW = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
 
 
 @pytest.fixture
-async def session(client):
-    """A session of ann's."""
-    return (await client.create_session(session_pb2.Session())).name
-
-
-@pytest.fixture
-async def begun(client, session, hand):
-    """A claimed run: (run, claim)."""
-    run = await client.create_run(session, "x")
-    return run, await hand.claim()
-
-
-@pytest.fixture
 def waits(client):
     """What a run waits for, which a list says as well: `await waits(run)`; (reason, subject, since)."""
 
