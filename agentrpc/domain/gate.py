@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Gate", "ToolCall", "Verdict"]
+__all__ = ["Gate", "ToolCall", "Verdict", "why_denied"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +42,17 @@ class Verdict:
 
 
 Gate = Callable[[ToolCall], Awaitable[Verdict]]
+
+
+def why_denied(state: str, message: str) -> str:
+    """What the model is told of a call that nobody has allowed.
+
+    Args:
+        state: Of the approval: DENIED, EXPIRED or CANCELLED.
+        message: What the person who denied it has said; may be empty.
+    """
+    if state == "EXPIRED":
+        return "nobody answered before the deadline"
+    if state == "CANCELLED":
+        return "the run was stopped before anyone answered"
+    return message or "the user denied this call"

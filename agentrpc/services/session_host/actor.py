@@ -9,8 +9,7 @@ back: `recovery` brings it to life again.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.endings import add_usage, failed, from_turn, run_receipt, stopped
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.intents import Intents, Stop, Stopped
 from agentrpc.services.session_host.process import Environment, SessionProcess
 from agentrpc.services.session_host.recovery import (
     Changed,
@@ -62,23 +62,6 @@ _LEAVING_TICK = 0.05
 _BACK_OFF = {1: 0.0, 2: 5.0}
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """Why a run has to end before its turn has."""
-
-    kind: StopKind
-    reason: str
-    failure: Ending | None = None
-
-    @property
-    def state(self) -> RunState:
-        return RunState.EXPIRED if self.kind is StopKind.EXPIRE else RunState.CANCELLED
-
-
-class _Stopped(Exception):
-    """The run is to stop."""
-
-
 class SessionActor:
     """Hosts one session under one epoch.
 
@@ -102,11 +85,12 @@ class SessionActor:
             batch=claim.batch,
             last_sequence=claim.last_sequence,
         )
+        self._intents = Intents(self._writer.lost)
         self._hold = Hold(environment.database, environment.bus, self._writer, claim.session.id, claim.epoch)
         hidden = (self._paths.root, workspace.parent, environment.settings.data_dir)
         self._translator = Translator(host_paths=[str(path) for path in hidden])
         self._gate = SessionGate(self._hold, self._translator, workspace=str(workspace), may_begin=self._may_begin)
-        self._gate.interrupt = lambda: self._stop_run(_Stop(StopKind.INTERRUPT, "denied with interrupt"))
+        self._gate.interrupt = lambda: self._intents.stop_run(Stop(StopKind.INTERRUPT, "denied with interrupt"))
         self._process = SessionProcess(
             environment,
             self._hold,
@@ -116,10 +100,6 @@ class SessionActor:
             may_begin=self._may_begin,
             on_ready=self._on_ready,
         )
-        self._stop: _Stop | None = None
-        self._paused = self._draining = self._abandoned = False
-        self._inputs = 0
-        self._changed = asyncio.Event()
         self._unanswered: set[str] = set()
         self._active = time.monotonic()
         self._closed = False
@@ -158,9 +138,7 @@ class SessionActor:
         """
         run = claim.run
         self.run = run
-        self._stop = None
-        self._abandoned = False
-        self._inputs = 0
+        self._intents.begin_run()
         self._writer.run_id = run.id
         started = time.monotonic()
         structlog.contextvars.bind_contextvars(session=session_name(self.session_id), run=str(run.id))
@@ -190,7 +168,7 @@ class SessionActor:
             outcome = await conduct
         except LeaseLostError:
             raise
-        except _Stopped:
+        except Stopped:
             return await self._halt(usage)
         except AgentStartError as error:
             self._log.error("agent_start_failed", detail=error.detail)
@@ -221,8 +199,8 @@ class SessionActor:
             options = session_pb2.SessionOptions.FromString(
                 await self._hold.patiently(lambda: lifecycle.load_options(self._env.database, self.session_id))
             )
-            self._heed(await self._hold.patiently(self._intents))
-            if self._stop is not None:
+            self._heed(await self._hold.patiently(self._head))
+            if self._intents.stop is not None:
                 return await self._halt(usage)
             if plan is None:
                 usage.complete = False
@@ -248,7 +226,7 @@ class SessionActor:
     ) -> Ending | Parked | Changed | AgentCrashedError:
         begins = not again and (str(run.id), run.prompt) in plan.prompts
         opening = open_workspace(self._env.workspaces, self._hold, run.id, checkpoint=begins and options.checkpoints)
-        if (cannot := await self._unless_stopped(opening)) is not None:
+        if (cannot := await self._intents.unless_stopped(opening)) is not None:
             # A live process would go on in files that nobody finds again.
             await self._process.stop(grace=0)
             self._void()
@@ -270,7 +248,7 @@ class SessionActor:
             # One after the other: the CLI takes up only one call of a message. The last one goes on with the turn.
             step = len(plan.carry) > 1
             start = self._process.start(options, self._claude_session_id, conversation, carry=carry, step=step)
-            await self._unless_stopped(start)
+            await self._intents.unless_stopped(start)
             if step:
                 return await self._step(run)
         self._process.forget_turns()
@@ -288,8 +266,8 @@ class SessionActor:
                 turn = await self._next(run, also=done)
                 if isinstance(turn, AgentCrashedError):
                     return turn
-                if self._stop is not None:
-                    raise _Stopped
+                if self._intents.stop is not None:
+                    raise Stopped
                 if self._may_leave():
                     return await self._leave(run)
         finally:
@@ -311,11 +289,11 @@ class SessionActor:
                 self._note_answers(turn)
                 if (last is not None or not turn.origin) and (turn.is_error or not self._unanswered):
                     last, ceiling = turn, time.monotonic() + self._env.settings.background_ceiling
-            if last is not None and not self._inputs and (last.is_error or not self._busy(last)):
+            if last is not None and not self._intents.inputs and (last.is_error or not self._busy(last)):
                 return from_turn(last, usage)
-            if self._stop is not None:
+            if self._intents.stop is not None:
                 return await self._interrupt(usage) if last is None else await self._halt(usage, last)
-            if self._inputs and self._process.begun:
+            if self._intents.inputs and self._process.begun:
                 await self._deliver(run)
             elif self._may_leave():
                 return await self._leave(run)
@@ -353,21 +331,15 @@ class SessionActor:
         tick = _LEAVING_TICK if self._leaving else _TICK
         left = min(max(wait, 0.0) for wait in (deadline, ceiling_in, tick) if wait is not None)
         turn = asyncio.ensure_future(self._process.turns.get())
-        changed = asyncio.ensure_future(self._changed.wait())
         try:
-            waited: set[asyncio.Future[Any]] = {turn, changed, self._writer.lost, *([also] if also else [])}
-            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._intents.wait(turn, *([also] if also else []), timeout=left)
         finally:
-            changed.cancel()
             if not turn.done():
                 turn.cancel()
-        self._changed.clear()
-        if self._writer.lost.done():
-            raise LeaseLostError("the session's writer has stopped")
         if turn.done() and not turn.cancelled():
             return turn.result()
         if run.timeout is not None and run.start_time is not None and clock.utcnow() >= run.start_time + run.timeout:
-            self._stop_run(_Stop(StopKind.EXPIRE, "its time-out passed"))
+            self._intents.stop_run(Stop(StopKind.EXPIRE, "its time-out passed"))
         return None
 
     def _inactive(self, run: Run) -> bool:
@@ -379,32 +351,6 @@ class SessionActor:
             and now - max(self._active, self._process.last_frame) > run.inactivity_timeout.total_seconds()
         )
 
-    async def _unless_stopped(self, start: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for the start of a process, which is given up when the run is to stop."""
-        starting = asyncio.create_task(start)
-        try:
-            await self._wait_for(starting, lambda: self._stop is not None)
-            if self._stop is not None:
-                raise _Stopped
-            return starting.result()
-        finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-
-    async def _wait_for(
-        self, task: "asyncio.Task[Any]", given_up: Callable[[], bool], deadline: float | None = None
-    ) -> None:
-        """Wait until a task is done, or until it is given up or the deadline has passed. Raises LeaseLostError."""
-        while not task.done() and not given_up() and (deadline is None or time.monotonic() < deadline):
-            changed = asyncio.ensure_future(self._changed.wait())
-            waited: set[asyncio.Future[Any]] = {task, changed, self._writer.lost}
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
-            self._changed.clear()
-            if self._writer.lost.done():
-                raise LeaseLostError("the session's writer has stopped")
-
     # ---- Messages ----
 
     async def _say(self, uuid: str, text: str) -> None:
@@ -414,7 +360,7 @@ class SessionActor:
 
     async def _deliver(self, run: Run) -> None:
         """Give further messages to the process, which has taken in those before."""
-        self._inputs = 0
+        self._intents.inputs = 0
         inputs, events = await self._hold.patiently(
             lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch)
         )
@@ -446,23 +392,25 @@ class SessionActor:
 
     async def _interrupt(self, usage: Ending) -> Ending:
         """End the turn as Esc would; when the CLI does not, end the process tree."""
-        assert self._stop is not None
-        if self._cancelled:
+        assert self._intents.stop is not None
+        if self._intents.cancelled:
             return await self._halt(usage)
         self._gate.end_run()
         interrupting = asyncio.create_task(self._end_turn(usage))
         try:
-            await self._wait_for(interrupting, lambda: self._cancelled, time.monotonic() + _INTERRUPT_PATIENCE)
+            await self._intents.wait_for(
+                interrupting, lambda: self._intents.cancelled, time.monotonic() + _INTERRUPT_PATIENCE
+            )
         finally:
             interrupting.cancel()
             [turn] = await asyncio.gather(interrupting, return_exceptions=True)
         if not isinstance(turn, TurnEnded):
             self._log.warning("interrupt_ignored", instead=type(turn).__name__)
-        if self._cancelled:
+        if self._intents.cancelled:
             return await self._halt(usage, turn if isinstance(turn, TurnEnded) else None)
         if (
             not isinstance(turn, TurnEnded)
-            or self._stop.kind is StopKind.EXPIRE
+            or self._intents.stop.kind is StopKind.EXPIRE
             or self._translator.active_subtasks
             or self._unanswered - {*turn.prompt_uuids}
         ):
@@ -470,7 +418,7 @@ class SessionActor:
             # goes on: not even what its tools have started to outlive them.
             await self._process.stop()
             self._void()
-        return stopped(self._stop.state, usage, turn if isinstance(turn, TurnEnded) else None)
+        return stopped(self._intents.stop.state, usage, turn if isinstance(turn, TurnEnded) else None)
 
     async def _end_turn(self, usage: Ending) -> TurnEnded | AgentCrashedError:
         """Interrupt the turn; its end, or that of the process."""
@@ -483,20 +431,16 @@ class SessionActor:
             if not turn.origin:
                 return turn
 
-    @property
-    def _cancelled(self) -> bool:
-        return self._stop is not None and self._stop.kind is StopKind.CANCEL
-
     async def _halt(self, usage: Ending, last: TurnEnded | None = None) -> Ending:
         """End the whole process tree at once."""
-        assert self._stop is not None
+        assert self._intents.stop is not None
         receipt = await self._process.stop(grace=0)
         self._void()
-        if self._stop.failure is not None:
-            self._stop.failure.usage, self._stop.failure.model_usage = usage.usage, usage.model_usage
-            return self._stop.failure
-        ending = stopped(self._stop.state, usage, last)
-        if self._cancelled:
+        if self._intents.stop.failure is not None:
+            self._intents.stop.failure.usage, self._intents.stop.failure.model_usage = usage.usage, usage.model_usage
+            return self._intents.stop.failure
+        ending = stopped(self._intents.stop.state, usage, last)
+        if self._intents.cancelled:
             ending.receipt = run_receipt(receipt)
         return ending
 
@@ -509,13 +453,12 @@ class SessionActor:
 
     @property
     def _leaving(self) -> bool:
-        waits_long = self._gate.waited > self._env.settings.approval_hold
-        return self._paused or self._draining or self._abandoned or waits_long
+        return self._intents.leaving or self._gate.waited > self._env.settings.approval_hold
 
     def _may_leave(self) -> bool:
-        if self._draining or self._paused:
+        if self._intents.draining or self._intents.paused:
             self._gate.hold(held=True)
-        return self._abandoned or (self._leaving and self._process.halted)
+        return self._intents.abandoned or (self._leaving and self._process.halted)
 
     async def _leave(self, run: Run) -> Parked | Changed:
         """Give the session back while nothing is under way but calls that wait at the gate."""
@@ -525,7 +468,7 @@ class SessionActor:
         self._gate.end_run()
         await self._writer.flush()
         args = (self._env.database, self.session_id, run.id, self.epoch)
-        if self._paused or self._draining or self._abandoned:
+        if self._intents.leaving:
             left = await self._hold.patiently(lambda: lifecycle.hand_over(*args, clean=clean))
         else:
             left = await self._hold.patiently(lambda: lifecycle.park(*args))
@@ -549,17 +492,8 @@ class SessionActor:
             lambda: lifecycle.note_loss(self._env.database, self.session_id, run.id, self.epoch)
         )
         await self._hold.show(events)
-        await self._wait_out(_BACK_OFF.get(losses, 0.0))
+        await self._intents.wait_out(_BACK_OFF.get(losses, 0.0))
         return losses
-
-    async def _wait_out(self, seconds: float) -> None:
-        """Wait, but not longer than until the run is to stop."""
-        deadline = time.monotonic() + seconds
-        while self._stop is None and not self._writer.lost.done() and (left := deadline - time.monotonic()) > 0:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
 
     async def _end(self, run: Run, ending: Ending, started: float) -> bool:
         """Write the run's end. False: a further message or a cancel has come, it goes on."""
@@ -569,7 +503,7 @@ class SessionActor:
             lambda: lifecycle.end_run(self._env.database, self.session_id, run.id, self.epoch, ending)
         )
         if events is None:
-            self._inputs = 1
+            self._intents.inputs = 1
             return False
         await self._hold.show(events)
         RUNS_ENDED.labels(ending.state).inc()
@@ -592,28 +526,16 @@ class SessionActor:
 
     # ---- From outside ----
 
-    def _stop_run(self, stop: _Stop) -> None:
-        # A cancel goes further than the stop that is under way.
-        if self._stop is None or (stop.kind is StopKind.CANCEL and self._stop.kind is not StopKind.CANCEL):
-            self._stop = stop
-            self._changed.set()
-
-    async def _intents(self) -> OwnedSession:
+    async def _head(self) -> OwnedSession:
         return await lifecycle.intents(self._env.database, self.session_id, self.epoch)
 
     def _heed(self, head: OwnedSession) -> None:
-        run = self.run
-        if run is None or head.active_run != run.id:
+        if self.run is None:
             return
-        if head.stop_run == run.id and head.stop_kind:
-            self._stop_run(_Stop(StopKind(head.stop_kind), "asked for"))
-        if head.inputs and not self._inputs:
-            self._inputs = head.inputs
-            self._changed.set()
-        if head.paused != self._paused:
-            self._paused = head.paused
-            self._gate.hold(held=self._paused or self._draining)
-            self._changed.set()
+        paused = self._intents.paused
+        self._intents.heed(head, self.run.id)
+        if self._intents.paused != paused:
+            self._gate.hold(held=self._intents.paused or self._intents.draining)
 
     async def look(self, head: OwnedSession) -> None:
         """Act upon what the head row says now: a stop, a pause, an answer. Called on a signal and once a second."""
@@ -623,18 +545,18 @@ class SessionActor:
 
     def fail(self, reason: str, message: str) -> None:
         """End the process tree at once; the run fails for this reason."""
-        self._stop_run(_Stop(StopKind.CANCEL, message, failed(reason, message)))
+        self._intents.stop_run(Stop(StopKind.CANCEL, message, failed(reason, message)))
 
     def drain(self) -> None:
         """Hold the next call at the gate and give the session back there."""
-        self._draining = True
+        self._intents.draining = True
         self._gate.hold(held=True)
-        self._changed.set()
+        self._intents.changed.set()
 
     def abandon(self) -> None:
         """Give the session back at once, whatever is under way."""
-        self._abandoned = True
-        self._changed.set()
+        self._intents.abandoned = True
+        self._intents.changed.set()
 
     async def close(self) -> None:
         """End the process tree and the writer. Nothing begins after this."""

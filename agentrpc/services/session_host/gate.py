@@ -18,7 +18,7 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.claude.translation import Translator
-from agentrpc.domain.gate import ToolCall, Verdict
+from agentrpc.domain.gate import ToolCall, Verdict, why_denied
 from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, session_rules
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
@@ -283,14 +283,10 @@ class SessionGate:
         return await self._heed(call, run_id, state, resolution)
 
     async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
-        if state == "EXPIRED":
-            return self._deny(call, "nobody answered before the deadline", "approval")
-        if state == "CANCELLED":
-            return self._deny(call, "the run was stopped before anyone answered", "approval")
         if state != "ALLOWED":
             if resolution.interrupt:
                 self.interrupt()
-            reason = resolution.message or "the user denied this call"
+            reason = why_denied(state, resolution.message)
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
         if call.tool_name == "ExitPlanMode":
             self._mode = "DEFAULT"

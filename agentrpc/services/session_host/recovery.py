@@ -13,6 +13,7 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.claude.revival import CallResult, Conversation, OpenCall, UnknownTranscriptFormat
+from agentrpc.domain.gate import why_denied
 from agentrpc.domain.states import ApprovalState, RunState
 from agentrpc.services.doubt import UNKNOWN_RESULT, finished, told
 from agentrpc.services.run_end import Ending
@@ -42,7 +43,6 @@ _LEFT_OVER = "The run ended before this call had ended. It may have had effects.
 _UNKNOWN_FORMAT = (
     "the conversation is in a format that this version does not know: upgrade the workers, then decide with ResolveRun"
 )
-_EXPIRED = "nobody answered before the deadline"
 
 
 class Parked:
@@ -265,9 +265,7 @@ class _Recovery:
         return ends
 
     def _denied(self, call: OpenCall, asked: Asked) -> CallResult:
-        reason = asked.resolution.message or "the user denied this call"
-        if asked.state is ApprovalState.EXPIRED:
-            reason = _EXPIRED
+        reason = why_denied(asked.state, asked.resolution.message)
         self._hold.writer.put(
             finished(call.tool_use_id, call.tool_name, _Outcome.OUTCOME_DENIED, reason, denied_by="approval")
         )
