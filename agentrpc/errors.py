@@ -6,7 +6,7 @@ AgentRpcError
 ├── Unauthenticated          CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED
 ├── PermissionDenied         the caller may see it, but not do this
 ├── NotFound                 it does not exist, or the caller may not see it
-├── FailedPrecondition       SESSION_NOT_ACTIVE, SESSION_BUSY, APPROVAL_NOT_PENDING, APPROVAL_EXPIRED, STATE_INVALID
+├── FailedPrecondition       SESSION_NOT_ACTIVE, SESSION_BUSY, APPROVAL_NOT_PENDING, STATE_INVALID, IN_USE …
 ├── Aborted                  ETAG_MISMATCH
 ├── ResourceExhausted        QUEUE_FULL, RATE_LIMITED, TOO_MANY_STREAMS
 └── Unavailable              STORE_UNAVAILABLE, DRAINING, SLOW_CONSUMER

@@ -34,7 +34,7 @@ _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 _USER = re.compile(f"users/{_ID}")
 _AGENT = re.compile(f"agents/{_ID}")
-_AGENT_VERSION = re.compile(f"(agents/{_ID})/versions/([1-9][0-9]{{0,8}})")
+_AGENT_VERSION = re.compile(f"agents/{_ID}/versions/([1-9][0-9]{{0,8}})")
 _TOOL_GROUP = re.compile(f"toolGroups/{_ID}")
 
 
@@ -118,7 +118,7 @@ def parse_agent_version(name: str, *, field: str = "name") -> tuple[UUID, int]:
     found = _AGENT_VERSION.fullmatch(name)
     if found is None:
         raise _wrong(name, field, "agents/{agent}/versions/{version}", "a lower-case UUID and a number from 1 on")
-    return parse_agent(found[1]), int(found[3])
+    return UUID(found[1]), int(found[2])
 
 
 def parse_agent_or_version(name: str, *, field: str = "agent") -> tuple[UUID, int | None]:

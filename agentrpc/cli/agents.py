@@ -91,7 +91,7 @@ def _options(
         try:
             Parse(file.read_text(), options)
         except (OSError, UnicodeDecodeError, ParseError) as error:
-            raise fail(f"{file}: {error}", 2) from None
+            raise fail(f"{file}: {str(error).splitlines()[0]}", 2) from None
     if model:
         options.model = model
     if system:

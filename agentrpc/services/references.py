@@ -23,9 +23,9 @@ def refuse_in_use(principal: Principal, what: str, used_by: Sequence[tuple[str, 
         return
     admin = principal.role is Role.ADMIN
     names = [name for name, owner in used_by if admin or owner == principal.user_id][:_SHOWN]
-    by = ", ".join(names) if names else "what others have made"
+    by = f"{', '.join(names)}: delete that first" if names else "what others have made: ask an administrator"
     raise FailedPrecondition(
-        f"the {what} is used by {by}: change or delete that first, or stop sharing the {what}",
+        f"the {what} is used by {by}",
         reason="IN_USE",
         metadata={"used_by": ",".join(names)},
     )
