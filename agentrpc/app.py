@@ -18,11 +18,13 @@ from agentrpc.cli.main import app
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
+from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
+from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.outbox import Consumer, Outbox
@@ -32,6 +34,7 @@ from agentrpc.services.runs import Runs
 from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.tool_groups import ToolGroups
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
@@ -67,6 +70,8 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.agents = Agents(database, settings)
+        self.tool_groups = ToolGroups(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -75,6 +80,8 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            agent_service(self.agents),
+            tool_group_service(self.tool_groups),
         ]
 
     def jobs(self) -> dict[str, Drain]:

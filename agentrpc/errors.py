@@ -6,7 +6,7 @@ AgentRpcError
 ├── Unauthenticated          CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED
 ├── PermissionDenied         the caller may see it, but not do this
 ├── NotFound                 it does not exist, or the caller may not see it
-├── FailedPrecondition       SESSION_NOT_ACTIVE, SESSION_BUSY, APPROVAL_NOT_PENDING, APPROVAL_EXPIRED, STATE_INVALID
+├── FailedPrecondition       SESSION_NOT_ACTIVE, SESSION_BUSY, APPROVAL_NOT_PENDING, STATE_INVALID, IN_USE …
 ├── Aborted                  ETAG_MISMATCH
 ├── ResourceExhausted        QUEUE_FULL, RATE_LIMITED, TOO_MANY_STREAMS
 └── Unavailable              STORE_UNAVAILABLE, DRAINING, SLOW_CONSUMER
@@ -122,9 +122,9 @@ class PermissionDenied(AgentRpcError):
 
     code = "PERMISSION_DENIED"
 
-    def __init__(self, permission: str) -> None:
+    def __init__(self, permission: str, message: str = "") -> None:
         super().__init__(
-            f"your role does not include {permission}: ask an administrator",
+            message or f"your role does not include {permission}: ask an administrator",
             reason="PERMISSION_DENIED",
             metadata={"permission": permission},
         )
