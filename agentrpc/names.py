@@ -1,4 +1,4 @@
-"""Resource names (AIP-122) of sessions, runs, approvals and users.
+"""Resource names (AIP-122) of sessions, runs, approvals, memory stores and users.
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -10,8 +10,13 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "MEMORY_STORE",
     "approval_name",
+    "memory_entry_name",
+    "memory_store_name",
     "parse_approval",
+    "parse_memory_entry",
+    "parse_memory_store",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
@@ -25,6 +30,8 @@ _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
+MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
+_MEMORY_ENTRY = re.compile(f"(memoryStores/{_ID})/entries/(.+)", re.DOTALL)
 _USER = re.compile(f"users/{_ID}")
 
 
@@ -41,6 +48,16 @@ def run_name(session_id: UUID, run_id: UUID) -> str:
 def approval_name(session_id: UUID, approval_id: UUID) -> str:
     """`sessions/{session}/approvals/{approval}`."""
     return f"sessions/{session_id}/approvals/{approval_id}"
+
+
+def memory_store_name(store_id: UUID) -> str:
+    """`memoryStores/{store}`."""
+    return f"memoryStores/{store_id}"
+
+
+def memory_entry_name(store_id: UUID, key: str) -> str:
+    """`memoryStores/{store}/entries/{key}`; a key may have slashes."""
+    return f"memoryStores/{store_id}/entries/{key}"
 
 
 def user_name(user_id: UUID) -> str:
@@ -76,6 +93,20 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     """The ids of session and approval in `sessions/{session}/approvals/{approval}`. Raises as `parse_session`."""
     session_id, approval_id = _match(_APPROVAL, name, field, "sessions/{session}/approvals/{approval}")
     return session_id, approval_id
+
+
+def parse_memory_store(name: str, *, field: str = "name") -> UUID:
+    """The id in `memoryStores/{store}`. Raises as `parse_session`."""
+    return _match(MEMORY_STORE, name, field, "memoryStores/{store}")[0]
+
+
+def parse_memory_entry(name: str, *, field: str = "name") -> tuple[UUID, str]:
+    """The store's id and the key in `memoryStores/{store}/entries/{key}`, not checked. Raises as `parse_session`."""
+    found = _MEMORY_ENTRY.fullmatch(name)
+    if found is None:
+        _match(_MEMORY_ENTRY, name, field, "memoryStores/{store}/entries/{key}")
+        raise AssertionError
+    return UUID(found[2]), found[3]
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:

@@ -307,7 +307,7 @@ def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Sessio
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
         before = known.get(server.name)
-        if before is None or transport is None or before.WhichOneof("transport") != transport:
+        if before is None or transport in {None, "builtin"} or before.WhichOneof("transport") != transport:
             continue
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
