@@ -168,7 +168,7 @@ def write_entry(
     request = pb.WriteMemoryEntryRequest(memory_entry=entry, expected_version=expected_version)
     _call(
         lambda client: client.call(client.memory.WriteMemoryEntry, request),
-        lambda entry: f"version {entry.version}",
+        lambda written: f"version {written.version}",
         as_json=as_json,
     )
 
