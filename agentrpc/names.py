@@ -31,7 +31,7 @@ _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
-_MEMORY_ENTRY = re.compile(f"(memoryStores/{_ID})/entries/(.+)", re.DOTALL)
+_MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
 _USER = re.compile(f"users/{_ID}")
 
 
@@ -102,11 +102,8 @@ def parse_memory_store(name: str, *, field: str = "name") -> UUID:
 
 def parse_memory_entry(name: str, *, field: str = "name") -> tuple[UUID, str]:
     """The store's id and the key in `memoryStores/{store}/entries/{key}`, not checked. Raises as `parse_session`."""
-    found = _MEMORY_ENTRY.fullmatch(name)
-    if found is None:
-        _match(_MEMORY_ENTRY, name, field, "memoryStores/{store}/entries/{key}")
-        raise AssertionError
-    return UUID(found[2]), found[3]
+    store_id, key = _groups(_MEMORY_ENTRY, name, field, "memoryStores/{store}/entries/{key}")
+    return UUID(store_id), key
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:
@@ -115,6 +112,10 @@ def parse_user(name: str, *, field: str = "name") -> UUID:
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:
+    return [UUID(part) for part in _groups(pattern, name, field, form)]
+
+
+def _groups(pattern: re.Pattern[str], name: str, field: str, form: str) -> tuple[str, ...]:
     found = pattern.fullmatch(name)
     if found is None:
         shown = name if len(name) <= 100 else f"{name[:100]}…"
@@ -123,4 +124,4 @@ def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[U
             reason="NAME_INVALID",
             metadata={"field": field, "pattern": form},
         )
-    return [UUID(part) for part in found.groups()]
+    return found.groups()

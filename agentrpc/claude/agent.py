@@ -283,9 +283,11 @@ class AgentProcess:
                     await transport.end_input()
                     if process is not None:
                         await process.wait()
-        # What this process does for the tree ends before anyone is told that the tree is gone.
-        ended, receipt = await asyncio.gather(self._servers.stop(), stop_tree(pid))
-        receipt = replace(receipt, confirmed=receipt.confirmed and ended)
+        # Calls that are cut off get no answer any more: they are in doubt, as those of the CLI's own tools. They end
+        # before anyone is told that the tree is gone.
+        self._servers.close()
+        receipt = await stop_tree(pid)
+        receipt = replace(receipt, confirmed=await self._servers.stop() and receipt.confirmed)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await self._client.disconnect()

@@ -77,10 +77,14 @@ def create_store(
 
 
 @memory_app.command("get")
-def get_store(store: Store, as_json: Annotated[bool, typer.Option("--json", help="As always.")] = True) -> None:  # noqa: ARG001
-    """Show a store, as JSON."""
+def get_store(store: Store, as_json: Json = False) -> None:
+    """Show a store."""
     request = pb.GetMemoryStoreRequest(name=_store(store))
-    _call(lambda client: client.call(client.memory.GetMemoryStore, request), _name, as_json=True)
+    _call(
+        lambda client: client.call(client.memory.GetMemoryStore, request),
+        lambda found: f"{found.display_name}: {found.entry_count} entries, {found.byte_count} bytes, of {found.owner}",
+        as_json=as_json,
+    )
 
 
 @memory_app.command("update")

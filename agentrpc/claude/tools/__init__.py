@@ -90,9 +90,13 @@ class ToolServers:
             for name, tools in servers.items()
         }
 
+    def close(self) -> None:
+        """From now on no call is begun."""
+        self._stopped = True
+
     async def stop(self) -> bool:
         """Cancel what is under way, and begin nothing more; whether all of it has ended."""
-        self._stopped = True
+        self.close()
         for call in self._calls:
             call.cancel()
         if self._calls:
