@@ -20,7 +20,9 @@ Decision = run_service_pb2.ResolveRunRequest
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(postgres):
-    async with own_stack(approval_hold=0.5, poll_interval=0.5, tool_databases=json.dumps({"shop": postgres})) as stack:
+    async with own_stack(
+        approval_hold=0.5, poll_interval=0.5, drain_grace=1, tool_databases=json.dumps({"shop": postgres})
+    ) as stack:
         yield stack
 
 
@@ -105,10 +107,12 @@ async def test_a_write_that_is_approved_after_its_process_has_gone_happens_once(
     assert (await entry(client, store, "late")).version == 1
 
 
-@pytest.mark.parametrize("decision", [Decision.DECISION_RESUME, Decision.DECISION_RETRY_CALLS])
-async def test_a_call_in_doubt_is_decided_about_as_any_other(client, stack, postgres, decision):
+@pytest.mark.parametrize(
+    ("end", "decision"), [("kill", Decision.DECISION_RETRY_CALLS), ("terminate", Decision.DECISION_RESUME)]
+)
+async def test_a_call_that_a_worker_leaves_behind_is_in_doubt_as_any_other(client, stack, end, decision):
     session = await create(client, allowed_tools=["mcp__shop__*"], mcp_servers=[database()])
-    slow = call("shop__query", sql="SELECT 6 * 7 AS answer, pg_sleep(4)")
+    slow = call("shop__query", sql="SELECT 6 * 7 AS answer, pg_sleep(6)")
     made = await client.create_run(session, f"{slow}\n[[then]]\n[[text: ok]]")
     events = []
     async with asyncio.timeout(100):
@@ -116,7 +120,10 @@ async def test_a_call_in_doubt_is_decided_about_as_any_other(client, stack, post
             events.append(event)
             if event.HasField("tool_call_started") and len(of(events, "tool_call_started")) == 1:
                 await asyncio.sleep(0.5)
-                stack.stack.kill_child("worker")
+                if end == "kill":
+                    stack.stack.kill_child("worker")
+                else:
+                    stack.stack._children["worker"].process.terminate()
             elif event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
                 [doubt] = event.run_state_changed.in_doubt_calls
                 assert doubt.tool_name == "mcp__shop__query"
