@@ -20,6 +20,7 @@ from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
@@ -27,6 +28,7 @@ from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
@@ -72,6 +74,7 @@ class UseCases:
         self.approvals = Approvals(database, bus, doorbell, settings)
         self.agents = Agents(database, settings)
         self.tool_groups = ToolGroups(database, settings)
+        self.memory = Memory(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -82,6 +85,7 @@ class UseCases:
             approval_service(self.approvals, streams),
             agent_service(self.agents),
             tool_group_service(self.tool_groups),
+            memory_service(self.memory),
         ]
 
     def jobs(self) -> dict[str, Drain]:

@@ -10,13 +10,18 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "MEMORY_STORE",
     "agent_name",
     "agent_version_name",
     "approval_name",
+    "memory_entry_name",
+    "memory_store_name",
     "parse_agent",
     "parse_agent_or_version",
     "parse_agent_version",
     "parse_approval",
+    "parse_memory_entry",
+    "parse_memory_store",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
@@ -32,6 +37,8 @@ _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
+MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
+_MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
 _USER = re.compile(f"users/{_ID}")
 _AGENT = re.compile(f"agents/{_ID}")
 _AGENT_VERSION = re.compile(f"agents/{_ID}/versions/([1-9][0-9]{{0,8}})")
@@ -51,6 +58,16 @@ def run_name(session_id: UUID, run_id: UUID) -> str:
 def approval_name(session_id: UUID, approval_id: UUID) -> str:
     """`sessions/{session}/approvals/{approval}`."""
     return f"sessions/{session_id}/approvals/{approval_id}"
+
+
+def memory_store_name(store_id: UUID) -> str:
+    """`memoryStores/{store}`."""
+    return f"memoryStores/{store_id}"
+
+
+def memory_entry_name(store_id: UUID, key: str) -> str:
+    """`memoryStores/{store}/entries/{key}`; a key may have slashes."""
+    return f"memoryStores/{store_id}/entries/{key}"
 
 
 def user_name(user_id: UUID) -> str:
@@ -86,6 +103,17 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     """The ids of session and approval in `sessions/{session}/approvals/{approval}`. Raises as `parse_session`."""
     session_id, approval_id = _match(_APPROVAL, name, field, "sessions/{session}/approvals/{approval}")
     return session_id, approval_id
+
+
+def parse_memory_store(name: str, *, field: str = "name") -> UUID:
+    """The id in `memoryStores/{store}`. Raises as `parse_session`."""
+    return _match(MEMORY_STORE, name, field, "memoryStores/{store}")[0]
+
+
+def parse_memory_entry(name: str, *, field: str = "name") -> tuple[UUID, str]:
+    """The store's id and the key in `memoryStores/{store}/entries/{key}`, not checked. Raises as `parse_session`."""
+    store_id, key = _groups(_MEMORY_ENTRY, name, field, "memoryStores/{store}/entries/{key}")
+    return UUID(store_id), key
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:
@@ -132,10 +160,14 @@ def parse_tool_group(name: str, *, field: str = "name") -> UUID:
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:
+    return [UUID(part) for part in _groups(pattern, name, field, form)]
+
+
+def _groups(pattern: re.Pattern[str], name: str, field: str, form: str) -> tuple[str, ...]:
     found = pattern.fullmatch(name)
     if found is None:
         raise _wrong(name, field, form, "lower-case UUIDs")
-    return [UUID(part) for part in found.groups()]
+    return found.groups()
 
 
 def _wrong(name: str, field: str, form: str, parts: str) -> InvalidArgument:

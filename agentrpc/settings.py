@@ -4,9 +4,11 @@
 and tracebacks.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 __all__ = ["Settings", "get_settings"]
 
 _MIN_KEY_BYTES = 32
+_DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -99,6 +102,14 @@ class Settings(BaseSettings):
     )
     model_auth: Literal["x-api-key", "bearer"] = "x-api-key"
 
+    # Tools of agents.
+    max_memory_stores: int = Field(default=100, ge=1, description="Of one user; more is LIMIT_REACHED.")
+    tool_databases: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Databases that sessions may query: a JSON object of names and postgresql:// URLs. Give each a "
+        "role that may read what agents may see, and no more.",
+    )
+
     # Logs and metrics.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
@@ -129,6 +140,27 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value
 
+    @field_validator("tool_databases")
+    @classmethod
+    def _tool_databases(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, url in value.items():
+            if not _DATABASE_NAME.fullmatch(name):
+                msg = f"the name {name[:80]!r} is not of [a-z0-9_-]{{1,63}}"
+                raise ValueError(msg)
+            if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+                msg = f"{name}: must begin with postgresql://"
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _not_the_store(self) -> Self:
+        own = _place(self.database_url)
+        for name, url in self.tool_databases.items():
+            if _place(url) == own:
+                msg = f"tool_databases: {name} is the service's own database, which agents must not see"
+                raise ValueError(msg)
+        return self
+
     @property
     def workspaces(self) -> Path:
         """Where workspaces are."""
@@ -143,6 +175,12 @@ class Settings(BaseSettings):
             msg = "tls_client_ca needs tls_cert and tls_key"
             raise ValueError(msg)
         return self
+
+
+def _place(url: SecretStr) -> tuple[str | None, int, str, str]:
+    """Which database a URL leads to, whoever connects."""
+    parts = urlsplit(url.get_secret_value())
+    return parts.hostname, parts.port or 5432, parts.path.strip("/"), parts.query
 
 
 @lru_cache

@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -27,6 +27,7 @@ from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_
 from agentrpc.claude.options import agent_environment, agent_options
 from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
 from agentrpc.claude.revival import OpenCall
+from agentrpc.claude.tools import Tool, ToolServers
 from agentrpc.claude.transcripts import TranscriptStore
 from agentrpc.domain.gate import Gate, ToolCall, Verdict
 from agentrpc.v1 import session_pb2
@@ -81,6 +82,7 @@ class AgentSpec:
         load_transcript: All (subpath, line) of the session, with those that `on_transcript` was given before.
         carry: A call of the stored conversation that the CLI takes up by itself at its start.
         cli_path: Another CLI than the bundled one.
+        tools: Tools that are run here, by the name of the option's `builtin` server that has them.
     """
 
     session_id: UUID
@@ -96,6 +98,7 @@ class AgentSpec:
     load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
     carry: OpenCall | None = None
     cli_path: Path | None = None
+    tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
 
 
 def bundled_cli() -> Path:
@@ -107,10 +110,16 @@ class AgentProcess:
     """A live CLI. Made by `start`; `frames` has to be drained for as long as it lives."""
 
     def __init__(
-        self, client: ClaudeSDKClient, transport: BatchingTransport, output: OutputPipe, stderr: deque[str]
+        self,
+        client: ClaudeSDKClient,
+        transport: BatchingTransport,
+        output: OutputPipe,
+        stderr: deque[str],
+        servers: ToolServers,
     ) -> None:
         self._client = client
         self._transport = transport
+        self._servers = servers
         self._output = output
         self._stderr = stderr
         self._prompts = 0
@@ -177,9 +186,11 @@ class AgentProcess:
             # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
             rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
         options = agent_options(spec.options, spec.paths, rest)
+        servers = ToolServers(spec.tools)
         transport = BatchingTransport(options, output)
-        client = ClaudeSDKClient(options, transport)
-        agent = cls(client, transport, output, stderr)
+        # The CLI finds all servers in a file, which the transport names; the SDK has to know those that run here.
+        client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), transport)
+        agent = cls(client, transport, output, stderr, servers)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -190,6 +201,7 @@ class AgentProcess:
             connecting.cancel()
             # Not the SDK's own way, which takes up to 20 s and misses what tools have started.
             on_abandoned(await asyncio.shield(agent._stop_spawned()))
+            await servers.stop()
             await asyncio.gather(connecting, return_exceptions=True)
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
                 raise
@@ -277,7 +289,11 @@ class AgentProcess:
                 async with asyncio.timeout(grace):
                     await self._transport.end_input()
                     await self._transport.exited()
+        # Calls that are cut off get no answer any more: they are in doubt, as those of the CLI's own tools. They end
+        # before anyone is told that the tree is gone.
+        self._servers.close()
         receipt = await stop_tree(pid)
+        receipt = replace(receipt, confirmed=await self._servers.stop() and receipt.confirmed)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await self._client.disconnect()

@@ -125,6 +125,9 @@ def _thinking(thinking: session_pb2.Thinking) -> dict[str, Any]:
 
 
 def _mcp_server(server: session_pb2.McpServer) -> dict[str, Any]:
+    if server.HasField("builtin"):
+        # The CLI calls it over the control protocol.
+        return {"type": "sdk", "name": server.name}
     if server.HasField("stdio"):
         stdio = server.stdio
         return {"type": "stdio", "command": stdio.command, "args": list(stdio.args), "env": dict(stdio.env)}

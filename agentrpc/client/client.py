@@ -20,6 +20,7 @@ from agentrpc.v1 import (
     auth_service_pb2,
     auth_service_pb2_grpc,
     event_pb2,
+    memory_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -91,6 +92,7 @@ class AgentRpcClient:
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
         self.agents = agent_service_pb2_grpc.AgentServiceStub(self._channel)
         self.tool_groups = tool_group_service_pb2_grpc.ToolGroupServiceStub(self._channel)
+        self.memory = memory_service_pb2_grpc.MemoryServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0

@@ -21,6 +21,7 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.references import refuse_in_use
 from agentrpc.services.sessions import keep_secrets
+from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_options, request_uuid
 from agentrpc.services.views import public_options
 from agentrpc.settings import Settings
@@ -47,6 +48,7 @@ class Agents:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
+        self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
 
     async def create(self, principal: Principal, request: agent_service_pb2.CreateAgentRequest) -> agent_pb2.Agent:
@@ -65,6 +67,7 @@ class Agents:
             made = await known_request(tx, key, agent_id)
             if made is not None:
                 return _message(await load_agent(tx, principal, made))
+            await check_tools(tx, principal, request.version.options, self._settings)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             agent = Agent(
                 id=agent_id,
@@ -183,6 +186,7 @@ class Agents:
             if made is not None:
                 return _version_message(await tx.get_one(AgentVersion, made))
             check_etag(request.etag, agent.revision, "agent")
+            await check_tools(tx, principal, request.version.options, self._settings)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             newest = await version_of(tx, agent_id, agent.newest_version)
             assert newest is not None

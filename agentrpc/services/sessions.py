@@ -15,6 +15,7 @@ from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
+from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
 from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
@@ -51,6 +52,7 @@ class Sessions:
         self._database = database
         self._bus = bus
         self._doorbell = doorbell
+        self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
 
     async def create(
@@ -77,6 +79,7 @@ class Sessions:
                 if resource != session_id:
                     return await self._message(tx, *(await load_session(tx, principal, resource)))
             resolved = await resolve_options(tx, principal, given.agent, given.options)
+            await check_tools(tx, principal, resolved.options, self._settings)
             session, head = new_session(session_id, principal.user_id, given, resolved)
             if not request.validate_only:
                 await add_session(tx, session, head)
@@ -154,6 +157,8 @@ class Sessions:
             before = (session.display_name, session.description, session.labels, session.options)
             after = (wanted.display_name, wanted.description, dict(wanted.labels), options)
             if before != after:
+                if options != session.options:
+                    await check_tools(tx, principal, wanted.options, self._settings)
                 session.display_name, session.description, session.labels, session.options = after
                 session.revision += 1
                 session.update_time = clock.utcnow()
@@ -337,7 +342,7 @@ def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Session
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
         before = known.get(server.name)
-        if before is None or transport is None or before.WhichOneof("transport") != transport:
+        if before is None or transport in {None, "builtin"} or before.WhichOneof("transport") != transport:
             continue
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)

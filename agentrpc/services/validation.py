@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
+from agentrpc.names import MEMORY_STORE
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
 __all__ = [
@@ -40,6 +41,10 @@ _MAX_TURNS = 10_000
 _MIN_BUDGET = 1024
 _LABEL_KEY = re.compile(r"[a-z0-9._/-]{1,63}")
 _SERVER_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_DATABASE = re.compile(r"[a-z0-9_-]{1,63}")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MAX_NAMESPACES = 100
+_MAX_ROWS = 10_000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_*.-]{1,200}")
 _KINDS = {field.name: field.number for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 
@@ -106,7 +111,7 @@ class Faults:
             good = least <= value.ToTimedelta() <= most
         except (OverflowError, ValueError):
             good = False
-        self.check(good, field, f"must be between {int(least.total_seconds())} s and {int(most.total_seconds())} s")
+        self.check(good, field, f"must be between {least.total_seconds():g} s and {most.total_seconds():g} s")
 
     def done(self) -> None:
         """Raise FIELD_INVALID if there was a fault."""
@@ -195,8 +200,39 @@ def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
             faults.check(good, f"{where}.{transport}.url", "must begin with http:// or https://")
             for text in [remote.url, *remote.headers, *remote.headers.values()]:
                 faults.check(not re.search(r"[\0\r\n]", text), f"{where}.{transport}", "holds NUL or a line break")
+        elif transport == "builtin":
+            _builtin(server.builtin, faults, f"{where}.builtin")
         else:
-            faults.add(where, "needs one of stdio, sse and http")
+            faults.add(where, "needs one of stdio, sse, http and builtin")
+
+
+def _builtin(server: session_pb2.BuiltinServer, faults: Faults, path: str) -> None:
+    which = server.WhichOneof("tools")
+    if which == "memory":
+        store = server.memory.store
+        good = bool(MEMORY_STORE.fullmatch(store))
+        faults.check(good, f"{path}.memory.store", f"must be a name such as memoryStores/{{store}}, not {store[:80]!r}")
+    elif which == "database":
+        database, where = server.database, f"{path}.database"
+        good = bool(_DATABASE.fullmatch(database.database))
+        faults.check(good, f"{where}.database", "must be a name that the operator has configured, of [a-z0-9_-]{1,63}")
+        good = 0 <= database.max_rows <= _MAX_ROWS
+        faults.check(good, f"{where}.max_rows", f"must be between 1 and {_MAX_ROWS}; 0 takes the default")
+        good = database.max_bytes == 0 or _KIB <= database.max_bytes <= _MAX_RESULT
+        faults.check(good, f"{where}.max_bytes", f"must be between {_KIB} and {_MAX_RESULT}; 0 takes the default")
+        if database.HasField("statement_timeout"):
+            limits = timedelta(seconds=0.1), timedelta(seconds=50)
+            faults.duration(f"{where}.statement_timeout", database.statement_timeout, *limits)
+    elif which == "kubernetes":
+        kubernetes, where = server.kubernetes, f"{path}.kubernetes"
+        faults.text(f"{where}.context", kubernetes.context, 253)
+        good = len(kubernetes.namespaces) <= _MAX_NAMESPACES
+        faults.check(good, f"{where}.namespaces", f"may have at most {_MAX_NAMESPACES} entries")
+        for name in kubernetes.namespaces:
+            good = bool(_NAMESPACE.fullmatch(name))
+            faults.check(good, f"{where}.namespaces", f"{name[:80]!r} is not the name of a namespace (RFC 1123)")
+    elif which is None:
+        faults.add(path, "needs one of memory, database, system and kubernetes")
 
 
 def check_run(run: run_pb2.Run) -> None:

@@ -80,6 +80,8 @@ def public_options(stored: bytes) -> session_pb2.SessionOptions:
     options = session_pb2.SessionOptions.FromString(stored)
     for server in options.mcp_servers:
         transport = server.WhichOneof("transport")
+        if transport == "builtin":
+            continue
         secrets = server.stdio.env if transport == "stdio" else getattr(server, transport or "http").headers
         for key in secrets:
             secrets[key] = ""

@@ -18,7 +18,7 @@ from agentrpc import clock
 from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Database
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.tables import Run, Session, SessionHead, Worker
+from agentrpc.store.tables import Run, Session, SessionHead, User, Worker
 
 __all__ = [
     "Claim",
@@ -27,6 +27,7 @@ __all__ = [
     "claim_next",
     "declare_dead",
     "declare_frozen",
+    "find_owner",
     "forget_workers",
     "give_up",
     "living_workers",
@@ -152,6 +153,25 @@ async def lock_head(tx: AsyncSession, session_id: UUID) -> SessionHead | None:
         select(SessionHead).where(SessionHead.session_id == session_id).with_for_update()
     )
     return head
+
+
+async def find_owner(
+    tx: AsyncSession, session_id: UUID, epoch: int, *, lock: bool = False
+) -> tuple[User, UUID | None] | None:
+    """The owner of a session that is still held under this epoch, and its active run; None when it is not.
+
+    With `lock` nobody takes the session over before the transaction ends. The writer's appends wait for it too.
+    """
+    statement = (
+        select(User, SessionHead.active_run)
+        .join(Session, Session.owner == User.id)
+        .join(SessionHead, SessionHead.session_id == Session.id)
+        .where(Session.id == session_id, SessionHead.epoch == epoch)
+    )
+    if lock:
+        statement = statement.with_for_update(read=True, of=SessionHead)
+    row = (await tx.execute(statement)).one_or_none()
+    return None if row is None else (row[0], row[1])
 
 
 async def living_workers(database: Database) -> dict[UUID, datetime]:

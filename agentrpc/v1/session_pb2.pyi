@@ -172,16 +172,64 @@ class Thinking(_message.Message):
     def __init__(self, adaptive: _Optional[bool] = ..., budget_tokens: _Optional[int] = ..., disabled: _Optional[bool] = ..., summarized: _Optional[bool] = ...) -> None: ...
 
 class McpServer(_message.Message):
-    __slots__ = ("name", "stdio", "sse", "http")
+    __slots__ = ("name", "stdio", "sse", "http", "builtin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STDIO_FIELD_NUMBER: _ClassVar[int]
     SSE_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
+    BUILTIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     stdio: McpStdio
     sse: McpRemote
     http: McpRemote
-    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ...) -> None: ...
+    builtin: BuiltinServer
+    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ..., builtin: _Optional[_Union[BuiltinServer, _Mapping]] = ...) -> None: ...
+
+class BuiltinServer(_message.Message):
+    __slots__ = ("memory", "database", "system", "kubernetes")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    KUBERNETES_FIELD_NUMBER: _ClassVar[int]
+    memory: MemoryTools
+    database: DatabaseTools
+    system: SystemTools
+    kubernetes: KubernetesTools
+    def __init__(self, memory: _Optional[_Union[MemoryTools, _Mapping]] = ..., database: _Optional[_Union[DatabaseTools, _Mapping]] = ..., system: _Optional[_Union[SystemTools, _Mapping]] = ..., kubernetes: _Optional[_Union[KubernetesTools, _Mapping]] = ...) -> None: ...
+
+class MemoryTools(_message.Message):
+    __slots__ = ("store", "writable")
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    store: str
+    writable: bool
+    def __init__(self, store: _Optional[str] = ..., writable: _Optional[bool] = ...) -> None: ...
+
+class DatabaseTools(_message.Message):
+    __slots__ = ("database", "max_rows", "max_bytes", "statement_timeout")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    max_rows: int
+    max_bytes: int
+    statement_timeout: _duration_pb2.Duration
+    def __init__(self, database: _Optional[str] = ..., max_rows: _Optional[int] = ..., max_bytes: _Optional[int] = ..., statement_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SystemTools(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class KubernetesTools(_message.Message):
+    __slots__ = ("context", "namespaces", "allow_writes")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_WRITES_FIELD_NUMBER: _ClassVar[int]
+    context: str
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    allow_writes: bool
+    def __init__(self, context: _Optional[str] = ..., namespaces: _Optional[_Iterable[str]] = ..., allow_writes: _Optional[bool] = ...) -> None: ...
 
 class McpStdio(_message.Message):
     __slots__ = ("command", "args", "env")

@@ -114,7 +114,10 @@ class SessionServiceServicer:
         With Session.agent the options are those of the agent's version, over which every field of the request's options
         wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
         tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
+
+        NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
+        caller.
+        Errors: FIELD_INVALID, JSON_INVALID, NAME_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,8 +140,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSession(self, request, context):
-        """Changes display_name, description, labels or options. A change of options applies from the next run on.
-        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+        checked as by CreateSession.
+        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,10 @@ class SessionServiceStub:
     With Session.agent the options are those of the agent's version, over which every field of the request's options
     wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
     tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
+
+    NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
+    caller.
+    Errors: FIELD_INVALID, JSON_INVALID, NAME_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]
     """Returns a session.
@@ -52,8 +55,9 @@ class SessionServiceStub:
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on.
-    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+    checked as by CreateSession.
+    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]
     """Closes a session for good: its log stays, its process and workspace go. Archiving it again changes nothing.
@@ -113,7 +117,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     With Session.agent the options are those of the agent's version, over which every field of the request's options
     wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
     tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
+
+    NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
+    caller.
+    Errors: FIELD_INVALID, JSON_INVALID, NAME_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Returns a session.
@@ -124,8 +131,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on.
-    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+    checked as by CreateSession.
+    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Closes a session for good: its log stays, its process and workspace go. Archiving it again changes nothing.
@@ -188,7 +196,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         With Session.agent the options are those of the agent's version, over which every field of the request's options
         wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
         tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
+
+        NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
+        caller.
+        Errors: FIELD_INVALID, JSON_INVALID, NAME_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -217,8 +228,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.UpdateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
-        """Changes display_name, description, labels or options. A change of options applies from the next run on.
-        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+        checked as by CreateSession.
+        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
 
     @_abc_1.abstractmethod

@@ -26,6 +26,7 @@ from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
+from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
@@ -96,7 +97,10 @@ class SessionHost:
             checkpoint_limit=settings.checkpoint_limit,
             checkpoints_kept=settings.checkpoints_kept,
         )
-        self._env = Environment(database, bus, settings, tokens, isolation, workspaces, self._lease.valid)
+        self._toolbox = Toolbox(settings)
+        self._env = Environment(
+            database, bus, settings, tokens, isolation, workspaces, self._toolbox, self._lease.valid
+        )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
         self._runs: dict[UUID, asyncio.Task[None]] = {}

@@ -25,6 +25,8 @@ from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.names import session_name
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.tool_callers import Caller
+from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_transcript
@@ -66,6 +68,7 @@ class Environment:
     tokens: TokenIssuer
     isolation: Isolation
     workspaces: WorkspaceStore
+    toolbox: Toolbox
     may_begin: Callable[[], bool]
 
 
@@ -120,6 +123,7 @@ class SessionProcess:
     ) -> None:
         self._env = environment
         self._session_id = hold.session_id
+        self._caller = Caller(hold.database, hold.session_id, hold.epoch, may_begin)
         self._writer = hold.writer
         self._paths = paths
         self._translator = translator
@@ -223,6 +227,7 @@ class SessionProcess:
             load_transcript=self._load,
             carry=carry,
             cli_path=self._env.settings.cli_path,
+            tools=self._env.toolbox.tools(used, self._caller),
         )
         try:
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
