@@ -108,6 +108,15 @@ class Settings(BaseSettings):
         description="Databases that sessions may query: a JSON object of names and postgresql:// URLs. Give each a "
         "role that may read what agents may see, and no more.",
     )
+    kubeconfig: str = Field(
+        default="",
+        description="The cluster of agents' Kubernetes tools: the path of a kubeconfig that no agent can read, or "
+        "`in-cluster` for the service account of the worker's pod. Empty: there is none.",
+    )
+    kubernetes_contexts: list[str] = Field(
+        default_factory=list,
+        description="A JSON list: the contexts of the kubeconfig that sessions may name besides its current one.",
+    )
 
     # Logs and metrics.
     log_level: Literal["debug", "info", "warning", "error"] = "info"

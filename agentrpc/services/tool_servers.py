@@ -11,6 +11,7 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.claude.tools import Tool
+from agentrpc.claude.tools.kubernetes import KubernetesAccess, kubernetes_tools
 from agentrpc.claude.tools.system import system_tools
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.errors import LeaseLostError, PermissionDenied
@@ -73,6 +74,7 @@ class Toolbox:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._kubernetes = KubernetesAccess(settings.kubeconfig, tuple(settings.kubernetes_contexts))
 
     def tools(self, options: session_pb2.SessionOptions, caller: Caller) -> dict[str, Sequence[Tool]]:
         """The tools of a session's `builtin` servers, by the servers' names."""
@@ -82,9 +84,11 @@ class Toolbox:
             if server.HasField("builtin")
         }
 
-    def _tools(self, builtin: session_pb2.BuiltinServer, caller: Caller) -> Sequence[Tool]:  # noqa: ARG002
+    def _tools(self, builtin: session_pb2.BuiltinServer, caller: Caller) -> Sequence[Tool]:
         match builtin.WhichOneof("tools"):
             case "system":
                 return system_tools(self._settings.workspaces)
+            case "kubernetes":
+                return kubernetes_tools(builtin.kubernetes, self._kubernetes, caller.check)
             case _:
                 return []
