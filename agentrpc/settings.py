@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings", "get_settings"]
+__all__ = ["SYSTEM_FOLDERS", "Settings", "get_settings"]
+
+# What agents see of the system: nothing that they must not know may be in it.
+SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 
 _MIN_KEY_BYTES = 32
 _DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
@@ -157,6 +160,16 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
             if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
                 msg = f"{name}: must begin with postgresql://"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("kubeconfig")
+    @classmethod
+    def _out_of_sight(cls, value: str) -> str:
+        path = Path(value).resolve()
+        for folder in SYSTEM_FOLDERS if value else ():
+            if path.is_relative_to(Path(folder).resolve()):
+                msg = f"agents can read what is in {folder}: keep it elsewhere, with the keys that it names"
                 raise ValueError(msg)
         return value
 

@@ -7,15 +7,22 @@ What it answers follows the API's own conventions (kubernetes.io, "API concepts"
 import asyncio
 import base64
 import copy
+import datetime as dt
+import ipaddress
 import json
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 TOKEN = "token-of-the-operator-5d1f"
 
@@ -83,7 +90,12 @@ class Seen:
 
 @dataclass
 class KubernetesApi:
-    """The server. `with KubernetesApi() as api:` starts it on loopback, in a thread of its own."""
+    """The server. `with KubernetesApi() as api:` starts it on loopback, in a thread of its own.
+
+    Attributes:
+        certificate: With it the server speaks TLS: the PEM file of its key and certificate.
+        hanging: Set once a request hangs.
+    """
 
     objects: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     logs: dict[tuple[str, str, str, bool], bytes] = field(default_factory=dict)
@@ -94,6 +106,8 @@ class KubernetesApi:
     version: int = 1000
     oldest: int = 0
     port: int = 0
+    certificate: Path | None = None
+    hanging: threading.Event = field(default_factory=threading.Event)
 
     # What tests put in.
 
@@ -160,7 +174,11 @@ class KubernetesApi:
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port)
+        context = None
+        if self.certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.certificate)
+        site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=context)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]
         started.set()
@@ -175,7 +193,8 @@ class KubernetesApi:
         self.seen.append(
             Seen(request.method, request.path, dict(request.query), body, request.content_type, time.monotonic())
         )
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if (scheme.lower(), token) != ("bearer", TOKEN):
             return _status(401, "Unauthorized", "Unauthorized")
         fault = next((one for one in self.faults if self._meets(one, request)), None)
         if fault is not None and not fault.after:
@@ -196,6 +215,7 @@ class KubernetesApi:
 
     async def _fail(self, fault: Fault, request: web.Request, answer: web.Response | None) -> web.StreamResponse:
         if fault.hang:
+            self.hanging.set()
             await self._ended.wait()
         if fault.cut or fault.drip:
             response = web.StreamResponse(headers={"Content-Length": "100000", "Content-Type": "application/json"})
@@ -359,6 +379,30 @@ class KubernetesApi:
             found = [one for one in found if one["metadata"].get("namespace") == parts[1]]
         kind = "PodMetricsList" if plural == "pods" else "NodeMetricsList"
         return web.json_response({"kind": kind, "apiVersion": "metrics.k8s.io/v1beta1", "metadata": {}, "items": found})
+
+
+def make_certificate(path: Path) -> Path:
+    """A key with a certificate for loopback, which is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a cluster")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 def _status(

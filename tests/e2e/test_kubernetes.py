@@ -74,7 +74,9 @@ async def test_an_agent_looks_at_pods_and_logs_and_scales(client, api):
 async def test_a_write_is_refused_unless_the_session_allows_writes(client, api):
     before = replicas(api)
     session = await create(client, mcp_servers=[cluster()], allowed_tools=["mcp__cluster__*"])
-    prompt = call("list_deployments") + call("scale_deployment", namespace="shop", name="web", replicas=9) + "[[text: x]]"
+    prompt = (
+        call("list_deployments") + call("scale_deployment", namespace="shop", name="web", replicas=9) + "[[text: x]]"
+    )
     events = await run(client, session, prompt)
     shown, refused = outputs(events)
     assert "registry/web:7" in shown

@@ -5,13 +5,16 @@ import os
 import re
 import time
 
-import kubernetes.config  # noqa: F401 - takes seconds once, and no test counts them
 import pytest
+from kubernetes.config import incluster_config
+from pydantic import ValidationError
 
 from agentrpc.claude.tools import ToolError
-from agentrpc.claude.tools.kubernetes import KubernetesAccess, Times, _KubernetesTools, kubernetes_tools
+from agentrpc.claude.tools.kubernetes import KubernetesAccess, Times, kubernetes_tools
+from agentrpc.claude.tools.kubernetes_calls import KubernetesCalls
+from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
-from tests.kubernetes_api import TOKEN, KubernetesApi
+from tests.kubernetes_api import TOKEN, KubernetesApi, make_certificate
 from tests.kubernetes_cluster import SECRETS, event, shop
 
 READING = {"list_namespaces", "list_nodes", "list_pods", "list_deployments", "list_events", "describe", "logs", "usage"}
@@ -97,7 +100,7 @@ async def test_writing_tools_exist_only_where_the_session_may_write(tools):
 
 
 async def test_a_write_that_is_called_anyway_is_refused(api):
-    without = _KubernetesTools(session_pb2.KubernetesTools(), KubernetesAccess("nowhere"), allowed, CALM)
+    without = KubernetesCalls(session_pb2.KubernetesTools(), KubernetesAccess("nowhere"), allowed, CALM)
     for name in WRITING:
         with pytest.raises(ToolError, match="may not change anything"):
             await getattr(without, name)({"namespace": "shop", "name": "web", "replicas": 1})
@@ -353,6 +356,29 @@ async def test_a_broken_kubeconfig_tells_nothing_of_itself(tools, tmp_path, capf
     assert TOKEN not in said.out + said.err
 
 
+async def test_in_a_cluster_the_account_of_the_pod_is_used(tools, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(make_certificate(tmp_path / "ca.crt")))
+    access = KubernetesAccess("in-cluster")
+    with KubernetesApi(certificate=tmp_path / "ca.crt") as api:
+        shop(api)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
+        assert names(await tools(access=access).list_namespaces()) == ["default", "ops", "shop"]
+        make_certificate(tmp_path / "ca.crt")
+        assert "cannot be reached" in await tools(access=access).refusal("list_namespaces")
+
+
+async def test_a_kubeconfig_is_not_where_agents_read():
+    given = {"database_url": "postgresql://x/y", "redis_url": "redis://x", "signing_key": "k" * 32}
+    for path in ("/etc/kubernetes/admin.conf", "/usr/local/../../etc/k", "/opt/k"):
+        with pytest.raises(ValidationError, match="agents can read"):
+            Settings(**given, kubeconfig=path)
+    assert Settings(**given, kubeconfig="/srv/agentrpc/kubeconfig").kubeconfig
+    assert Settings(**given, kubeconfig="in-cluster", kubernetes_contexts=["a"]).kubernetes_contexts == ["a"]
+
+
 async def test_a_session_that_may_not_call_any_more_calls_nothing(tools, api):
     async def lost():
         raise ToolError("lost")
@@ -425,8 +451,7 @@ async def test_a_cancelled_write_ends_before_its_cancellation(tools, api):
     writing = tools(writes=True, times=HASTY)
     api.fault("/scale$", method="PATCH", hang=True)
     call = asyncio.create_task(writing.scale_deployment(namespace="shop", name="web", replicas=3))
-    while not api.requests("/scale$", "PATCH"):
-        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(api.hanging.wait, 30)
     begun = time.monotonic()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
