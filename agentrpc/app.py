@@ -18,12 +18,14 @@ from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
@@ -66,6 +68,7 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.memory = Memory(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -74,6 +77,7 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            memory_service(self.memory),
         ]
 
     def jobs(self) -> dict[str, Drain]:

@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     model_auth: Literal["x-api-key", "bearer"] = "x-api-key"
 
     # Tools of agents.
+    max_memory_stores: int = Field(default=100, ge=1, description="Of one user; more is LIMIT_REACHED.")
     tool_databases: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="Databases that sessions may query: a JSON object of names and postgresql:// URLs. Give each a "

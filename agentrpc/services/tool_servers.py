@@ -4,65 +4,26 @@ They act as the session's owner, as the owner is when a tool is called, and see 
 is fenced: a worker that has lost the session changes nothing.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from uuid import UUID
+from collections.abc import Sequence
 
-from agentrpc import clock
-from agentrpc.claude.tools import Tool
+from agentrpc.claude.tools import Tool, ToolError
+from agentrpc.claude.tools.database import QueryRows, database_tools
 from agentrpc.claude.tools.kubernetes import KubernetesAccess, kubernetes_tools
+from agentrpc.claude.tools.memory import memory_tools
 from agentrpc.claude.tools.system import system_tools
-from agentrpc.domain.principal import Principal, Role
-from agentrpc.errors import LeaseLostError, PermissionDenied
+from agentrpc.services.memory_tools import SessionMemory
+from agentrpc.services.pages import Pager
+from agentrpc.services.tool_callers import Caller
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database, Transaction
-from agentrpc.store.leases import find_owner
+from agentrpc.store.tool_database import QueryError, ToolDatabase
 from agentrpc.v1 import session_pb2
 
-__all__ = ["Caller", "Toolbox"]
+__all__ = ["Toolbox"]
 
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The session in whose name tools act.
-
-    Attributes:
-        database: The store.
-        session_id: The session.
-        epoch: The epoch under which this worker holds it.
-        may_begin: Whether this worker may still begin anything for it.
-    """
-
-    database: Database
-    session_id: UUID
-    epoch: int
-    may_begin: Callable[[], bool] = lambda: True
-
-    async def owner(self, tx: Transaction, *, writes: bool = False) -> tuple[Principal, UUID | None]:
-        """The session's owner, and the run that is under way.
-
-        Args:
-            tx: The transaction in which the tool does its work.
-            writes: Whether it changes something: then nobody takes the session over before the transaction ends.
-
-        Raises:
-            LeaseLostError: The session is another worker's.
-            PermissionDenied: The owner may not use the service any more.
-        """
-        found = await find_owner(tx, self.session_id, self.epoch, lock=writes) if self.may_begin() else None
-        if found is None:
-            raise LeaseLostError("the session is another worker's")
-        user, run_id = found
-        if user.disable_time is not None:
-            raise PermissionDenied("tools.call")
-        until = clock.utcnow() + timedelta(hours=1)
-        return Principal(user.id, Role(user.role), login_id=self.session_id, expire_time=until), run_id
-
-    async def check(self) -> Principal:
-        """The owner, for a tool whose work is not done in the store: asked right before it. Raises as `owner`."""
-        async with self.database.transaction() as tx:
-            return (await self.owner(tx))[0]
+# As the comments on DatabaseTools say.
+_ROWS = 200
+_BYTES = 64 * 1024
+_STATEMENT_SECONDS = 15.0
 
 
 class Toolbox:
@@ -73,7 +34,9 @@ class Toolbox:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._workspaces = settings.workspaces
+        self._pager = Pager(settings.signing_key.get_secret_value())
+        self._databases = {name: ToolDatabase(url.get_secret_value()) for name, url in settings.tool_databases.items()}
         self._kubernetes = KubernetesAccess(settings.kubeconfig, tuple(settings.kubernetes_contexts))
 
     def tools(self, options: session_pb2.SessionOptions, caller: Caller) -> dict[str, Sequence[Tool]]:
@@ -86,9 +49,37 @@ class Toolbox:
 
     def _tools(self, builtin: session_pb2.BuiltinServer, caller: Caller) -> Sequence[Tool]:
         match builtin.WhichOneof("tools"):
+            case "memory":
+                memory = SessionMemory(caller, builtin.memory.store, self._pager)
+                return memory_tools(memory, writable=builtin.memory.writable)
+            case "database":
+                return self._database(builtin.database, caller)
             case "system":
-                return system_tools(self._settings.workspaces)
+                return system_tools(self._workspaces)
             case "kubernetes":
                 return kubernetes_tools(builtin.kubernetes, self._kubernetes, caller.check)
             case _:
                 return []
+
+    def _database(self, given: session_pb2.DatabaseTools, caller: Caller) -> Sequence[Tool]:
+        seconds = _STATEMENT_SECONDS
+        if given.HasField("statement_timeout"):
+            seconds = given.statement_timeout.ToTimedelta().total_seconds()
+
+        async def query(sql: str, arguments: Sequence[str]) -> QueryRows:
+            await caller.check()
+            database = self._databases.get(given.database)
+            if database is None:
+                raise ToolError(f"the operator of this worker has configured no database {given.database!r}")
+            try:
+                return await database.query(
+                    sql,
+                    *arguments,
+                    max_rows=given.max_rows or _ROWS,
+                    max_bytes=given.max_bytes or _BYTES,
+                    timeout=seconds,
+                )
+            except QueryError as error:
+                raise ToolError(str(error)) from None
+
+        return database_tools(query)

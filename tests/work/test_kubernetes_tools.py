@@ -379,12 +379,20 @@ async def test_a_kubeconfig_is_not_where_agents_read():
     assert Settings(**given, kubeconfig="in-cluster", kubernetes_contexts=["a"]).kubernetes_contexts == ["a"]
 
 
-async def test_a_session_that_may_not_call_any_more_calls_nothing(tools, api):
-    async def lost():
-        raise ToolError("lost")
+async def test_a_session_that_may_not_call_any_more_changes_nothing(tools, api):
+    left = 1
 
-    assert await tools(writes=True, check=lost).refusal("delete_pod", namespace="shop", name="web-1") == "lost"
-    assert not api.seen
+    async def check():
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ToolError("lost")
+
+    bounded = tools(writes=True, check=check)
+    assert await bounded.refusal("delete_pod", namespace="shop", name="web-1") == "lost"
+    assert [one.method for one in api.seen] == ["GET"]
+    assert await bounded.refusal("list_pods") == "lost"
+    assert len(api.seen) == 1
 
 
 # Changing.

@@ -213,7 +213,7 @@ class KubernetesCalls:
         namespace, name = self._writable(given)
         before = await self._cluster.scale(name, namespace)
         replicas = given["replicas"]
-        after = await self._cluster.change(
+        after = await self._change(
             "AppsV1Api", "patch_namespaced_deployment_scale", f"scale the deployment {name} in namespace {namespace}",
             name=name, namespace=namespace, body={**_unchanged(given), "spec": {"replicas": replicas}},
             _content_type=_MERGE, **_dry(given),
@@ -228,7 +228,7 @@ class KubernetesCalls:
         if (deployment.get("spec") or {}).get("paused"):
             raise ToolError(f"the deployment {name} is paused, and a restart would wait for its end: resume it first")
         at = clock.utcnow().strftime("%Y-%m-%dT%H:%M:%SZ")
-        await self._cluster.change(
+        await self._change(
             "AppsV1Api", "patch_namespaced_deployment", f"restart the deployment {name} in namespace {namespace}",
             name=name, namespace=namespace,
             body={
@@ -252,13 +252,18 @@ class KubernetesCalls:
         if given.get("dry_run"):
             # In the body, for where there is one the server reads nothing of the query: it would delete in earnest.
             body["dryRun"] = ["All"]
-        await self._cluster.change(
+        await self._change(
             "CoreV1Api", "delete_namespaced_pod", f"delete the pod {name} in namespace {namespace}",
             name=name, namespace=namespace, body=body,
         )  # fmt: skip
         owners = [f"{one.get('kind')} {one.get('name')}" for one in meta.get("ownerReferences") or []]
         after = f"{', '.join(owners)} may replace it" if owners else "nothing owns it: it will not come back"
         return f"{_done(given)}pod {name} in namespace {namespace}: deleted; {after}"
+
+    async def _change(self, api: str, method: str, doing: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        # Again: the looks before may have taken long, and another worker may have the session now.
+        await self._check()
+        return await self._cluster.change(api, method, doing, **arguments)
 
     # What an agent may see.
 

@@ -25,7 +25,8 @@ from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.names import session_name
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
-from agentrpc.services.tool_servers import Caller, Toolbox
+from agentrpc.services.tool_callers import Caller
+from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_transcript
