@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from agentrpc.claude.tools import ToolError
 from agentrpc.claude.tools.kubernetes import KubernetesAccess, Times, kubernetes_tools
+from agentrpc.claude.tools.kubernetes_api import KINDS, Cluster
 from agentrpc.claude.tools.kubernetes_calls import KubernetesCalls
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
@@ -467,6 +468,21 @@ async def test_a_cancelled_write_ends_before_its_cancellation(tools, api):
     assert time.monotonic() - begun > 0.2
 
 
+async def test_a_write_that_is_cancelled_before_it_begins_is_never_made(api, tmp_path):
+    cluster = Cluster(KubernetesAccess(str(api.kubeconfig(tmp_path))), "", HASTY)
+    api.fault("/pods$", times=4, hang=True)
+    busy = [asyncio.create_task(cluster.list(KINDS["pod"], [""], limit=1, start=None)) for _ in range(4)]
+    assert await asyncio.to_thread(api.hanging.wait, 30)
+    deleting = cluster.change("CoreV1Api", "delete_namespaced_pod", "delete it", name="web-1", namespace="shop")
+    call = asyncio.create_task(deleting)
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, *busy, return_exceptions=True)
+    assert call.cancelled()
+    assert await cluster.read(KINDS["pod"], "web-1", "shop")
+    assert not api.requests(method="DELETE")
+
+
 # Refusals and faults.
 
 
@@ -491,9 +507,11 @@ async def test_what_the_account_may_not_is_told_without_its_name(tools, api):
     assert "may not read the namespace shop" in text
 
 
-async def test_wrong_credentials(tools, api, tmp_path):
-    access = KubernetesAccess(str(api.kubeconfig(tmp_path, token="wrong")))
-    assert "operator has to renew" in await tools(access=access).refusal("list_pods")
+async def test_credentials_that_are_refused_and_renewed(tools, api, tmp_path):
+    bounded = tools(access=KubernetesAccess(str(api.kubeconfig(tmp_path, token="wrong"))))
+    assert "operator has to renew" in await bounded.refusal("list_pods")
+    api.kubeconfig(tmp_path)
+    assert names(await bounded.list_pods())
 
 
 async def test_a_busy_server_is_asked_again_when_it_says(tools, api):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -138,8 +138,8 @@ class _Failure(Exception):
     """A request that failed, as its thread saw it.
 
     Attributes:
-        fault: `answered`: the server said no. `unreachable`: it got nothing. `broken`: it may have got the request.
-            `too_big`: its answer was.
+        fault: `answered`: the server said no. `unreachable`: it got nothing. `slow`, `cut`: it may have got the
+            request, and did not answer in time, or not all. `too_big`: its answer was.
         status: The HTTP status, with `answered`.
         message: The server's own, for the agent only where it says what is wrong with the request.
         retry_after: Seconds, if the server said so.
@@ -181,13 +181,13 @@ class Cluster:
         doing = f"read the {kind.title.lower()} {name}{where}"
         arguments = {"name": name, **({"namespace": namespace} if kind.namespaced else {})}
         method = f"read_namespaced_{kind.method}" if kind.namespaced else f"read_{kind.method}"
-        return _object(await self._call(kind.api, method, arguments, doing))
+        return cast("JsonObject", await self._call(kind.api, method, arguments, doing))
 
     async def scale(self, name: str, namespace: str) -> JsonObject:
         """The scale of a deployment."""
         arguments = {"name": name, "namespace": namespace}
         doing = f"read the scale of the deployment {name} in namespace {namespace}"
-        return _object(await self._call("AppsV1Api", "read_namespaced_deployment_scale", arguments, doing))
+        return cast("JsonObject", await self._call("AppsV1Api", "read_namespaced_deployment_scale", arguments, doing))
 
     async def list(self, kind: Kind, scopes: Sequence[str], *, limit: int, start: Whence | None, **query: str) -> Found:
         """Objects in the API's order: by namespace and name.
@@ -256,7 +256,7 @@ class Cluster:
             method = f"list_namespaced_{kind.method}"
         else:
             method = f"list_{kind.method}_for_all_namespaces" if kind.namespaced else f"list_{kind.method}"
-        return _object(await self._repeated(kind.api, method, arguments))
+        return cast("JsonObject", await self._repeated(kind.api, method, arguments))
 
     async def metrics(self, plural: str, namespace: str, label_selector: str) -> Sequence[JsonObject] | None:
         """What pods or nodes use, of metrics.k8s.io. None: the cluster does not measure it."""
@@ -267,7 +267,7 @@ class Cluster:
             arguments["label_selector"] = label_selector
         method = "list_namespaced_custom_object" if namespace else "list_cluster_custom_object"
         try:
-            found = _object(await self._repeated("CustomObjectsApi", method, arguments))
+            found = await self._repeated("CustomObjectsApi", method, arguments)
         except _Failure as failure:
             if failure.status in (_NOT_FOUND, _UNAVAILABLE):
                 return None
@@ -287,9 +287,9 @@ class Cluster:
         Returns:
             The text, and whether it is cut at its beginning.
         """
-        arguments = {"name": name, "namespace": namespace, "limit_bytes": _MAX_ANSWER, **query}
+        arguments = {"name": name, "namespace": namespace, **query}
         doing = f"read the log of the pod {name} in namespace {namespace}"
-        # limitBytes of the API keeps the beginning, but what has happened last matters.
+        # Not by the API's limitBytes: that keeps the beginning, and what has happened last matters.
         body = await self._call("CoreV1Api", "read_namespaced_pod_log", arguments, doing, keep=keep + 1)
         if len(body) <= keep:
             return body.decode(errors="replace"), False
@@ -298,11 +298,11 @@ class Cluster:
 
     async def change(self, api: str, method: str, doing: str, **arguments: Any) -> JsonObject:  # noqa: ANN401
         """Change something. A request that the server has turned away unread is repeated, no other."""
-        return _object(await self._call(api, method, arguments, doing, write=True))
+        return cast("JsonObject", await self._call(api, method, arguments, doing, write=True))
 
     async def _call(
         self, api: str, method: str, arguments: JsonObject, doing: str, *, keep: int = 0, write: bool = False
-    ) -> bytes:
+    ) -> Any:  # noqa: ANN401 - as _request
         try:
             return await self._repeated(api, method, arguments, keep=keep, write=write)
         except _Failure as failure:
@@ -310,16 +310,16 @@ class Cluster:
 
     async def _repeated(
         self, api: str, method: str, arguments: JsonObject, *, keep: int = 0, write: bool = False
-    ) -> bytes:
-        loop = asyncio.get_running_loop()
+    ) -> Any:  # noqa: ANN401 - as _request
         for attempt in range(1, _ATTEMPTS + 1):
-            request = loop.run_in_executor(self._executor, self._request, api, method, arguments, keep)
+            request = self._executor.submit(self._request, api, method, arguments, keep)
+            answer = asyncio.wrap_future(request)
             try:
-                return await asyncio.shield(request)
+                return await asyncio.shield(answer)
             except asyncio.CancelledError:
-                if write:
-                    # Its thread goes on: nobody is told that all has ended before it has.
-                    await asyncio.wait({request})
+                # What has begun goes on in its thread: nobody is told that all has ended before a write has.
+                if not request.cancel() and write:
+                    await asyncio.wait({answer})
                 raise
             except _Failure as failure:
                 pause = _pause(failure, write=write)
@@ -328,8 +328,8 @@ class Cluster:
                 await asyncio.sleep(pause)
         raise AssertionError
 
-    def _request(self, api: str, method: str, arguments: JsonObject, keep: int) -> bytes:
-        """One request, in a thread: the body of its answer, or with `keep` so many bytes of its end."""
+    def _request(self, api: str, method: str, arguments: JsonObject, keep: int) -> Any:  # noqa: ANN401
+        """One request, in a thread: the object that is its answer, or with `keep` so many bytes of its end."""
         from kubernetes import client  # noqa: PLC0415 - takes a second
         from urllib3 import exceptions  # noqa: PLC0415 - comes with it
 
@@ -338,20 +338,29 @@ class Cluster:
         try:
             response = function(**arguments, _preload_content=False, _request_timeout=bounds)
             try:
-                return _body(response, clock.monotonic() + self.times.call, keep)
+                body = _body(response, clock.monotonic() + self.times.call, keep)
+                return body if keep else _object(body)
             finally:
                 response.close()
         except client.ApiException as error:
+            if error.status == _UNAUTHORIZED:
+                # They may have been renewed in the file: the next call reads it again.
+                self._client = None
             if not error.status:
                 # The client's way to say that TLS has failed.
                 raise _Failure("unreachable") from None
             raise _answered(error) from None
-        except (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError):
-            raise _Failure("unreachable") from None
-        except exceptions.LocationValueError:
+        except exceptions.ReadTimeoutError:
+            raise _Failure("slow") from None
+        except (
+            exceptions.NewConnectionError,
+            exceptions.ConnectTimeoutError,
+            exceptions.ProxyError,
+            exceptions.LocationValueError,
+        ):
             raise _Failure("unreachable") from None
         except (exceptions.HTTPError, OSError):
-            raise _Failure("broken") from None
+            raise _Failure("cut") from None
 
     def _connected(self) -> Any:  # noqa: ANN401 - a kubernetes.client.ApiClient
         from kubernetes import client, config  # noqa: PLC0415 - takes a second
@@ -377,6 +386,7 @@ class Cluster:
                     message = "the service's access to the cluster is not set up rightly: tell the operator"
                     raise ToolError(message) from None
                 self._client = client.ApiClient(configuration)
+                self._client.user_agent = "agentrpc"
             return self._client
 
 
@@ -412,7 +422,7 @@ def _body(response: Any, deadline: float, keep: int) -> bytes:  # noqa: ANN401 -
         pieces += piece
         total += len(piece)
         if clock.monotonic() > deadline:
-            raise _Failure("broken")
+            raise _Failure("slow")
         if keep:
             del pieces[: max(0, len(pieces) - keep)]
         elif total > _MAX_ANSWER:
@@ -435,8 +445,8 @@ def _answered(error: Any) -> _Failure:  # noqa: ANN401 - a kubernetes ApiExcepti
 
 def _pause(failure: _Failure, *, write: bool) -> float | None:
     """Seconds after which the request may be made again; None: it may not."""
-    if failure.fault != "answered":
-        return None if write or failure.fault == "too_big" else 0.1
+    if failure.fault == "cut":
+        return None if write else 0.1
     if failure.status == _TOO_MANY:
         return 1.0 if failure.retry_after is None else failure.retry_after
     # Without Retry-After nobody knows what a server that says 503 has done.
@@ -449,8 +459,10 @@ def _explained(failure: _Failure, doing: str, times: Times, *, write: bool = Fal
     retry = unknown or ": try again later"
     if failure.fault == "unreachable":
         return ToolError("the cluster cannot be reached: nothing was done; try again later, or tell the operator")
-    if failure.fault == "broken":
-        return ToolError(f"the cluster did not answer within {times.read:g} s, or was cut off{retry}")
+    if failure.fault == "slow":
+        return ToolError(f"the cluster did not answer within {times.read:g} s{retry}")
+    if failure.fault == "cut":
+        return ToolError(f"the connection to the cluster was cut off{retry}")
     if failure.fault == "too_big":
         return ToolError("the answer is too big: ask for less, with a selector, a namespace or a smaller limit")
     if failure.status == _UNAUTHORIZED:
