@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from agentrpc.cli import talk
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
+from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import print_line, state_name, wait_name
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
@@ -40,6 +41,7 @@ approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_he
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
+app.add_typer(memory_app, name="memory")
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -190,9 +192,19 @@ def get_session(session: str) -> None:
 
 
 @sessions_app.command("create")
-def create_session(display_name: str = "", model: str = "") -> None:
+def create_session(
+    display_name: str = "",
+    model: str = "",
+    allow: Annotated[list[str] | None, typer.Option(help="A rule that allows calls; may be repeated.")] = None,
+    memory: Annotated[str, typer.Option(help="A memory store that the agent reads and writes.")] = "",
+    database: Annotated[str, typer.Option(help="A configured database that the agent may query.")] = "",
+    system: Annotated[bool, typer.Option(help="The agent may see what its machine has and uses.")] = False,
+) -> None:
     """Create a session."""
-    wanted = session_pb2.Session(display_name=display_name, options=session_pb2.SessionOptions(model=model))
+    options = session_pb2.SessionOptions(
+        model=model, allowed_tools=allow or [], mcp_servers=builtin_servers(memory, database, system=system)
+    )
+    wanted = session_pb2.Session(display_name=display_name, options=options)
     _call(lambda client: client.create_session(wanted))
 
 

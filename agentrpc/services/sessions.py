@@ -14,6 +14,7 @@ from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
+from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
 from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
@@ -39,6 +40,7 @@ class Sessions:
         self._database = database
         self._bus = bus
         self._doorbell = doorbell
+        self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
 
     async def create(
@@ -72,9 +74,10 @@ class Sessions:
             run_count=0,
             tool_call_count=0,
         )
-        if request.validate_only:
-            return session_message(session, head)
         async with self._database.transaction() as tx:
+            await check_tools(tx, principal, given.options, self._settings)
+            if request.validate_only:
+                return session_message(session, head)
             if request_id is not None:
                 body = request_hash(request)
                 resource, stored = await remember_request(
@@ -165,6 +168,8 @@ class Sessions:
             before = (session.display_name, session.description, session.labels, session.options)
             after = (wanted.display_name, wanted.description, dict(wanted.labels), options)
             if before != after:
+                if options != session.options:
+                    await check_tools(tx, principal, wanted.options, self._settings)
                 session.display_name, session.description, session.labels, session.options = after
                 session.revision += 1
                 session.update_time = clock.utcnow()

@@ -109,8 +109,9 @@ class SessionServiceServicer:
     """
 
     def CreateSession(self, request, context):
-        """Creates a session. No process is started before its first run.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+        """Creates a session. No process is started before its first run. NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: what
+        `builtin` servers name is not there, or not for the caller.
+        Errors: FIELD_INVALID, JSON_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,8 +134,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSession(self, request, context):
-        """Changes display_name, description, labels or options. A change of options applies from the next run on.
-        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+        checked as by CreateSession.
+        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

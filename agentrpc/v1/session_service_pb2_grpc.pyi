@@ -36,8 +36,9 @@ class SessionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]
-    """Creates a session. No process is started before its first run.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+    """Creates a session. No process is started before its first run. NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: what
+    `builtin` servers name is not there, or not for the caller.
+    Errors: FIELD_INVALID, JSON_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]
     """Returns a session.
@@ -48,8 +49,9 @@ class SessionServiceStub:
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on.
-    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+    checked as by CreateSession.
+    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]
     """Closes a session for good: its log stays, its process and workspace go. Archiving it again changes nothing.
@@ -104,8 +106,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
-    """Creates a session. No process is started before its first run.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+    """Creates a session. No process is started before its first run. NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: what
+    `builtin` servers name is not there, or not for the caller.
+    Errors: FIELD_INVALID, JSON_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Returns a session.
@@ -116,8 +119,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on.
-    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+    checked as by CreateSession.
+    Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Closes a session for good: its log stays, its process and workspace go. Archiving it again changes nothing.
@@ -175,8 +179,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.CreateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
-        """Creates a session. No process is started before its first run.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+        """Creates a session. No process is started before its first run. NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: what
+        `builtin` servers name is not there, or not for the caller.
+        Errors: FIELD_INVALID, JSON_INVALID, NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -205,8 +210,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.UpdateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
-        """Changes display_name, description, labels or options. A change of options applies from the next run on.
-        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE.
+        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
+        checked as by CreateSession.
+        Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
 
     @_abc_1.abstractmethod
