@@ -74,9 +74,8 @@ class KubernetesCalls:
                     await self._check()
                     return await call(arguments)
             except TimeoutError:
-                raise ToolError(
-                    f"{name} took more than {self._times.call:g} s, and was given up: ask for less, or try again later"
-                ) from None
+                advice = f"ask for less, or try again later; if {name} changes something, look whether it was done"
+                raise ToolError(f"{name} took more than {self._times.call:g} s, and was given up: {advice}") from None
 
         return bounded
 
