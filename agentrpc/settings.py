@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings", "get_settings"]
+__all__ = ["SYSTEM_FOLDERS", "Settings", "get_settings"]
+
+# What agents see of the system: nothing that they must not know may be in it.
+SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 
 _MIN_KEY_BYTES = 32
 _DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
@@ -109,6 +112,15 @@ class Settings(BaseSettings):
         description="Databases that sessions may query: a JSON object of names and postgresql:// URLs. Give each a "
         "role that may read what agents may see, and no more.",
     )
+    kubeconfig: str = Field(
+        default="",
+        description="The cluster of agents' Kubernetes tools: the path of a kubeconfig that no agent can read, or "
+        "`in-cluster` for the service account of the worker's pod. Empty: there is none.",
+    )
+    kubernetes_contexts: list[str] = Field(
+        default_factory=list,
+        description="A JSON list: the contexts of the kubeconfig that sessions may name besides its current one.",
+    )
 
     # Logs and metrics.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -149,6 +161,16 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
             if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
                 msg = f"{name}: must begin with postgresql://"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("kubeconfig")
+    @classmethod
+    def _out_of_sight(cls, value: str) -> str:
+        path = Path(value).resolve()
+        for folder in SYSTEM_FOLDERS if value else ():
+            if path.is_relative_to(Path(folder).resolve()):
+                msg = f"agents can read what is in {folder}: keep it elsewhere, with the keys that it names"
                 raise ValueError(msg)
         return value
 

@@ -25,11 +25,11 @@ from uuid import UUID
 import psutil
 
 from agentrpc.claude.supervisor import descendants
+from agentrpc.settings import SYSTEM_FOLDERS
 
 __all__ = ["Isolation", "SessionPaths", "StopReceipt", "choose_isolation", "stop_tree", "tree_memory", "write_launcher"]
 
 _PROBE_TIMEOUT = 10.0
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -178,7 +178,7 @@ def write_launcher(
 
 def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
     arguments = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    for path in map(Path, _SYSTEM):
+    for path in map(Path, SYSTEM_FOLDERS):
         if path.is_symlink():
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():

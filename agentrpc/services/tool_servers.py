@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from agentrpc.claude.tools import Tool, ToolError
 from agentrpc.claude.tools.database import QueryRows, database_tools
+from agentrpc.claude.tools.kubernetes import KubernetesAccess, kubernetes_tools
 from agentrpc.claude.tools.memory import memory_tools
 from agentrpc.claude.tools.system import system_tools
 from agentrpc.services.memory_tools import SessionMemory
@@ -36,6 +37,7 @@ class Toolbox:
         self._workspaces = settings.workspaces
         self._pager = Pager(settings.signing_key.get_secret_value())
         self._databases = {name: ToolDatabase(url.get_secret_value()) for name, url in settings.tool_databases.items()}
+        self._kubernetes = KubernetesAccess(settings.kubeconfig, tuple(settings.kubernetes_contexts))
 
     def tools(self, options: session_pb2.SessionOptions, caller: Caller) -> dict[str, Sequence[Tool]]:
         """The tools of a session's `builtin` servers, by the servers' names."""
@@ -54,6 +56,8 @@ class Toolbox:
                 return self._database(builtin.database, caller)
             case "system":
                 return system_tools(self._workspaces)
+            case "kubernetes":
+                return kubernetes_tools(builtin.kubernetes, self._kubernetes, caller.check)
             case _:
                 return []
 
