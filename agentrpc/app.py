@@ -17,13 +17,17 @@ from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
+from agentrpc.rpc.file_methods import archive_service, file_service
+from agentrpc.rpc.file_streams import FileStreams
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.archives import Archives
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.files import Files
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
@@ -60,12 +64,15 @@ class UseCases:
     """
 
     def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self._settings = settings
         self.accounts = Accounts(database, bus, settings)
         self.sessions = Sessions(database, bus, doorbell, settings)
         self.runs = Runs(database, bus, doorbell, settings)
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.files = Files(database, settings)
+        self.archives = Archives(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -74,11 +81,13 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            file_service(self.files, FileStreams(streams.hub, self.files, self.accounts, self._settings)),
+            archive_service(self.archives),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {}
+        return {"archives": self.archives.drain}
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
@@ -174,6 +183,7 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         running = [
             asyncio.create_task(scheduler.run(), name="scheduler"),
             asyncio.create_task(scheduler.tell(), name="outbox"),
+            asyncio.create_task(process.use_cases.archives.schedule(), name="archives"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")

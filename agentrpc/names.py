@@ -11,7 +11,9 @@ from agentrpc.errors import InvalidArgument
 
 __all__ = [
     "approval_name",
+    "archive_name",
     "parse_approval",
+    "parse_archive",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
@@ -25,6 +27,7 @@ _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
+_ARCHIVE = re.compile(f"sessions/{_ID}/archive")
 _USER = re.compile(f"users/{_ID}")
 
 
@@ -41,6 +44,11 @@ def run_name(session_id: UUID, run_id: UUID) -> str:
 def approval_name(session_id: UUID, approval_id: UUID) -> str:
     """`sessions/{session}/approvals/{approval}`."""
     return f"sessions/{session_id}/approvals/{approval_id}"
+
+
+def archive_name(session_id: UUID) -> str:
+    """`sessions/{session}/archive`."""
+    return f"sessions/{session_id}/archive"
 
 
 def user_name(user_id: UUID) -> str:
@@ -76,6 +84,11 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     """The ids of session and approval in `sessions/{session}/approvals/{approval}`. Raises as `parse_session`."""
     session_id, approval_id = _match(_APPROVAL, name, field, "sessions/{session}/approvals/{approval}")
     return session_id, approval_id
+
+
+def parse_archive(name: str, *, field: str = "name") -> UUID:
+    """The id of the session in `sessions/{session}/archive`. Raises as `parse_session`."""
+    return _match(_ARCHIVE, name, field, "sessions/{session}/archive")[0]
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:

@@ -11,14 +11,17 @@ import grpc
 from google.protobuf.message import Message
 
 from agentrpc.client.errors import RpcError, decode
+from agentrpc.client.files import FileTransfers
 from agentrpc.v1 import (
     approval_pb2,
     approval_service_pb2,
     approval_service_pb2_grpc,
+    archive_service_pb2_grpc,
     auth_pb2,
     auth_service_pb2,
     auth_service_pb2_grpc,
     event_pb2,
+    file_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -87,7 +90,10 @@ class AgentRpcClient:
         self.sessions = session_service_pb2_grpc.SessionServiceStub(self._channel)
         self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
+        self.files = file_service_pb2_grpc.FileServiceStub(self._channel)
+        self.archives = archive_service_pb2_grpc.ArchiveServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self.transfers = FileTransfers(self.files, self._metadata)
         self._token = token
         self._expires = float("inf") if token else 0.0
         self._refresh_token = refresh_token

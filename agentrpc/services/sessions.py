@@ -10,6 +10,7 @@ from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
 from agentrpc.names import parse_run, parse_session, parse_user, run_name, session_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.approvals import session_state_event
+from agentrpc.services.archive_state import require_readable
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
@@ -18,6 +19,7 @@ from agentrpc.services.validation import Faults, check_enums, check_session, eve
 from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
 from agentrpc.store.approvals import pending_of_sessions
+from agentrpc.store.archives import archives_of
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent, append_control, read_events
@@ -128,8 +130,12 @@ class Sessions:
         async with self._database.transaction() as tx:
             rows = await find_sessions(tx, query)
             pending = await pending_of_sessions(tx, [session.id for session, head in rows if head.pending_approvals])
+            archives = await archives_of(tx, [session.id for session, head in rows if head.closed is not None])
         response = session_service_pb2.ListSessionsResponse(
-            sessions=[session_message(session, head, pending.get(session.id, ())) for session, head in rows[:size]]
+            sessions=[
+                session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
+                for session, head in rows[:size]
+            ]
         )
         if len(rows) > size:
             last = rows[size - 1][0]
@@ -218,6 +224,7 @@ class Sessions:
         if request.after_sequence < 0:
             raise InvalidArgument.field("after_sequence", "must not be negative")
         session = await self.get(principal, session_id)
+        require_readable(session)
         if request.after_sequence > session.last_sequence:
             raise SequenceAhead(request.after_sequence, session.last_sequence)
         page = self._pager.read(request, principal.user_id)
@@ -248,7 +255,8 @@ class Sessions:
 
     async def _message(self, tx: Transaction, session: Session, head: SessionHead) -> session_pb2.Session:
         pending = await pending_of_sessions(tx, [session.id]) if head.pending_approvals else {}
-        return session_message(session, head, pending.get(session.id, ()))
+        archives = await archives_of(tx, [session.id]) if head.closed is not None else {}
+        return session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
 
 
 async def load_session(tx: Transaction, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:

@@ -105,6 +105,16 @@ class Session(Base):
     __table_args__ = (
         Index("sessions_by_owner", "owner", "create_time", "id"),
         Index("sessions_by_labels", "labels", postgresql_using="gin"),
+        Index(
+            "sessions_archived",
+            "archive_time",
+            postgresql_where=text("archive_time IS NOT NULL AND delete_time IS NULL"),
+        ),
+        Index(
+            "sessions_with_workspace",
+            "workspace_time",
+            postgresql_where=text("workspace_time IS NOT NULL AND clean_time IS NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentrpc.v1 import archive_pb2 as agentrpc_dot_v1_dot_archive__pb2
 from agentrpc.v1 import common_pb2 as agentrpc_dot_v1_dot_common__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
@@ -29,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\t\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\xbb\x01\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04httpB\x0b\n\ttransport\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/archive.proto\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\n\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x12T\n\x15\x61rchive_storage_state\x18\x17 \x01(\x0e\x32\x1a.agentrpc.v1.Archive.StateB\x04\xe2\x41\x01\x03R\x13\x61rchiveStorageState\x12+\n\x0erestore_needed\x18\x18 \x01(\x08\x42\x04\xe2\x41\x01\x03R\rrestoreNeeded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\xbb\x01\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04httpB\x0b\n\ttransport\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,6 +72,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION'].fields_by_name['pause_time']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['forked_from']._loaded_options = None
   _globals['_SESSION'].fields_by_name['forked_from']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['archive_storage_state']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['archive_storage_state']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['restore_needed']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['restore_needed']._serialized_options = b'\342A\001\003'
   _globals['_SESSION']._loaded_options = None
   _globals['_SESSION']._serialized_options = b'\352A*\n\024agentrpc.dev/Session\022\022sessions/{session}'
   _globals['_MCPSERVER'].fields_by_name['name']._loaded_options = None
@@ -83,32 +88,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPREMOTE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_MCPREMOTE'].fields_by_name['url']._loaded_options = None
   _globals['_MCPREMOTE'].fields_by_name['url']._serialized_options = b'\342A\001\002'
-  _globals['_RECOVERYPOLICY']._serialized_start=3042
-  _globals['_RECOVERYPOLICY']._serialized_end=3180
-  _globals['_EFFORT']._serialized_start=3182
-  _globals['_EFFORT']._serialized_end=3300
-  _globals['_SESSION']._serialized_start=194
-  _globals['_SESSION']._serialized_end=1438
-  _globals['_SESSION_LABELSENTRY']._serialized_start=1201
-  _globals['_SESSION_LABELSENTRY']._serialized_end=1258
-  _globals['_SESSION_STATE']._serialized_start=1261
-  _globals['_SESSION_STATE']._serialized_end=1391
-  _globals['_SESSIONOPTIONS']._serialized_start=1441
-  _globals['_SESSIONOPTIONS']._serialized_end=2254
-  _globals['_SYSTEMPROMPT']._serialized_start=2256
-  _globals['_SYSTEMPROMPT']._serialized_end=2332
-  _globals['_TOOLSET']._serialized_start=2334
-  _globals['_TOOLSET']._serialized_end=2365
-  _globals['_THINKING']._serialized_start=2368
-  _globals['_THINKING']._serialized_end=2517
-  _globals['_MCPSERVER']._serialized_start=2520
-  _globals['_MCPSERVER']._serialized_end=2707
-  _globals['_MCPSTDIO']._serialized_start=2710
-  _globals['_MCPSTDIO']._serialized_end=2878
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=2824
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=2878
-  _globals['_MCPREMOTE']._serialized_start=2881
-  _globals['_MCPREMOTE']._serialized_end=3039
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=2981
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=3039
+  _globals['_RECOVERYPOLICY']._serialized_start=3200
+  _globals['_RECOVERYPOLICY']._serialized_end=3338
+  _globals['_EFFORT']._serialized_start=3340
+  _globals['_EFFORT']._serialized_end=3458
+  _globals['_SESSION']._serialized_start=221
+  _globals['_SESSION']._serialized_end=1596
+  _globals['_SESSION_LABELSENTRY']._serialized_start=1359
+  _globals['_SESSION_LABELSENTRY']._serialized_end=1416
+  _globals['_SESSION_STATE']._serialized_start=1419
+  _globals['_SESSION_STATE']._serialized_end=1549
+  _globals['_SESSIONOPTIONS']._serialized_start=1599
+  _globals['_SESSIONOPTIONS']._serialized_end=2412
+  _globals['_SYSTEMPROMPT']._serialized_start=2414
+  _globals['_SYSTEMPROMPT']._serialized_end=2490
+  _globals['_TOOLSET']._serialized_start=2492
+  _globals['_TOOLSET']._serialized_end=2523
+  _globals['_THINKING']._serialized_start=2526
+  _globals['_THINKING']._serialized_end=2675
+  _globals['_MCPSERVER']._serialized_start=2678
+  _globals['_MCPSERVER']._serialized_end=2865
+  _globals['_MCPSTDIO']._serialized_start=2868
+  _globals['_MCPSTDIO']._serialized_end=3036
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=2982
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=3036
+  _globals['_MCPREMOTE']._serialized_start=3039
+  _globals['_MCPREMOTE']._serialized_end=3197
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=3139
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=3197
 # @@protoc_insertion_point(module_scope)
