@@ -359,6 +359,8 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, *
             _unpack_file(tar, member, parent, name, 0 if ours else 0o600)
         elif member.issym():
             os.symlink(member.linkname if ours else _inner_target(path, member.linkname), name, dir_fd=parent)
+            with contextlib.suppress(OverflowError, ValueError, OSError):
+                os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
         elif member.islnk():
             _unpack_link(folder, parse_path(member.linkname), parent, name)
         else:

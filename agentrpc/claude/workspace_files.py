@@ -366,7 +366,10 @@ def delete(folder: int, path: str, beside: Path, *, recursive: bool, etag: str) 
     head, _, name = path.rpartition("/")
     found = open_beneath(folder, head)
     try:
-        if not stat.S_ISDIR(os.fstat(found).st_mode):
+        mode = os.fstat(found).st_mode
+        if stat.S_ISLNK(mode):
+            raise path_invalid(path, "leads through a symbolic link, and none is followed: name its target")
+        if not stat.S_ISDIR(mode):
             raise missing(path)
         parent = reopen(found, os.O_RDONLY | os.O_DIRECTORY)
     finally:

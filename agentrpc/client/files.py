@@ -100,10 +100,16 @@ class FileTransfers:
                 while data := await asyncio.to_thread(content.read, _PART):
                     yield part(data)
 
+        call = method(requests(), metadata=await self._metadata())
+        told: list[grpc.aio.AioRpcError] = []
+        call.add_done_callback(lambda ended: told.append(_status_of(ended)))
         try:
-            return await method(requests(), metadata=await self._metadata())
+            return await call
         except grpc.aio.AioRpcError as error:
-            raise decode(error) from None
+            # A server that refuses does so while this is still sending. grpc.aio puts an error of its own in the place
+            # of the status that has come when a write fails after it (github.com/grpc/grpc/issues/36066).
+            first = next((status for status in told if status.code() is not grpc.StatusCode.OK), error)
+            raise decode(first) from None
 
     async def download_file(self, session: str, path: str, target: BinaryIO, *, raw_path: bytes = b"") -> file_pb2.File:
         """DownloadFile, over lost connections; compares the checksum.
@@ -163,6 +169,22 @@ class FileTransfers:
         if digest.hexdigest() != expected:
             raise RpcError("DATA_LOSS", "", "what arrived is not what its checksum says: download it again")
         return expected
+
+
+def _status_of(call: _Any) -> grpc.aio.AioRpcError:
+    """The status of a call that has just ended: nothing of it has to be waited for."""
+    answers: list[_Any] = []
+    for asked in (call.code(), call.initial_metadata(), call.trailing_metadata(), call.details()):
+        try:
+            asked.send(None)
+        except StopIteration as answer:
+            answers.append(answer.value)
+        else:
+            asked.close()
+            answers.append(None)
+    code, initial, trailing, details = answers
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code or grpc.StatusCode.UNKNOWN, initial or nothing, trailing or nothing, details)
 
 
 def _pieces(content: bytes) -> Iterable[bytes]:

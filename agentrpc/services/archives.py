@@ -278,7 +278,10 @@ class Archives:
         incoming = await in_thread(lambda: IncomingArchive(beside, _EVERYTHING, _EVERYTHING))
         fresh: Path | None = None
         try:
-            async for data in _verified(objects.get(job.key), job.size, job.sha256):
+            # All of it is compared before anything is made of it.
+            async for _ in _verified(objects.get(job.key), job.size, job.sha256):
+                pass
+            async for data in objects.get(job.key):
                 await in_thread(incoming.write, data)
             incoming.finish()
             if job.has_workspace:

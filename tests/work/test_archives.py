@@ -1,6 +1,7 @@
 """Archive storage: what goes there comes back as it was, in a folder and in S3, wherever a worker was killed."""
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -106,7 +107,13 @@ def picture(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         info = path.lstat()
-        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        content = (
+            path.readlink()
+            if path.is_symlink()
+            else hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.is_file()
+            else None
+        )
         found[str(path.relative_to(folder))] = (info.st_mode, int(info.st_mtime), content)
     return found
 
