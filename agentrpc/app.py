@@ -19,6 +19,8 @@ from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
+from agentrpc.rpc.file_methods import archive_service, file_service
+from agentrpc.rpc.file_streams import FileStreams
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
@@ -27,7 +29,9 @@ from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.archives import Archives
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.files import Files
 from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
@@ -66,6 +70,7 @@ class UseCases:
     """
 
     def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, settings: Settings) -> None:
+        self._settings = settings
         self.accounts = Accounts(database, bus, settings)
         self.sessions = Sessions(database, bus, doorbell, settings)
         self.runs = Runs(database, bus, doorbell, settings)
@@ -75,6 +80,8 @@ class UseCases:
         self.agents = Agents(database, settings)
         self.tool_groups = ToolGroups(database, settings)
         self.memory = Memory(database, settings)
+        self.files = Files(database, settings)
+        self.archives = Archives(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -86,11 +93,13 @@ class UseCases:
             agent_service(self.agents),
             tool_group_service(self.tool_groups),
             memory_service(self.memory),
+            file_service(self.files, FileStreams(streams.hub, self.files, self.accounts, self._settings)),
+            archive_service(self.archives),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {}
+        return {"archives": self.archives.drain}
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
@@ -186,6 +195,7 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         running = [
             asyncio.create_task(scheduler.run(), name="scheduler"),
             asyncio.create_task(scheduler.tell(), name="outbox"),
+            asyncio.create_task(process.use_cases.archives.schedule(), name="archives"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")

@@ -14,12 +14,14 @@ __all__ = [
     "agent_name",
     "agent_version_name",
     "approval_name",
+    "archive_name",
     "memory_entry_name",
     "memory_store_name",
     "parse_agent",
     "parse_agent_or_version",
     "parse_agent_version",
     "parse_approval",
+    "parse_archive",
     "parse_memory_entry",
     "parse_memory_store",
     "parse_run",
@@ -39,6 +41,7 @@ _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
 _MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
+_ARCHIVE = re.compile(f"sessions/{_ID}/archive")
 _USER = re.compile(f"users/{_ID}")
 _AGENT = re.compile(f"agents/{_ID}")
 _AGENT_VERSION = re.compile(f"agents/{_ID}/versions/([1-9][0-9]{{0,8}})")
@@ -68,6 +71,11 @@ def memory_store_name(store_id: UUID) -> str:
 def memory_entry_name(store_id: UUID, key: str) -> str:
     """`memoryStores/{store}/entries/{key}`; a key may have slashes."""
     return f"memoryStores/{store_id}/entries/{key}"
+
+
+def archive_name(session_id: UUID) -> str:
+    """`sessions/{session}/archive`."""
+    return f"sessions/{session_id}/archive"
 
 
 def user_name(user_id: UUID) -> str:
@@ -114,6 +122,11 @@ def parse_memory_entry(name: str, *, field: str = "name") -> tuple[UUID, str]:
     """The store's id and the key in `memoryStores/{store}/entries/{key}`, not checked. Raises as `parse_session`."""
     store_id, key = _groups(_MEMORY_ENTRY, name, field, "memoryStores/{store}/entries/{key}")
     return UUID(store_id), key
+
+
+def parse_archive(name: str, *, field: str = "name") -> UUID:
+    """The id of the session in `sessions/{session}/archive`. Raises as `parse_session`."""
+    return _match(_ARCHIVE, name, field, "sessions/{session}/archive")[0]
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:

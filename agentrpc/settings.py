@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     requests_per_second: float = Field(default=500, gt=0, description="Unary calls per user, by token bucket.")
     login_attempts_per_minute: int = Field(default=30, ge=1, description="Per user name and per peer address.")
     replay_concurrency: int = Field(default=8, ge=1)
+    max_file_size: int = Field(default=512 * 1024**2, ge=1, description="Of an uploaded file.")
+    max_workspace_size: int = Field(
+        default=10 * 1024**3, ge=1, description="Uploads stop there, as do downloads of folders; agents do not."
+    )
+    max_archive_members: int = Field(default=100_000, ge=1, description="Of an uploaded archive.")
+    upload_stall_timeout: Seconds = Field(default=30, description="An upload of which nothing comes for so long ends.")
     drain_grace: Seconds = Field(default=10, description="How long serve and worker wait for what is under way.")
 
     # The worker.
@@ -121,6 +127,24 @@ class Settings(BaseSettings):
         default_factory=list,
         description="A JSON list: the contexts of the kubeconfig that sessions may name besides its current one.",
     )
+    # Archive storage.
+    archive_url: str | None = Field(
+        default=None, description="file:///folder, on all workers, or s3://bucket/prefix. Unset: there is none."
+    )
+    archive_after: Seconds | None = Field(
+        default=None,
+        description="Archived sessions go there after this time, with their files, which are kept so long. Unset: when "
+        "somebody asks.",
+    )
+    archive_drop: bool = Field(
+        default=True, description="What is stored there is removed here: events, transcript, files."
+    )
+    archive_s3_endpoint: str | None = Field(default=None, description="http(s)://host:port of an S3-compatible store.")
+    archive_s3_region: str = "us-east-1"
+    archive_s3_access_key_id: SecretStr | None = Field(
+        default=None, description="With the secret key. Unset: as the environment of AWS says."
+    )
+    archive_s3_secret_access_key: SecretStr | None = None
 
     # Logs and metrics.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -183,15 +207,29 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return self
 
+    @field_validator("archive_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(file:///.|s3://[^/]+)", value):
+            msg = "must be file:///folder or s3://bucket/prefix"
+            raise ValueError(msg)
+        return value
+
     @property
     def workspaces(self) -> Path:
         """Where workspaces are."""
         return self.workspace_dir or self.data_dir / "workspaces"
 
     @model_validator(mode="after")
-    def _tls_pair(self) -> Self:
+    def _go_together(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             msg = "tls_cert and tls_key go together: set both or neither"
+            raise ValueError(msg)
+        if (self.archive_s3_access_key_id is None) != (self.archive_s3_secret_access_key is None):
+            msg = "archive_s3_access_key_id and archive_s3_secret_access_key go together: set both or neither"
+            raise ValueError(msg)
+        if self.archive_after is not None and self.archive_url is None:
+            msg = "archive_after needs archive_url"
             raise ValueError(msg)
         if self.tls_client_ca is not None and self.tls_cert is None:
             msg = "tls_client_ca needs tls_cert and tls_key"

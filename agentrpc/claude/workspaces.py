@@ -5,6 +5,7 @@ A session's folder holds
     id              whose it is, so that a wrong mount is noticed
     files/          the workspace; nothing else is visible to an isolated agent
     checkpoints/    {run}.tar: the files as they were when that run began
+    incoming/       uploads that are under way
 
 A workspace is made once. One that was made and is not there is an error and never replaced by an empty one. Everything
 here blocks: call it in a thread. Whatever an agent has put into its workspace, and may be changing meanwhile, no link
@@ -16,17 +17,19 @@ import os
 import shutil
 import stat
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
-__all__ = ["CheckpointTooLarge", "WorkspaceError", "WorkspaceLost", "WorkspaceStore"]
+__all__ = ["CheckpointTooLarge", "Entry", "WorkspaceError", "WorkspaceLost", "WorkspaceStore", "tar_info", "walk_open"]
 
 # Folders within folders; each costs a file descriptor while it is walked.
 _MAX_DEPTH = 200
 _BUFFER = 1024 * 1024
+_EXCHANGE_TRIES, _EXCHANGE_WAIT = 4, 0.05
 _TAR_BLOCK = tarfile.BLOCKSIZE
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -44,7 +47,7 @@ class CheckpointTooLarge(WorkspaceError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """A folder, a file (with its content) or a symbolic link (with its target), relative to where the walk began."""
 
     path: str
@@ -100,6 +103,45 @@ class WorkspaceStore:
                 "session"
             )
 
+    def find(self, session_id: UUID) -> int:
+        """A descriptor of the folder with the files, for reading. Raises WorkspaceLost.
+
+        Unlike `open` it mends nothing, so that it may be called at any time from anywhere.
+        """
+        for _ in range(_EXCHANGE_TRIES):
+            with contextlib.suppress(OSError):
+                if (self._folder(session_id) / "id").read_text().strip() == str(session_id):
+                    return os.open(self.path(session_id), _OPEN | os.O_DIRECTORY)
+            # Between two renames of an exchange there is none for a moment.
+            time.sleep(_EXCHANGE_WAIT)
+        raise WorkspaceLost("the files of the session are gone, or this server does not see them")
+
+    def has(self, session_id: UUID) -> bool:
+        """Whether this machine sees a workspace."""
+        return (self._folder(session_id) / "id").is_file()
+
+    def incoming(self, session_id: UUID) -> Path:
+        """Where uploads are until they are whole: on the same file system, and not visible to an isolated agent."""
+        return self._folder(session_id) / "incoming"
+
+    def replace(self, session_id: UUID, fresh: Path) -> None:
+        """Make the workspace of a session from a folder of `make_fresh`, whatever there was. Raises WorkspaceError."""
+        with _told("restore the workspace"):
+            self._recover(session_id)
+            if self.path(session_id).exists():
+                self.exchange(session_id, fresh)
+            else:
+                fresh.rename(self.path(session_id))
+            _mark(self._folder(session_id), session_id)
+
+    def make_fresh(self, session_id: UUID) -> Path:
+        """An empty folder beside the files, for `replace` or `discard`. Raises WorkspaceError."""
+        # A name of its own for each: of two at once neither takes the other's.
+        fresh = self._folder(session_id) / f"files.{os.urandom(8).hex()}"
+        with _told("make the workspace"):
+            fresh.mkdir(mode=0o700, parents=True)
+        return fresh
+
     def remove(self, session_id: UUID) -> None:
         """Remove a workspace and its checkpoints."""
         _remove(self._folder(session_id))
@@ -143,7 +185,7 @@ class WorkspaceStore:
                     raise CheckpointTooLarge(f"the workspace has more than {self._limit} bytes")
                 if not wanted():
                     raise WorkspaceError("given up")
-                tar.addfile(_tar_info(entry, length), entry.content)
+                tar.addfile(tar_info(entry, length), entry.content)
 
     def has_checkpoint(self, session_id: UUID, run_id: UUID) -> bool:
         """Whether the files can go back to the beginning of a run."""
@@ -151,11 +193,9 @@ class WorkspaceStore:
 
     def unpack(self, session_id: UUID, run_id: UUID) -> Path:
         """The files of a checkpoint in a fresh folder, for `exchange` and then `discard`. Raises WorkspaceError."""
-        # A name of its own for each: of two at once neither takes the other's.
-        fresh = self._folder(session_id) / f"files.{os.urandom(8).hex()}"
+        fresh = self.make_fresh(session_id)
         with _told("restore the checkpoint"):
             try:
-                fresh.mkdir(mode=0o700)
                 with tarfile.open(self._checkpoint(session_id, run_id)) as tar:
                     tar.extractall(fresh, filter=_only_plain)  # noqa: S202 - that is what the filter is for
             except BaseException:
@@ -225,16 +265,17 @@ def _told(what: str) -> Iterator[None]:
         raise WorkspaceError(f"could not {what}: {why}") from error
 
 
-def _walk(folder: Path) -> Iterator[_Entry]:
+def _walk(folder: Path) -> Iterator[Entry]:
     """Everything below a folder: folders before what is in them. Sockets, pipes and devices are left out."""
     top = os.open(folder, _OPEN | os.O_DIRECTORY)
     try:
-        yield from _walk_open(top, "", 0)
+        yield from walk_open(top, "", 0)
     finally:
         os.close(top)
 
 
-def _walk_open(folder: int, path: str, depth: int) -> Iterator[_Entry]:
+def walk_open(folder: int, path: str = "", depth: int = 0) -> Iterator[Entry]:
+    """As `_walk`, of a folder that is open. `path` begins the entries' paths: empty, or with a slash at its end."""
     if depth > _MAX_DEPTH:
         raise WorkspaceError(f"folders are nested more than {_MAX_DEPTH} deep")
     for name in sorted(os.listdir(folder)):
@@ -243,10 +284,10 @@ def _walk_open(folder: int, path: str, depth: int) -> Iterator[_Entry]:
             yield from _walk_entry(folder, name, f"{path}{name}", depth)
 
 
-def _walk_entry(folder: int, name: str, path: str, depth: int) -> Iterator[_Entry]:
+def _walk_entry(folder: int, name: str, path: str, depth: int) -> Iterator[Entry]:
     info = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISLNK(info.st_mode):
-        yield _Entry(path, info, target=os.readlink(name, dir_fd=folder))
+        yield Entry(path, info, target=os.readlink(name, dir_fd=folder))
         return
     if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
         return
@@ -255,16 +296,17 @@ def _walk_entry(folder: int, name: str, path: str, depth: int) -> Iterator[_Entr
         # Again, of what was really opened.
         info = os.fstat(number)
         if stat.S_ISDIR(info.st_mode):
-            yield _Entry(path, info)
-            yield from _walk_open(number, f"{path}/", depth + 1)
+            yield Entry(path, info)
+            yield from walk_open(number, f"{path}/", depth + 1)
         elif stat.S_ISREG(info.st_mode):
             with open(number, "rb", closefd=False) as content:
-                yield _Entry(path, info, content)
+                yield Entry(path, info, content)
     finally:
         os.close(number)
 
 
-def _tar_info(entry: _Entry, length: int) -> tarfile.TarInfo:
+def tar_info(entry: Entry, length: int) -> tarfile.TarInfo:
+    """The header of an entry with so many bytes, without owners."""
     info = tarfile.TarInfo(entry.path)
     info.mode = stat.S_IMODE(entry.info.st_mode)
     info.mtime = int(entry.info.st_mtime)
@@ -286,7 +328,7 @@ def _only_plain(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | 
 
 
 def _copy(source: Path, target: Path) -> None:
-    folders: list[tuple[Path, _Entry]] = []
+    folders: list[tuple[Path, Entry]] = []
     for entry in _walk(source):
         path = target / entry.path
         if entry.content is not None:

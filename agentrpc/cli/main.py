@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from agentrpc.cli import agents, talk
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
+from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import print_line, state_name, wait_name
 from agentrpc.client import AgentRpcClient
@@ -43,6 +44,8 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
 agents.register(app)
 app.add_typer(memory_app, name="memory")
+app.add_typer(files_app, name="files")
+app.add_typer(archives_app, name="archives")
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -11,15 +11,18 @@ import grpc
 from google.protobuf.message import Message
 
 from agentrpc.client.errors import RpcError, decode
+from agentrpc.client.files import FileTransfers
 from agentrpc.v1 import (
     agent_service_pb2_grpc,
     approval_pb2,
     approval_service_pb2,
     approval_service_pb2_grpc,
+    archive_service_pb2_grpc,
     auth_pb2,
     auth_service_pb2,
     auth_service_pb2_grpc,
     event_pb2,
+    file_service_pb2_grpc,
     memory_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
@@ -93,7 +96,10 @@ class AgentRpcClient:
         self.agents = agent_service_pb2_grpc.AgentServiceStub(self._channel)
         self.tool_groups = tool_group_service_pb2_grpc.ToolGroupServiceStub(self._channel)
         self.memory = memory_service_pb2_grpc.MemoryServiceStub(self._channel)
+        self.files = file_service_pb2_grpc.FileServiceStub(self._channel)
+        self.archives = archive_service_pb2_grpc.ArchiveServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self.transfers = FileTransfers(self.files, self._metadata)
         self._token = token
         self._expires = float("inf") if token else 0.0
         self._refresh_token = refresh_token

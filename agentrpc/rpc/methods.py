@@ -28,7 +28,8 @@ class Service:
 
     Attributes:
         descriptor: The service.
-        methods: By name. Unary ones take (call, request) and return a message, streaming ones (call, request, send).
+        methods: By name. Unary ones take (call, request) and return a message; those that stream responses (call,
+            request, send); those that stream requests (call, requests), an asynchronous iterator, and return a message.
     """
 
     descriptor: ServiceDescriptor

@@ -10,8 +10,8 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,37 @@ class Call:
     metadata: list[tuple[str, str]]
 
 
+class _Place:
+    """One stream's place among those of its caller."""
+
+    def __init__(self, streams: "Counter[UUID]", limit: int, path: str) -> None:
+        self._streams = streams
+        self._limit = limit
+        self._path = path
+        self._user: UUID | None = None
+
+    def enter(self, principal: Principal) -> None:
+        """Take it. Raises TOO_MANY_STREAMS."""
+        count = self._streams[principal.user_id]
+        if count >= self._limit:
+            raise ResourceExhausted(
+                f"you have {count} streams open: close some, or watch with fewer",
+                reason="TOO_MANY_STREAMS",
+                metadata={"limit": str(self._limit)},
+            )
+        self._user = principal.user_id
+        self._streams[self._user] += 1
+        OPEN_STREAMS.labels(self._path).inc()
+
+    def leave(self) -> None:
+        """Give it back, if it was taken."""
+        if self._user is not None:
+            OPEN_STREAMS.labels(self._path).dec()
+            self._streams[self._user] -= 1
+            if not self._streams[self._user]:
+                del self._streams[self._user]
+
+
 class EdgeServer:
     """The server.
 
@@ -103,6 +134,7 @@ class EdgeServer:
         self._accounts = accounts
         self._hub = hub
         self._streams: Counter[UUID] = Counter()
+        self._uploads: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._health = HealthServicer()
         self._checking: asyncio.Task[None] | None = None
@@ -149,6 +181,9 @@ class EdgeServer:
         deadline = time.monotonic() + grace
         while self._streams.total() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.02)
+        for upload in self._uploads:
+            # It gets a status: a sender that is cut off without one does not know what has become of it.
+            upload.cancel()
         await self._server.stop(max(deadline - time.monotonic(), 0.2))
         await self._hub.close()
 
@@ -187,6 +222,12 @@ class EdgeServer:
                 await self._stream(path, request_class, target, data, context)
 
             return grpc.unary_stream_rpc_method_handler(stream)
+        if method.client_streaming:
+
+            async def upload(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+                return await self._upload(path, request_class, target, context)
+
+            return grpc.stream_unary_rpc_method_handler(upload)
 
         async def unary(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
             return await self._unary(path, request_class, target, data, context)
@@ -221,19 +262,10 @@ class EdgeServer:
         data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
     ) -> None:
-        user: UUID | None = None
-
         async def work(call: Call) -> None:
-            nonlocal user
             assert call.principal is not None
             request = _decode(request_class, data)
-            count = self._streams[call.principal.user_id]
-            if count >= self._settings.max_streams_per_user:
-                raise ResourceExhausted(
-                    f"you have {count} streams open: close some, or watch with fewer",
-                    reason="TOO_MANY_STREAMS",
-                    metadata={"limit": str(self._settings.max_streams_per_user)},
-                )
+            held.enter(call.principal)
             opened = False
 
             async def send(response: bytes) -> None:
@@ -243,20 +275,64 @@ class EdgeServer:
                     await context.send_initial_metadata(call.metadata)
                 await context.write(response)
 
-            user = call.principal.user_id
-            self._streams[user] += 1
-            OPEN_STREAMS.labels(path).inc()
             await target(call, request, send)
 
-        try:
+        # Not left before its status has gone: what a stuck stream has written takes memory for so long.
+        with self._held(path) as held:
             await self._guard(path, context, work)
+
+    async def _upload(
+        self,
+        path: str,
+        request_class: type[Message],
+        target: Callable[..., Awaitable[Message]],
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+    ) -> bytes:
+        """A stream of requests, of which one is read when the one before is dealt with: the sender waits meanwhile."""
+
+        async def requests() -> AsyncIterator[Message]:
+            while True:
+                try:
+                    async with asyncio.timeout(self._settings.upload_stall_timeout):
+                        data = await context.read()
+                except TimeoutError:
+                    raise Unavailable(
+                        "nothing came for too long; nothing was changed: send it again",
+                        reason="SLOW_CONSUMER",
+                        retry_after=1.0,
+                    ) from None
+                if not isinstance(data, bytes):
+                    # grpc.aio.EOF: the sender has said that this is all.
+                    return
+                yield _decode(request_class, data)
+
+        async def work(call: Call) -> bytes:
+            assert call.principal is not None
+            await self._limit(call.principal)
+            held.enter(call.principal)
+            response = await target(call, requests())
+            await context.send_initial_metadata(call.metadata)
+            return response.SerializeToString()
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._uploads.add(task)
+        try:
+            with self._held(path) as held:
+                result = await self._guard(path, context, work)
         finally:
-            # Not before its status has gone: what a stuck stream has written takes memory for so long.
-            if user is not None:
-                OPEN_STREAMS.labels(path).dec()
-                self._streams[user] -= 1
-                if not self._streams[user]:
-                    del self._streams[user]
+            self._uploads.discard(task)
+        assert result is not None
+        return result
+
+    @contextmanager
+    def _held(self, path: str) -> "Iterator[_Place]":
+        """A place among the streams, for as long as the block lasts; taken by `enter`."""
+        place = _Place(self._streams, self._settings.max_streams_per_user, path)
+        try:
+            yield place
+        finally:
+            place.leave()
 
     async def _guard(
         self,

@@ -19,6 +19,7 @@ from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.stream import Ended, Send, Stream
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.archive_state import require_readable
 from agentrpc.services.runs import Runs
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.validation import event_kinds
@@ -231,7 +232,7 @@ class Streams:
         accounts: Accounts,
         settings: Settings,
     ) -> None:
-        self._hub = hub
+        self.hub = self._hub = hub
         self._sessions = sessions
         self._runs = runs
         self._approvals = approvals
@@ -247,6 +248,7 @@ class Streams:
         run_id = _run_of(request.run, session_id)
         run = await self._runs.get(principal, request.run) if request.run else None
         session = await self._sessions.get(principal, session_id)
+        require_readable(session)
         await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, request.after_sequence,
                           session=session, run=run, with_run=False)  # fmt: skip
 
@@ -264,6 +266,8 @@ class Streams:
         run = await self._runs.create(principal, request)
         session_id, run_id = parse_run(run.name)
         set_metadata("agentrpc-run", run.name)
+        if run.state >= _TERMINAL:
+            require_readable(await self._sessions.get(principal, session_id))
         after = request.after_sequence or max(run.first_sequence - 1, 0)
         await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, after,
                           session=None, run=run, with_run=True)  # fmt: skip

@@ -20,6 +20,7 @@ from agentrpc.errors import FailedPrecondition, InvalidArgument
 from agentrpc.names import parse_run, parse_session
 from agentrpc.services.access import require_visible, require_write
 from agentrpc.services.approvals import session_state_event
+from agentrpc.services.archive_state import require_here
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.run_end import stop_run
 from agentrpc.services.sessions import Sessions, busy, close, disown, load_session, not_active
@@ -168,6 +169,7 @@ class SessionControl:
             source, head = await load_session(tx, principal, source_id)
             if head.active_run is not None or head.queued:
                 raise busy(head)
+            await require_here(tx, source_id)
         lines = await self._forked_lines(source_id, claude_session_id, request.transcript_uuid)
         copies = request.copy_workspace and source.workspace_time is not None
         if copies:

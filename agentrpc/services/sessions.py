@@ -11,6 +11,7 @@ from agentrpc.names import parse_agent_or_version, parse_run, parse_session, par
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.agent_options import ResolvedOptions, resolve_options
 from agentrpc.services.approvals import session_state_event
+from agentrpc.services.archive_state import require_readable
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
@@ -21,6 +22,7 @@ from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
 from agentrpc.store.agents import count_use
 from agentrpc.store.approvals import pending_of_sessions
+from agentrpc.store.archives import archives_of
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent, append_control, read_events
@@ -120,8 +122,12 @@ class Sessions:
         async with self._database.transaction() as tx:
             rows = await find_sessions(tx, query)
             pending = await pending_of_sessions(tx, [session.id for session, head in rows if head.pending_approvals])
+            archives = await archives_of(tx, [session.id for session, head in rows if head.closed is not None])
         response = session_service_pb2.ListSessionsResponse(
-            sessions=[session_message(session, head, pending.get(session.id, ())) for session, head in rows[:size]]
+            sessions=[
+                session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
+                for session, head in rows[:size]
+            ]
         )
         if len(rows) > size:
             last = rows[size - 1][0]
@@ -212,6 +218,7 @@ class Sessions:
         if request.after_sequence < 0:
             raise InvalidArgument.field("after_sequence", "must not be negative")
         session = await self.get(principal, session_id)
+        require_readable(session)
         if request.after_sequence > session.last_sequence:
             raise SequenceAhead(request.after_sequence, session.last_sequence)
         page = self._pager.read(request, principal.user_id)
@@ -242,7 +249,8 @@ class Sessions:
 
     async def _message(self, tx: Transaction, session: Session, head: SessionHead) -> session_pb2.Session:
         pending = await pending_of_sessions(tx, [session.id]) if head.pending_approvals else {}
-        return session_message(session, head, pending.get(session.id, ()))
+        archives = await archives_of(tx, [session.id]) if head.closed is not None else {}
+        return session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
 
 
 def new_session(

@@ -1,24 +1,41 @@
 """Rows as messages of the contract."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agentrpc.claude.workspace_files import FileEntry, etag_of_file
+from agentrpc.claude.workspace_paths import shown
 from agentrpc.domain.states import RunState, SessionState, session_state
-from agentrpc.names import agent_version_name, approval_name, run_name, session_name, user_name
+from agentrpc.names import agent_version_name, approval_name, archive_name, run_name, session_name, user_name
 from agentrpc.services.fields import etag_of
 from agentrpc.services.waiting import driver, newest_time, waiting_on
+from agentrpc.store.archives import ArchiveRow
 from agentrpc.store.progress import Progress
 from agentrpc.store.runs import LedgerRow
 from agentrpc.store.tables import Approval, Run, Session, SessionHead, User
-from agentrpc.v1 import approval_pb2, auth_pb2, common_pb2, content_pb2, event_pb2, run_pb2, session_pb2
+from agentrpc.v1 import (
+    approval_pb2,
+    archive_pb2,
+    auth_pb2,
+    common_pb2,
+    content_pb2,
+    event_pb2,
+    file_pb2,
+    run_pb2,
+    session_pb2,
+)
 
 __all__ = [
     "approval_message",
+    "archive_message",
     "call_in_doubt",
+    "file_message",
     "head_state",
     "public_options",
     "run_message",
@@ -41,7 +58,9 @@ def head_state(head: SessionHead) -> SessionState:
     )
 
 
-def session_message(session: Session, head: SessionHead, pending: Sequence[UUID] = ()) -> session_pb2.Session:
+def session_message(
+    session: Session, head: SessionHead, pending: Sequence[UUID] = (), archive: ArchiveRow | None = None
+) -> session_pb2.Session:
     """`agentrpc.v1.Session`."""
     message = session_pb2.Session(
         name=session_name(session.id),
@@ -72,6 +91,54 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         message.forked_from = session_name(session.forked_from)
     if session.agent_id and session.agent_number:
         message.agent = agent_version_name(session.agent_id, session.agent_number)
+    if archive is not None:
+        message.MergeFrom(
+            session_pb2.Session(archive_storage_state=f"STATE_{archive.state}", restore_needed=archive.dropped)
+        )
+    return message
+
+
+def archive_message(row: ArchiveRow) -> archive_pb2.Archive:
+    """`agentrpc.v1.Archive`."""
+    message = archive_pb2.Archive(
+        name=archive_name(row.session_id),
+        state=f"STATE_{row.state}",
+        restore_needed=row.dropped,
+        size=row.size,
+        sha256=row.sha256,
+        event_count=row.event_count,
+        file_count=row.file_count,
+        attempt_count=row.attempts,
+        error=row.error,
+    )
+    _time(message.create_time, row.create_time)
+    if row.store_time:
+        _time(message.store_time, row.store_time)
+    if row.restore_time:
+        _time(message.restore_time, row.restore_time)
+    return message
+
+
+def file_message(session_id: UUID, entry: FileEntry, sha256: str = "") -> file_pb2.File:
+    """`agentrpc.v1.File`."""
+    info, raw = entry.info, os.fsencode(entry.path)
+    message = file_pb2.File(
+        parent=session_name(session_id), path=shown(entry.path), link_target=shown(entry.target), sha256=sha256
+    )
+    if message.path.encode() != raw:
+        message.raw_path = raw
+    message.modify_time.FromNanoseconds(info.st_mtime_ns)
+    if stat.S_ISREG(info.st_mode):
+        message.type = file_pb2.File.TYPE_FILE
+        message.size = info.st_size
+        message.executable = bool(info.st_mode & stat.S_IXUSR)
+        message.etag = etag_of_file(info)
+    elif stat.S_ISDIR(info.st_mode):
+        message.type = file_pb2.File.TYPE_FOLDER
+    elif stat.S_ISLNK(info.st_mode):
+        message.type = file_pb2.File.TYPE_LINK
+    else:
+        message.type = file_pb2.File.TYPE_OTHER
     return message
 
 

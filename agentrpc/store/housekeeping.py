@@ -3,9 +3,19 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from agentrpc.store.database import Database
+from sqlalchemy import select
 
-__all__ = ["cleaned_sessions", "forget_requests", "has_waiting", "queue_figures", "take_sessions_to_clean"]
+from agentrpc.store.database import Database, Transaction
+from agentrpc.store.tables import Session
+
+__all__ = [
+    "cleaned_sessions",
+    "forget_requests",
+    "has_waiting",
+    "newest_workspaces",
+    "queue_figures",
+    "take_sessions_to_clean",
+]
 
 
 async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
@@ -57,12 +67,27 @@ async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> l
     return [row[0] for row in rows]
 
 
-async def take_sessions_to_clean(database: Database) -> list[UUID]:
-    """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once."""
+async def newest_workspaces(tx: Transaction, limit: int) -> list[UUID]:
+    """The sessions whose workspaces were made last, of those that have one."""
+    query = select(Session.id).where(Session.workspace_time.is_not(None), Session.clean_time.is_(None))
+    return list(await tx.scalars(query.order_by(Session.workspace_time.desc()).limit(limit)))
+
+
+async def take_sessions_to_clean(database: Database, *, keep_for_archive: bool = False) -> list[UUID]:
+    """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once.
+
+    Args:
+        database: The store.
+        keep_for_archive: Whether archived ones go to archive storage some day, and their files with them. Of those that
+            do already, archive storage removes the files.
+    """
     async with database.connection() as connection:
         rows = await connection.fetch(
             "UPDATE sessions SET clean_time = now() FROM session_heads h"
             " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
-            " AND sessions.clean_time IS NULL RETURNING sessions.id"
+            " AND sessions.clean_time IS NULL AND (sessions.delete_time IS NOT NULL"
+            "  OR NOT $1 AND NOT EXISTS (SELECT 1 FROM archives a WHERE a.session_id = sessions.id))"
+            " RETURNING sessions.id",
+            keep_for_archive,
         )
     return [row[0] for row in rows]

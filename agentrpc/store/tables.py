@@ -106,6 +106,16 @@ class Session(Base):
         Index("sessions_by_owner", "owner", "create_time", "id"),
         Index("sessions_by_labels", "labels", postgresql_using="gin"),
         Index("sessions_by_agent", "agent_id", "create_time", "id", postgresql_where=text("agent_id IS NOT NULL")),
+        Index(
+            "sessions_archived",
+            "archive_time",
+            postgresql_where=text("archive_time IS NOT NULL AND delete_time IS NULL"),
+        ),
+        Index(
+            "sessions_with_workspace",
+            "workspace_time",
+            postgresql_where=text("workspace_time IS NOT NULL AND clean_time IS NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentrpc.v1 import archive_pb2 as agentrpc_dot_v1_dot_archive__pb2
 from agentrpc.v1 import common_pb2 as agentrpc_dot_v1_dot_common__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
@@ -29,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\t\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x12\x1a\n\x05\x61gent\x18\x16 \x01(\tB\x04\xe2\x41\x01\x05R\x05\x61gent\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\xf3\x01\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04http\x12\x36\n\x07\x62uiltin\x18\x06 \x01(\x0b\x32\x1a.agentrpc.v1.BuiltinServerH\x00R\x07\x62uiltinB\x0b\n\ttransport\"\xfa\x01\n\rBuiltinServer\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryToolsH\x00R\x06memory\x12\x38\n\x08\x64\x61tabase\x18\x02 \x01(\x0b\x32\x1a.agentrpc.v1.DatabaseToolsH\x00R\x08\x64\x61tabase\x12\x32\n\x06system\x18\x03 \x01(\x0b\x32\x18.agentrpc.v1.SystemToolsH\x00R\x06system\x12>\n\nkubernetes\x18\x04 \x01(\x0b\x32\x1c.agentrpc.v1.KubernetesToolsH\x00R\nkubernetesB\x07\n\x05tools\"E\n\x0bMemoryTools\x12\x1a\n\x05store\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05store\x12\x1a\n\x08writable\x18\x02 \x01(\x08R\x08writable\"\xb1\x01\n\rDatabaseTools\x12 \n\x08\x64\x61tabase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x64\x61tabase\x12\x19\n\x08max_rows\x18\x02 \x01(\x05R\x07maxRows\x12\x1b\n\tmax_bytes\x18\x03 \x01(\x05R\x08maxBytes\x12\x46\n\x11statement_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10statementTimeout\"\r\n\x0bSystemTools\"n\n\x0fKubernetesTools\x12\x18\n\x07\x63ontext\x18\x01 \x01(\tR\x07\x63ontext\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12!\n\x0c\x61llow_writes\x18\x03 \x01(\x08R\x0b\x61llowWrites\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/archive.proto\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\n\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x12\x1a\n\x05\x61gent\x18\x16 \x01(\tB\x04\xe2\x41\x01\x05R\x05\x61gent\x12T\n\x15\x61rchive_storage_state\x18\x17 \x01(\x0e\x32\x1a.agentrpc.v1.Archive.StateB\x04\xe2\x41\x01\x03R\x13\x61rchiveStorageState\x12+\n\x0erestore_needed\x18\x18 \x01(\x08\x42\x04\xe2\x41\x01\x03R\rrestoreNeeded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\xf3\x01\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04http\x12\x36\n\x07\x62uiltin\x18\x06 \x01(\x0b\x32\x1a.agentrpc.v1.BuiltinServerH\x00R\x07\x62uiltinB\x0b\n\ttransport\"\xfa\x01\n\rBuiltinServer\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryToolsH\x00R\x06memory\x12\x38\n\x08\x64\x61tabase\x18\x02 \x01(\x0b\x32\x1a.agentrpc.v1.DatabaseToolsH\x00R\x08\x64\x61tabase\x12\x32\n\x06system\x18\x03 \x01(\x0b\x32\x18.agentrpc.v1.SystemToolsH\x00R\x06system\x12>\n\nkubernetes\x18\x04 \x01(\x0b\x32\x1c.agentrpc.v1.KubernetesToolsH\x00R\nkubernetesB\x07\n\x05tools\"E\n\x0bMemoryTools\x12\x1a\n\x05store\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05store\x12\x1a\n\x08writable\x18\x02 \x01(\x08R\x08writable\"\xb1\x01\n\rDatabaseTools\x12 \n\x08\x64\x61tabase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x64\x61tabase\x12\x19\n\x08max_rows\x18\x02 \x01(\x05R\x07maxRows\x12\x1b\n\tmax_bytes\x18\x03 \x01(\x05R\x08maxBytes\x12\x46\n\x11statement_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10statementTimeout\"\r\n\x0bSystemTools\"n\n\x0fKubernetesTools\x12\x18\n\x07\x63ontext\x18\x01 \x01(\tR\x07\x63ontext\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12!\n\x0c\x61llow_writes\x18\x03 \x01(\x08R\x0b\x61llowWrites\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,6 +74,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION'].fields_by_name['forked_from']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['agent']._loaded_options = None
   _globals['_SESSION'].fields_by_name['agent']._serialized_options = b'\342A\001\005'
+  _globals['_SESSION'].fields_by_name['archive_storage_state']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['archive_storage_state']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['restore_needed']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['restore_needed']._serialized_options = b'\342A\001\003'
   _globals['_SESSION']._loaded_options = None
   _globals['_SESSION']._serialized_options = b'\352A*\n\024agentrpc.dev/Session\022\022sessions/{session}'
   _globals['_MCPSERVER'].fields_by_name['name']._loaded_options = None
@@ -89,42 +94,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPREMOTE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_MCPREMOTE'].fields_by_name['url']._loaded_options = None
   _globals['_MCPREMOTE'].fields_by_name['url']._serialized_options = b'\342A\001\002'
-  _globals['_RECOVERYPOLICY']._serialized_start=3757
-  _globals['_RECOVERYPOLICY']._serialized_end=3895
-  _globals['_EFFORT']._serialized_start=3897
-  _globals['_EFFORT']._serialized_end=4015
-  _globals['_SESSION']._serialized_start=194
-  _globals['_SESSION']._serialized_end=1466
-  _globals['_SESSION_LABELSENTRY']._serialized_start=1229
-  _globals['_SESSION_LABELSENTRY']._serialized_end=1286
-  _globals['_SESSION_STATE']._serialized_start=1289
-  _globals['_SESSION_STATE']._serialized_end=1419
-  _globals['_SESSIONOPTIONS']._serialized_start=1469
-  _globals['_SESSIONOPTIONS']._serialized_end=2282
-  _globals['_SYSTEMPROMPT']._serialized_start=2284
-  _globals['_SYSTEMPROMPT']._serialized_end=2360
-  _globals['_TOOLSET']._serialized_start=2362
-  _globals['_TOOLSET']._serialized_end=2393
-  _globals['_THINKING']._serialized_start=2396
-  _globals['_THINKING']._serialized_end=2545
-  _globals['_MCPSERVER']._serialized_start=2548
-  _globals['_MCPSERVER']._serialized_end=2791
-  _globals['_BUILTINSERVER']._serialized_start=2794
-  _globals['_BUILTINSERVER']._serialized_end=3044
-  _globals['_MEMORYTOOLS']._serialized_start=3046
-  _globals['_MEMORYTOOLS']._serialized_end=3115
-  _globals['_DATABASETOOLS']._serialized_start=3118
-  _globals['_DATABASETOOLS']._serialized_end=3295
-  _globals['_SYSTEMTOOLS']._serialized_start=3297
-  _globals['_SYSTEMTOOLS']._serialized_end=3310
-  _globals['_KUBERNETESTOOLS']._serialized_start=3312
-  _globals['_KUBERNETESTOOLS']._serialized_end=3422
-  _globals['_MCPSTDIO']._serialized_start=3425
-  _globals['_MCPSTDIO']._serialized_end=3593
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=3539
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=3593
-  _globals['_MCPREMOTE']._serialized_start=3596
-  _globals['_MCPREMOTE']._serialized_end=3754
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=3696
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=3754
+  _globals['_RECOVERYPOLICY']._serialized_start=3915
+  _globals['_RECOVERYPOLICY']._serialized_end=4053
+  _globals['_EFFORT']._serialized_start=4055
+  _globals['_EFFORT']._serialized_end=4173
+  _globals['_SESSION']._serialized_start=221
+  _globals['_SESSION']._serialized_end=1624
+  _globals['_SESSION_LABELSENTRY']._serialized_start=1387
+  _globals['_SESSION_LABELSENTRY']._serialized_end=1444
+  _globals['_SESSION_STATE']._serialized_start=1447
+  _globals['_SESSION_STATE']._serialized_end=1577
+  _globals['_SESSIONOPTIONS']._serialized_start=1627
+  _globals['_SESSIONOPTIONS']._serialized_end=2440
+  _globals['_SYSTEMPROMPT']._serialized_start=2442
+  _globals['_SYSTEMPROMPT']._serialized_end=2518
+  _globals['_TOOLSET']._serialized_start=2520
+  _globals['_TOOLSET']._serialized_end=2551
+  _globals['_THINKING']._serialized_start=2554
+  _globals['_THINKING']._serialized_end=2703
+  _globals['_MCPSERVER']._serialized_start=2706
+  _globals['_MCPSERVER']._serialized_end=2949
+  _globals['_BUILTINSERVER']._serialized_start=2952
+  _globals['_BUILTINSERVER']._serialized_end=3202
+  _globals['_MEMORYTOOLS']._serialized_start=3204
+  _globals['_MEMORYTOOLS']._serialized_end=3273
+  _globals['_DATABASETOOLS']._serialized_start=3276
+  _globals['_DATABASETOOLS']._serialized_end=3453
+  _globals['_SYSTEMTOOLS']._serialized_start=3455
+  _globals['_SYSTEMTOOLS']._serialized_end=3468
+  _globals['_KUBERNETESTOOLS']._serialized_start=3470
+  _globals['_KUBERNETESTOOLS']._serialized_end=3580
+  _globals['_MCPSTDIO']._serialized_start=3583
+  _globals['_MCPSTDIO']._serialized_end=3751
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=3697
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=3751
+  _globals['_MCPREMOTE']._serialized_start=3754
+  _globals['_MCPREMOTE']._serialized_end=3912
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=3854
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=3912
 # @@protoc_insertion_point(module_scope)

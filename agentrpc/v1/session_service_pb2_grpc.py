@@ -211,8 +211,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessionEvents(self, request, context):
-        """Lists durable events of a session in order of sequence.
-        Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
+        """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
+        restore_needed.
+        Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,7 +225,7 @@ class SessionServiceServicer:
         To resume, call again with resume_after_sequence of the last response that was processed: on any server, at any
         age. Leaving never stops a run. Before the first response an error is a status; after it the stream ends with
         status OK and `end`, and any other status means that the connection was lost: resume.
-        Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
+        Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

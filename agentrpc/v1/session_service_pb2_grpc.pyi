@@ -94,8 +94,9 @@ class SessionServiceStub:
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
     ListSessionEvents: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]
-    """Lists durable events of a session in order of sequence.
-    Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
+    """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
+    restore_needed.
+    Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
     """
     WatchSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
     """Sends every durable event after after_sequence, in order, each once, and goes on as new ones happen.
@@ -103,7 +104,7 @@ class SessionServiceStub:
     To resume, call again with resume_after_sequence of the last response that was processed: on any server, at any
     age. Leaving never stops a run. Before the first response an error is a status; after it the stream ends with
     status OK and `end`, and any other status means that the connection was lost: resume.
-    Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
+    Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
     """
 
 @_typing.type_check_only
@@ -170,8 +171,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
     ListSessionEvents: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]  # type: ignore[assignment]
-    """Lists durable events of a session in order of sequence.
-    Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
+    """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
+    restore_needed.
+    Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
     """
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]  # type: ignore[assignment]
     """Sends every durable event after after_sequence, in order, each once, and goes on as new ones happen.
@@ -179,7 +181,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     To resume, call again with resume_after_sequence of the last response that was processed: on any server, at any
     age. Leaving never stops a run. Before the first response an error is a status; after it the stream ends with
     status OK and `end`, and any other status means that the connection was lost: resume.
-    Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
+    Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -315,8 +317,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.ListSessionEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ListSessionEventsResponse, _abc.Awaitable[_session_service_pb2.ListSessionEventsResponse]]:
-        """Lists durable events of a session in order of sequence.
-        Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
+        """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
+        restore_needed.
+        Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -330,7 +333,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         To resume, call again with resume_after_sequence of the last response that was processed: on any server, at any
         age. Leaving never stops a run. Before the first response an error is a status; after it the stream ends with
         status OK and `end`, and any other status means that the connection was lost: resume.
-        Errors: NOT_FOUND, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
+        Errors: NOT_FOUND, STATE_INVALID, SEQUENCE_AHEAD, EVENT_TYPE_UNKNOWN, TOO_MANY_STREAMS.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,404 @@
+"""What is in a workspace: listed, read, written as a whole, and deleted.
+
+Everything here blocks: call it in a thread. Paths are resolved as `workspace_paths.py` says; `folder` is a descriptor
+of the folder with the files. What comes from callers is first written to `incoming/` beside that folder, where no
+isolated agent sees it, and gets its place by one rename.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrpc.claude.workspace_paths import (
+    MAX_DEPTH,
+    missing,
+    open_beneath,
+    open_file,
+    path_invalid,
+    reopen,
+    shown,
+    unreadable,
+)
+from agentrpc.errors import Aborted, FailedPrecondition
+
+__all__ = [
+    "FileEntry",
+    "Incoming",
+    "check_unchanged",
+    "checksum",
+    "delete",
+    "etag_of_file",
+    "inspect",
+    "list_entries",
+    "make_folders",
+    "place_tree",
+    "used_space",
+]
+
+_CHUNK = 1024 * 1024
+_STALE = 86400.0
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Something in a workspace.
+
+    Attributes:
+        path: Relative to the workspace; names may hold surrogate escapes.
+        info: Of itself, also of a link.
+        target: Where a link points to.
+    """
+
+    path: str
+    info: os.stat_result
+    target: str = ""
+
+
+def etag_of_file(info: os.stat_result) -> str:
+    """The etag of a file. With the change time, which nobody sets: a write that puts the old time back is noticed."""
+    text = f"{info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+def check_unchanged(etag: str, info: os.stat_result, path: str) -> None:
+    """Raise ETAG_MISMATCH unless the etag is empty or that of the file."""
+    current = etag_of_file(info)
+    if etag and etag != current:
+        raise Aborted(
+            f"{shown(path)[:200]!r} was changed meanwhile: read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": current},
+        )
+
+
+# ---- Reading ----
+
+
+def inspect(folder: int, path: str) -> FileEntry:
+    """What is at a path. Raises as `open_beneath`."""
+    found = open_beneath(folder, path)
+    try:
+        info = os.fstat(found)
+        target = os.readlink("", dir_fd=found) if stat.S_ISLNK(info.st_mode) else ""
+        return FileEntry(path, info, target)
+    finally:
+        os.close(found)
+
+
+def checksum(folder: int, path: str, wanted: Callable[[], bool]) -> tuple[os.stat_result, str]:
+    """The SHA-256 of a file, and what it was when it was read. Raises as `open_file`; ETAG_MISMATCH if it changes."""
+    number = open_file(folder, path)
+    try:
+        before = os.fstat(number)
+        digest = hashlib.sha256()
+        while wanted() and (data := os.read(number, _CHUNK)):
+            digest.update(data)
+        check_unchanged(etag_of_file(before), os.fstat(number), path)
+        return before, digest.hexdigest()
+    finally:
+        os.close(number)
+
+
+def list_entries(folder: int, path: str, *, recursive: bool, after: Sequence[str] = ()) -> Iterator[FileEntry]:
+    """What is in a folder, names in order of their bytes, a folder before what is in it.
+
+    Args:
+        folder: A descriptor of the folder to be listed, for reading.
+        path: Its path, which begins those of the entries.
+        recursive: With what is in its folders.
+        after: The names on the way to the entry, relative to the folder, behind which to begin.
+    """
+    yield from _list(folder, path, recursive, list(after), 0)
+
+
+def _list(folder: int, path: str, recursive: bool, after: list[str], depth: int) -> Iterator[FileEntry]:
+    first = os.fsencode(after[0]) if after else b""
+    for raw in sorted(name for name in map(os.fsencode, os.listdir(folder)) if name >= first):
+        name = os.fsdecode(raw)
+        here = f"{path}/{name}" if path else name
+        listed = bool(after) and raw == first
+        try:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(info.st_mode) else ""
+        except OSError:
+            # It has gone, or has become something else.
+            continue
+        if not listed:
+            yield FileEntry(here, info, target)
+        if recursive and stat.S_ISDIR(info.st_mode) and depth < MAX_DEPTH:
+            try:
+                below = os.open(name, _FOLDER, dir_fd=folder)
+            except OSError:
+                continue
+            try:
+                yield from _list(below, here, recursive, after[1:] if listed else [], depth + 1)
+            finally:
+                os.close(below)
+
+
+def used_space(*folders: Path) -> int:
+    """Bytes on the disk below folders. What is nested too deep, or goes meanwhile, does not count."""
+    used = 0
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            top = os.open(folder, _FOLDER)
+            try:
+                used += sum(entry.info.st_blocks * 512 for entry in _list(top, "", True, [], 0))
+            finally:
+                os.close(top)
+    return used
+
+
+# ---- Writing ----
+
+
+class Incoming:
+    """A file on its way in.
+
+    Args:
+        beside: `incoming/` of the session; made if missing.
+
+    Attributes:
+        size: What has been written.
+        path: Where it is.
+    """
+
+    def __init__(self, beside: Path) -> None:
+        beside.mkdir(mode=0o700, exist_ok=True)
+        _forget_stale(beside)
+        self.path = beside / os.urandom(12).hex()
+        self.size = 0
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Add to it."""
+        self._digest.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written."""
+        return self._digest.hexdigest()
+
+    def sync(self) -> None:
+        """Make sure that it outlives the machine: before the rename, which must not be what is left."""
+        os.fsync(self._file)
+
+    def place(
+        self, folder: int, path: str, *, overwrite: bool, executable: bool, etag: str, sha256: str
+    ) -> os.stat_result:
+        """Put it into a workspace, at once.
+
+        Args:
+            folder: The workspace.
+            path: Where.
+            overwrite: In the place of what is there.
+            executable: Whether its owner may run it.
+            etag: If set, of the file that is there.
+            sha256: If set: without `overwrite`, a file that is there with this content will do.
+
+        Raises:
+            FailedPrecondition: STATE_INVALID: it exists.
+            Aborted: ETAG_MISMATCH.
+            InvalidArgument: PATH_INVALID: it is a folder, or the path leads through a file or a link.
+        """
+        os.fchmod(self._file, 0o755 if executable else 0o644)
+        head, _, name = path.rpartition("/")
+        parent = make_folders(folder, head)
+        try:
+            there = _stat_at(parent, name)
+            if there is not None and stat.S_ISDIR(there.st_mode):
+                raise path_invalid(path, "is a folder")
+            if etag:
+                if there is None:
+                    raise missing(path)
+                check_unchanged(etag, there, path)
+            if overwrite:
+                os.rename(self.path, name, dst_dir_fd=parent)
+                return os.fstat(self._file)
+            try:
+                # Unlike a rename it replaces nothing.
+                os.link(self.path, name, dst_dir_fd=parent, follow_symlinks=False)
+            except FileExistsError:
+                if sha256 and checksum(parent, name, lambda: True)[1] == sha256:
+                    return os.stat(name, dir_fd=parent, follow_symlinks=False)
+                raise _exists(path) from None
+            self.path.unlink()
+            return os.fstat(self._file)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        finally:
+            os.close(parent)
+
+    def close(self) -> None:
+        """Give it up; what has got its place stays there."""
+        os.close(self._file)
+        self.path.unlink(missing_ok=True)
+
+
+def _exists(path: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{shown(path)[:200]!r} exists: set overwrite, or choose another path",
+        reason="STATE_INVALID",
+        metadata={"state": "EXISTS"},
+    )
+
+
+def _forget_stale(beside: Path) -> None:
+    """What uploads have left whose server was killed."""
+    now = time.time()
+    for entry in os.scandir(beside):
+        with contextlib.suppress(OSError):
+            if now - entry.stat(follow_symlinks=False).st_mtime > _STALE:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink()
+
+
+def _stat_at(folder: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def make_folders(folder: int, path: str) -> int:
+    """A descriptor of the folder at a path, which is made, with those on the way. Raises PATH_INVALID."""
+    at = os.dup(folder)
+    try:
+        for name in path.split("/") if path else ():
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=at)
+            try:
+                below = os.open(name, _FOLDER, dir_fd=at)
+            except OSError as error:
+                raise path_invalid(path, "leads through a file or a symbolic link") from error
+            os.close(at)
+            at = below
+    except OSError as error:
+        os.close(at)
+        raise unreadable(path, error) from error
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def place_tree(source: Path, folder: int, path: str, *, overwrite: bool) -> None:
+    """Move what is in a folder of ours into one of the workspace; folders that are there already get what they lack.
+
+    Args:
+        source: The folder of ours.
+        folder: The workspace.
+        path: Where to.
+        overwrite: Files in the place of those that are there.
+
+    Raises:
+        FailedPrecondition: STATE_INVALID: something exists, and nothing was moved.
+        InvalidArgument: PATH_INVALID: a folder would take the place of a file, or the reverse; nothing was moved.
+    """
+    own, target = os.open(source, _FOLDER), make_folders(folder, path)
+    try:
+        _merge(own, target, path, overwrite=overwrite, move=False)
+        _merge(own, target, path, overwrite=overwrite, move=True)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    finally:
+        os.close(own)
+        os.close(target)
+
+
+def _merge(source: int, target: int, path: str, *, overwrite: bool, move: bool) -> None:
+    for name in os.listdir(source):
+        here = f"{path}/{name}" if path else name
+        info, there = os.stat(name, dir_fd=source, follow_symlinks=False), _stat_at(target, name)
+        if there is not None and stat.S_ISDIR(info.st_mode) != stat.S_ISDIR(there.st_mode):
+            raise path_invalid(here, "is a folder in one place and a file in the other")
+        if there is not None and stat.S_ISDIR(info.st_mode):
+            below, beside = os.open(name, _FOLDER, dir_fd=source), -1
+            try:
+                beside = os.open(name, _FOLDER, dir_fd=target)
+                _merge(below, beside, here, overwrite=overwrite, move=move)
+            finally:
+                os.close(below)
+                if beside >= 0:
+                    os.close(beside)
+        elif there is not None and not overwrite:
+            raise _exists(here)
+        elif move:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
+# ---- Deleting ----
+
+
+def delete(folder: int, path: str, beside: Path, *, recursive: bool, etag: str) -> Path | None:
+    """Take something out of a workspace, at once.
+
+    Args:
+        folder: The workspace.
+        path: What.
+        beside: `incoming/` of the session: a folder with something in it goes there, to be removed without haste.
+        recursive: Also a folder with something in it.
+        etag: If set, of the file that is there.
+
+    Returns:
+        What is left to be removed.
+
+    Raises:
+        NotFound: There is nothing.
+        FailedPrecondition: STATE_INVALID: the folder is not empty.
+        Aborted: ETAG_MISMATCH.
+    """
+    head, _, name = path.rpartition("/")
+    found = open_beneath(folder, head)
+    try:
+        mode = os.fstat(found).st_mode
+        if stat.S_ISLNK(mode):
+            raise path_invalid(path, "leads through a symbolic link, and none is followed: name its target")
+        if not stat.S_ISDIR(mode):
+            raise missing(path)
+        parent = reopen(found, os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(found)
+    try:
+        there = _stat_at(parent, name)
+        if there is None:
+            raise missing(path)
+        check_unchanged(etag, there, path)
+        if not stat.S_ISDIR(there.st_mode):
+            os.unlink(name, dir_fd=parent)
+        elif recursive:
+            beside.mkdir(mode=0o700, exist_ok=True)
+            gone = beside / os.urandom(12).hex()
+            os.rename(name, gone, src_dir_fd=parent)
+            return gone
+        else:
+            try:
+                os.rmdir(name, dir_fd=parent)
+            except OSError as error:
+                if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise FailedPrecondition(
+                        f"{shown(path)[:200]!r} is not empty: set recursive",
+                        reason="STATE_INVALID",
+                        metadata={"state": "NOT_EMPTY"},
+                    ) from error
+                raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+    finally:
+        os.close(parent)
+    return None
