@@ -1,4 +1,4 @@
-"""Resource names (AIP-122) of sessions, runs, approvals and users.
+"""Resource names (AIP-122): of sessions, runs, approvals, users, tasks and executions.
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -11,13 +11,18 @@ from agentrpc.errors import InvalidArgument
 
 __all__ = [
     "approval_name",
+    "execution_name",
     "parse_approval",
+    "parse_execution",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
+    "parse_task",
+    "parse_task_or_wildcard",
     "parse_user",
     "run_name",
     "session_name",
+    "task_name",
     "user_name",
 ]
 
@@ -26,6 +31,8 @@ _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 _USER = re.compile(f"users/{_ID}")
+_TASK = re.compile(f"tasks/{_ID}")
+_EXECUTION = re.compile(f"tasks/{_ID}/executions/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -46,6 +53,16 @@ def approval_name(session_id: UUID, approval_id: UUID) -> str:
 def user_name(user_id: UUID) -> str:
     """`users/{user}`."""
     return f"users/{user_id}"
+
+
+def task_name(task_id: UUID) -> str:
+    """`tasks/{task}`."""
+    return f"tasks/{task_id}"
+
+
+def execution_name(task_id: UUID, execution_id: UUID) -> str:
+    """`tasks/{task}/executions/{execution}`."""
+    return f"tasks/{task_id}/executions/{execution_id}"
 
 
 def parse_session(name: str, *, field: str = "name") -> UUID:
@@ -81,6 +98,22 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
 def parse_user(name: str, *, field: str = "name") -> UUID:
     """The id in `users/{user}`. Raises as `parse_session`."""
     return _match(_USER, name, field, "users/{user}")[0]
+
+
+def parse_task(name: str, *, field: str = "name") -> UUID:
+    """The id in `tasks/{task}`. Raises as `parse_session`."""
+    return _match(_TASK, name, field, "tasks/{task}")[0]
+
+
+def parse_task_or_wildcard(name: str, *, field: str = "parent") -> UUID | None:
+    """As `parse_task`; None for `tasks/-`, which stands for all tasks (AIP-159)."""
+    return None if name == "tasks/-" else parse_task(name, field=field)
+
+
+def parse_execution(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
+    """The ids of task and execution in `tasks/{task}/executions/{execution}`. Raises as `parse_session`."""
+    task_id, execution_id = _match(_EXECUTION, name, field, "tasks/{task}/executions/{execution}")
+    return task_id, execution_id
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:
