@@ -122,9 +122,9 @@ class PermissionDenied(AgentRpcError):
 
     code = "PERMISSION_DENIED"
 
-    def __init__(self, permission: str) -> None:
+    def __init__(self, permission: str, message: str = "") -> None:
         super().__init__(
-            f"your role does not include {permission}: ask an administrator",
+            message or f"your role does not include {permission}: ask an administrator",
             reason="PERMISSION_DENIED",
             metadata={"permission": permission},
         )

@@ -1,4 +1,4 @@
-"""Resource names (AIP-122): of sessions, runs, approvals, users, tasks and executions.
+"""Resource names (AIP-122).
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -10,8 +10,13 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "agent_name",
+    "agent_version_name",
     "approval_name",
     "execution_name",
+    "parse_agent",
+    "parse_agent_or_version",
+    "parse_agent_version",
     "parse_approval",
     "parse_execution",
     "parse_run",
@@ -19,10 +24,12 @@ __all__ = [
     "parse_session_or_wildcard",
     "parse_task",
     "parse_task_or_wildcard",
+    "parse_tool_group",
     "parse_user",
     "run_name",
     "session_name",
     "task_name",
+    "tool_group_name",
     "user_name",
 ]
 
@@ -33,6 +40,9 @@ _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 _USER = re.compile(f"users/{_ID}")
 _TASK = re.compile(f"tasks/{_ID}")
 _EXECUTION = re.compile(f"tasks/{_ID}/executions/{_ID}")
+_AGENT = re.compile(f"agents/{_ID}")
+_AGENT_VERSION = re.compile(f"(agents/{_ID})/versions/([1-9][0-9]{{0,8}})")
+_TOOL_GROUP = re.compile(f"toolGroups/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -116,13 +126,55 @@ def parse_execution(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     return task_id, execution_id
 
 
+def agent_name(agent_id: UUID) -> str:
+    """`agents/{agent}`."""
+    return f"agents/{agent_id}"
+
+
+def agent_version_name(agent_id: UUID, number: int) -> str:
+    """`agents/{agent}/versions/{version}`."""
+    return f"agents/{agent_id}/versions/{number}"
+
+
+def tool_group_name(group_id: UUID) -> str:
+    """`toolGroups/{tool_group}`."""
+    return f"toolGroups/{group_id}"
+
+
+def parse_agent(name: str, *, field: str = "name") -> UUID:
+    """The id in `agents/{agent}`. Raises as `parse_session`."""
+    return _match(_AGENT, name, field, "agents/{agent}")[0]
+
+
+def parse_agent_version(name: str, *, field: str = "name") -> tuple[UUID, int]:
+    """Agent and number in `agents/{agent}/versions/{version}`, a number from 1 on. Raises as `parse_session`."""
+    found = _AGENT_VERSION.fullmatch(name)
+    if found is None:
+        raise _wrong(name, field, "agents/{agent}/versions/{version}", "a lower-case UUID and a number from 1 on")
+    return parse_agent(found[1]), int(found[3])
+
+
+def parse_agent_or_version(name: str, *, field: str = "agent") -> tuple[UUID, int | None]:
+    """As `parse_agent_version`; the number is None in `agents/{agent}`."""
+    return parse_agent_version(name, field=field) if "/versions/" in name else (parse_agent(name, field=field), None)
+
+
+def parse_tool_group(name: str, *, field: str = "name") -> UUID:
+    """The id in `toolGroups/{tool_group}`. Raises as `parse_session`."""
+    return _match(_TOOL_GROUP, name, field, "toolGroups/{tool_group}")[0]
+
+
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:
     found = pattern.fullmatch(name)
     if found is None:
-        shown = name if len(name) <= 100 else f"{name[:100]}…"
-        raise InvalidArgument(
-            f"{field} must have the form {form} with lower-case UUIDs, not {shown!r}",
-            reason="NAME_INVALID",
-            metadata={"field": field, "pattern": form},
-        )
+        raise _wrong(name, field, form, "lower-case UUIDs")
     return [UUID(part) for part in found.groups()]
+
+
+def _wrong(name: str, field: str, form: str, parts: str) -> InvalidArgument:
+    shown = name if len(name) <= 100 else f"{name[:100]}…"
+    return InvalidArgument(
+        f"{field} must have the form {form} with {parts}, not {shown!r}",
+        reason="NAME_INVALID",
+        metadata={"field": field, "pattern": form},
+    )

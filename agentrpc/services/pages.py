@@ -64,6 +64,8 @@ def order_values(order: Order, key: Sequence[str]) -> list[object]:
 def _value(name: str, text: str) -> object:
     if name == "id":
         return UUID(text)
+    if name.endswith("_count"):
+        return int(text)
     return datetime.fromisoformat(text) if name.endswith("_time") else text
 
 

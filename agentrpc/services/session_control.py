@@ -187,6 +187,8 @@ class SessionControl:
             update_time=now,
             workspace_time=now if copies else None,
             forked_from=source_id,
+            agent_id=source.agent_id,
+            agent_number=source.agent_number,
         )
         made: UUID | None = None
         try:

@@ -7,8 +7,9 @@ from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
-from agentrpc.names import parse_run, parse_session, parse_user, run_name, session_name
+from agentrpc.names import parse_agent_or_version, parse_run, parse_session, parse_user, run_name, session_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
+from agentrpc.services.agent_options import ResolvedOptions, resolve_options
 from agentrpc.services.approvals import session_state_event
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
@@ -17,6 +18,7 @@ from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
 from agentrpc.services.views import head_state, session_message
 from agentrpc.settings import Settings
+from agentrpc.store.agents import count_use
 from agentrpc.store.approvals import pending_of_sessions
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
@@ -26,7 +28,17 @@ from agentrpc.store.sessions import SESSION_ORDER, SessionQuery, find_sessions
 from agentrpc.store.tables import Session, SessionHead
 from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
 
-__all__ = ["Sessions", "busy", "close", "disown", "load_session", "not_active"]
+__all__ = [
+    "Sessions",
+    "add_session",
+    "busy",
+    "close",
+    "disown",
+    "keep_secrets",
+    "load_session",
+    "new_session",
+    "not_active",
+]
 
 _PAGE_BYTES = 1024 * 1024
 _SETTABLE = ("display_name", "description", "labels", "options")
@@ -48,34 +60,9 @@ class Sessions:
         require_write(principal, "sessions.create")
         check_session(request.session)
         request_id = request_uuid(request.request_id)
-        now = clock.utcnow()
-        given = request.session
-        session = Session(
-            id=clock.uuid7(),
-            owner=principal.user_id,
-            display_name=given.display_name,
-            description=given.description,
-            labels=dict(given.labels),
-            options=given.options.SerializeToString(deterministic=True),
-            revision=1,
-            claude_session_id=uuid4(),
-            usage=b"",
-            create_time=now,
-            update_time=now,
-        )
-        head = SessionHead(
-            session_id=session.id,
-            tenant=principal.user_id,
-            last_sequence=0,
-            queued=0,
-            pending_approvals=0,
-            run_count=0,
-            tool_call_count=0,
-        )
-        if request.validate_only:
-            return session_message(session, head)
+        given, session_id = request.session, clock.uuid7()
         async with self._database.transaction() as tx:
-            if request_id is not None:
+            if request_id is not None and not request.validate_only:
                 body = request_hash(request)
                 resource, stored = await remember_request(
                     tx,
@@ -83,15 +70,16 @@ class Sessions:
                     method="CreateSession",
                     request_id=request_id,
                     body_hash=body,
-                    resource_id=session.id,
-                    now=now,
+                    resource_id=session_id,
+                    now=clock.utcnow(),
                 )
                 check_same(body, stored, request.request_id)
-                if resource != session.id:
+                if resource != session_id:
                     return await self._message(tx, *(await load_session(tx, principal, resource)))
-            tx.add(session)
-            await tx.flush()
-            tx.add(head)
+            resolved = await resolve_options(tx, principal, given.agent, given.options)
+            session, head = new_session(session_id, principal.user_id, given, resolved)
+            if not request.validate_only:
+                await add_session(tx, session, head)
         return session_message(session, head)
 
     async def get(self, principal: Principal, session_id: UUID) -> session_pb2.Session:
@@ -121,6 +109,7 @@ class Sessions:
                 request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
             ),
             show_deleted=request.show_deleted,
+            agent=parse_agent_or_version(request.agent) if request.agent else None,
             order=order,
             after=None if after is None else order_values(order, after),
             limit=size + 1,
@@ -159,7 +148,7 @@ class Sessions:
             stored.CopyFrom(wanted.options)
             for path in paths:
                 copy_path(request.session, wanted, path)
-            _keep_secrets(stored, wanted.options)
+            keep_secrets(stored, wanted.options)
             check_session(wanted)
             options = wanted.options.SerializeToString(deterministic=True)
             before = (session.display_name, session.description, session.labels, session.options)
@@ -251,6 +240,47 @@ class Sessions:
         return session_message(session, head, pending.get(session.id, ()))
 
 
+def new_session(
+    session_id: UUID, owner: UUID, given: session_pb2.Session, resolved: ResolvedOptions
+) -> tuple[Session, SessionHead]:
+    """A session and its head as `add_session` stores them: of what is given, all but agent and options, checked."""
+    now = clock.utcnow()
+    session = Session(
+        id=session_id,
+        owner=owner,
+        display_name=given.display_name,
+        description=given.description,
+        labels=dict(given.labels),
+        options=resolved.options.SerializeToString(deterministic=True),
+        revision=1,
+        claude_session_id=uuid4(),
+        usage=b"",
+        create_time=now,
+        update_time=now,
+        agent_id=resolved.agent_id,
+        agent_number=resolved.agent_number,
+    )
+    head = SessionHead(
+        session_id=session_id,
+        tenant=owner,
+        last_sequence=0,
+        queued=0,
+        pending_approvals=0,
+        run_count=0,
+        tool_call_count=0,
+    )
+    return session, head
+
+
+async def add_session(tx: Transaction, session: Session, head: SessionHead) -> None:
+    """Store a new session, and count that its agent was used."""
+    tx.add(session)
+    await tx.flush()
+    tx.add(head)
+    if session.agent_id is not None:
+        await count_use(tx, session.agent_id)
+
+
 async def load_session(tx: Transaction, principal: Principal, session_id: UUID) -> tuple[Session, SessionHead]:
     """A session that the caller may see, with its head. Raises NotFound."""
     session = await tx.get(Session, session_id)
@@ -301,7 +331,7 @@ def not_active(head: SessionHead) -> FailedPrecondition:
     )
 
 
-def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:
+def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:
     """A secret that comes back empty, as it was read, keeps its stored value."""
     known = {server.name: server for server in stored.mcp_servers}
     for server in wanted.mcp_servers:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -17,7 +17,9 @@ __all__ = [
     "Faults",
     "check_decision",
     "check_enums",
+    "check_options",
     "check_prompt",
+    "check_rules",
     "check_run",
     "check_session",
     "event_kinds",
@@ -79,6 +81,13 @@ class Faults:
             self.check(bool(_LABEL_KEY.fullmatch(key)), field, f"the key {key[:80]!r} is not of [a-z0-9._/-]{{1,63}}")
             self.text(f"{field}[{key[:80]}]", value, 255)
 
+    def tags(self, field: str, tags: Sequence[str]) -> None:
+        """Words of the form of a label's key, no two the same."""
+        self.check(len(tags) <= _MAX_LABELS, field, f"may have at most {_MAX_LABELS} entries")
+        self.check(len(set(tags)) == len(tags), field, "names one twice")
+        for tag in tags:
+            self.check(bool(_LABEL_KEY.fullmatch(tag)), field, f"{tag[:80]!r} is not of [a-z0-9._/-]{{1,63}}")
+
     def duration(self, field: str, value: Duration, least: timedelta, most: timedelta) -> None:
         """Between two durations."""
         try:
@@ -114,25 +123,19 @@ def check_session(session: session_pb2.Session, *, prefix: str = "session") -> N
     faults.text(f"{prefix}.display_name", session.display_name, 200)
     faults.text(f"{prefix}.description", session.description, 4000)
     faults.labels(f"{prefix}.labels", session.labels.items())
-    _options(session.options, faults, f"{prefix}.options")
+    check_options(session.options, faults, f"{prefix}.options")
     faults.done()
 
 
-def _options(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
+def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
+    """What a session can set, but for the values of enums. Raises JSON_INVALID."""
     faults.text(f"{path}.model", options.model, 200)
     faults.bytes(f"{path}.system_prompt.custom", options.system_prompt.custom, _MAX_SYSTEM_PROMPT)
     faults.bytes(f"{path}.system_prompt.append", options.system_prompt.append, _MAX_SYSTEM_PROMPT)
     for name in options.tools.names:
         faults.check(bool(_TOOL_NAME.fullmatch(name)), f"{path}.tools.names", f"{name[:80]!r} is not a tool's name")
     for field in ("allowed_tools", "disallowed_tools"):
-        rules = getattr(options, field)
-        faults.check(len(rules) <= _MAX_RULES, f"{path}.{field}", f"may have at most {_MAX_RULES} rules")
-        for rule in rules:
-            try:
-                parse_rule(rule)
-            except ValueError as error:
-                faults.add(f"{path}.{field}", f"{rule[:80]!r}: {error}")
-            faults.no_nul(f"{path}.{field}", rule)
+        check_rules(getattr(options, field), faults, f"{path}.{field}")
     if options.HasField("max_turns"):
         good = 1 <= options.max_turns <= _MAX_TURNS
         faults.check(good, f"{path}.max_turns", f"must be between 1 and {_MAX_TURNS}")
@@ -149,6 +152,17 @@ def _options(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
     if options.output_schema_json:
         faults.bytes(f"{path}.output_schema_json", options.output_schema_json, _MAX_SCHEMA)
         json_object(f"{path}.output_schema_json", options.output_schema_json)
+
+
+def check_rules(rules: Sequence[str], faults: Faults, path: str) -> None:
+    """Rules for tool calls."""
+    faults.check(len(rules) <= _MAX_RULES, path, f"may have at most {_MAX_RULES} rules, not {len(rules)}")
+    for rule in rules:
+        try:
+            parse_rule(rule)
+        except ValueError as error:
+            faults.add(path, f"{rule[:80]!r}: {error}")
+        faults.no_nul(path, rule)
 
 
 def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentrpc.domain.states import RunState, SessionState, session_state
-from agentrpc.names import approval_name, run_name, session_name, user_name
+from agentrpc.names import agent_version_name, approval_name, run_name, session_name, user_name
 from agentrpc.services.fields import etag_of
 from agentrpc.services.waiting import driver, newest_time, waiting_on
 from agentrpc.store.progress import Progress
@@ -70,6 +70,8 @@ def session_message(session: Session, head: SessionHead, pending: Sequence[UUID]
         _time(message.pause_time, session.pause_time)
     if session.forked_from:
         message.forked_from = session_name(session.forked_from)
+    if session.agent_id and session.agent_number:
+        message.agent = agent_version_name(session.agent_id, session.agent_number)
     return message
 
 

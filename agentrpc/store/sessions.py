@@ -44,6 +44,7 @@ class SessionQuery:
         created_from: At or after.
         created_before: Before.
         show_deleted: Deleted ones too.
+        agent: Made from this agent, and from the version of this number if there is one.
         order: (column, descending), the last of which is `id`.
         after: The values of the order's columns in the last row of the page before.
         limit: At most so many.
@@ -55,13 +56,14 @@ class SessionQuery:
     created_from: datetime | None = None
     created_before: datetime | None = None
     show_deleted: bool = False
+    agent: tuple[UUID, int | None] | None = None
     order: Sequence[tuple[str, bool]] = (("create_time", True), ("id", True))
     after: Sequence[Any] | None = None
     limit: int = 50
 
 
 async def find_sessions(tx: Transaction, query: SessionQuery) -> list[tuple[Session, SessionHead]]:
-    """Sessions with their heads. Index sessions_by_owner for one owner's newest."""
+    """Sessions with their heads. Indexes sessions_by_owner, sessions_by_agent for the newest."""
     wanted = [Session.owner == owner for owner in query.owners]
     if not query.show_deleted:
         wanted.append(Session.delete_time.is_(None))
@@ -73,6 +75,11 @@ async def find_sessions(tx: Transaction, query: SessionQuery) -> list[tuple[Sess
         wanted.append(Session.create_time >= query.created_from)
     if query.created_before is not None:
         wanted.append(Session.create_time < query.created_before)
+    if query.agent is not None:
+        agent_id, number = query.agent
+        wanted.append(Session.agent_id == agent_id)
+        if number is not None:
+            wanted.append(Session.agent_number == number)
     if query.after is not None:
         wanted.append(beyond(_COLUMNS, query.order, query.after))
     statement = (

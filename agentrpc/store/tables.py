@@ -105,6 +105,7 @@ class Session(Base):
     __table_args__ = (
         Index("sessions_by_owner", "owner", "create_time", "id"),
         Index("sessions_by_labels", "labels", postgresql_using="gin"),
+        Index("sessions_by_agent", "agent_id", "create_time", "id", postgresql_where=text("agent_id IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -115,7 +116,7 @@ class Session(Base):
     options: Mapped[bytes]  # agentrpc.v1.SessionOptions
     revision: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     claude_session_id: Mapped[UUID]
-    agent_version: Mapped[str | None]
+    agent_version: Mapped[str | None]  # of the CLI
     usage: Mapped[bytes] = mapped_column(server_default=text("''::bytea"))  # agentrpc.v1.Usage
     create_time: Mapped[datetime]
     update_time: Mapped[datetime]
@@ -125,6 +126,8 @@ class Session(Base):
     pause_time: Mapped[datetime | None]
     workspace_time: Mapped[datetime | None]  # when the workspace was made; from then on it must be there
     forked_from: Mapped[UUID | None]
+    agent_id: Mapped[UUID | None]  # with agent_number: the version of an agent that it was made from
+    agent_number: Mapped[int | None] = mapped_column(Integer)
 
 
 class SessionHead(Base):

@@ -110,7 +110,11 @@ class SessionServiceServicer:
 
     def CreateSession(self, request, context):
         """Creates a session. No process is started before its first run.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+
+        With Session.agent the options are those of the agent's version, over which every field of the request's options
+        wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
+        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

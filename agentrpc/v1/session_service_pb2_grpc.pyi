@@ -37,7 +37,11 @@ class SessionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]
     """Creates a session. No process is started before its first run.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+
+    With Session.agent the options are those of the agent's version, over which every field of the request's options
+    wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
+    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]
     """Returns a session.
@@ -105,7 +109,11 @@ class SessionServiceAsyncStub(SessionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Creates a session. No process is started before its first run.
-    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+
+    With Session.agent the options are those of the agent's version, over which every field of the request's options
+    wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
+    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+    Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Returns a session.
@@ -176,7 +184,11 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Creates a session. No process is started before its first run.
-        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
+
+        With Session.agent the options are those of the agent's version, over which every field of the request's options
+        wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
+        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+        Errors: FIELD_INVALID, JSON_INVALID, REQUEST_ID_REUSED; NAME_INVALID and NOT_FOUND for the agent.
         """
 
     @_abc_1.abstractmethod

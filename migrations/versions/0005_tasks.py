@@ -16,6 +16,8 @@ _UP: tuple[str, ...] = (
         description TEXT NOT NULL,
         labels JSONB NOT NULL,
         spec BYTEA NOT NULL,
+        agent_id UUID,
+        tool_groups UUID[] NOT NULL,
         shared BOOLEAN NOT NULL,
         revision INTEGER DEFAULT 1 NOT NULL,
         create_time TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -42,6 +44,8 @@ _UP: tuple[str, ...] = (
     "CREATE INDEX tasks_by_owner ON tasks (owner, create_time, id)",
     "CREATE INDEX tasks_by_labels ON tasks USING gin (labels)",
     "CREATE INDEX tasks_shared ON tasks (create_time, id) WHERE shared",
+    "CREATE INDEX tasks_by_agent ON tasks (agent_id) WHERE agent_id IS NOT NULL",
+    "CREATE INDEX tasks_by_tool_group ON tasks USING gin (tool_groups)",
     "CREATE INDEX tasks_due ON tasks (next_slot_time) WHERE next_slot_time IS NOT NULL AND NOT paused",
     """
     CREATE TABLE executions (
@@ -53,7 +57,7 @@ _UP: tuple[str, ...] = (
         state TEXT NOT NULL
             CHECK (state IN ('PENDING', 'STARTED', 'SUCCEEDED', 'FAILED', 'CANCELLED', 'EXPIRED')),
         slot_time TIMESTAMP WITH TIME ZONE,
-        due_time TIMESTAMP WITH TIME ZONE NOT NULL,
+        due_time TIMESTAMP WITH TIME ZONE,
         buffered BOOLEAN DEFAULT false NOT NULL,
         backfill_id UUID,
         session_id UUID,
