@@ -1,9 +1,9 @@
 """When crons fire: five fields, in a time zone, with a stated rule for changes of the clock. No I/O.
 
 The rule is that of Vixie cron as Debian has it. A cron with `*` in its minute or hour, steps such as `*/5` included,
-fires whenever a clock on the wall shows a time that it names: twice in an hour that the clock repeats, never in one that
-the clock leaves out. Any other cron names times of the day: one that the clock leaves out fires at the first instant
-after the gap, one that the clock shows twice fires the first time.
+fires whenever a clock on the wall shows a time that it names: twice in an hour that the clock repeats, never in one
+that the clock leaves out. Any other cron names times of the day: one that the clock leaves out fires at the first
+instant after the gap, one that the clock shows twice fires the first time.
 
 croniter reads the fields. It does not compute the times: it knows no such rule, and searches for years.
 """
@@ -55,7 +55,7 @@ class Cron:
         months: 1 to 12.
         days: Days of the month, 0 for the last one; None for all.
         weekdays: (day, which), with Sunday as 0; which of the month's: 1 to 5, -1 for the last, 0 for each. None for
-            all. When both `days` and `weekdays` are given a day that either has is one.
+            all. When both `days` and `weekdays` are given a day that either names is one.
         by_clock: It has `*` in minute or hour.
     """
 
@@ -121,7 +121,7 @@ def parse_cron(text: str) -> Cron:
         raise ValueError(f"may have at most {_LONGEST} characters")
     if text.strip().startswith("@"):
         raise ValueError(f"{text[:40]!r} is a short name, which is not taken: {_FORM}")
-    fields = text.split()
+    fields = re.findall(r"[^ \t]+", text)
     if len(fields) != len(_FIELDS):
         raise ValueError(f"{text[:80]!r} has {len(fields)} fields: {_FORM}")
     expanded = []
@@ -134,8 +134,8 @@ def parse_cron(text: str) -> Cron:
     cron = Cron(
         times=tuple(60 * hour + minute for hour in _numbers(hours, 0, 23) for minute in _numbers(minutes, 0, 59)),
         months=frozenset(_numbers(months, 1, 12)),
-        days=None if "*" in days else frozenset(0 if day == "l" else int(str(day)) for day in days),
-        weekdays=None if "*" in weekdays and not nth else frozenset(_weekdays(weekdays, nth)),
+        days=None if fields[2] == "*" else frozenset(_numbers([0 if day == "l" else day for day in days], 1, 31)),
+        weekdays=None if fields[4] == "*" else frozenset(_weekdays(weekdays, nth)),
         by_clock="*" in fields[0] or "*" in fields[1],
     )
     if cron.next_date(date(2000, 1, 1)) is None:
@@ -146,7 +146,6 @@ def parse_cron(text: str) -> Cron:
 def _expand(at: int, field: str) -> tuple[list[object], dict[object, set[object]]]:
     """One field, read by croniter."""
     name, values = _FIELDS[at]
-    lowered = field.lower()
     if all(_ITEM.fullmatch(item) for item in field.split(",")):
         try:
             expanded, nth = croniter.expand(" ".join(field if at == other else "*" for other in range(len(_FIELDS))))
@@ -169,9 +168,9 @@ def _weekdays(values: Iterable[object], nth: dict[object, set[object]]) -> Itera
     for day, which in nth.items():
         for one in which:
             yield int(str(day)), -1 if one == "l" else int(str(one))
-    for value in values:
-        if value != "*" and value not in nth:
-            yield int(str(value)), 0
+    if not nth:
+        for day in _numbers(values, 0, 6):
+            yield day, 0
 
 
 @lru_cache(1024)

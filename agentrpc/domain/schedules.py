@@ -10,7 +10,18 @@ from uuid import UUID
 from agentrpc.domain.crons import Timetable
 from agentrpc.domain.states import StopKind
 
-__all__ = ["BUFFER_LIMIT", "CATCH_UP_LIMIT", "Action", "Decision", "Due", "OverlapPolicy", "decide", "due", "jitter_of"]
+__all__ = [
+    "BUFFER_LIMIT",
+    "CATCH_UP_LIMIT",
+    "Action",
+    "Decision",
+    "Due",
+    "OverlapPolicy",
+    "decide",
+    "decide_each",
+    "due",
+    "jitter_of",
+]
 
 CATCH_UP_LIMIT = 100
 BUFFER_LIMIT = 100
@@ -59,6 +70,19 @@ def decide(policy: OverlapPolicy, under_way: int, buffered: int, limit: int = BU
         return Decision(Action.FIRE)
     waiting = {OverlapPolicy.SKIP: 0, OverlapPolicy.BUFFER_ALL: limit}.get(policy, 1)
     return Decision(Action.BUFFER if buffered < waiting else Action.SKIP, _STOPS.get(policy))
+
+
+def decide_each(
+    policy: OverlapPolicy, count: int, under_way: int, buffered: int, limit: int = BUFFER_LIMIT
+) -> list[Decision]:
+    """What becomes of so many slots that come one after the other, as `decide`."""
+    decisions = []
+    for _ in range(count):
+        decision = decide(policy, under_way, buffered, limit)
+        under_way += decision.action is Action.FIRE
+        buffered += decision.action is Action.BUFFER
+        decisions.append(decision)
+    return decisions
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,9 +158,7 @@ async def begin_execution(
     return Touched(session.id, None, events)
 
 
-async def stop_execution(
-    tx: Transaction, execution: ExecutionRow, kind: StopKind, reason: str = ""
-) -> Touched | None:
+async def stop_execution(tx: Transaction, execution: ExecutionRow, kind: StopKind, reason: str = "") -> Touched | None:
     """Stop the run of an execution that is STARTED; the end of the run ends the execution.
 
     The caller holds its row's lock. None: the run has ended already.

@@ -119,6 +119,9 @@ class ExecutionRow(Base):
         Index("executions_by_run", "run_id", unique=True, postgresql_where=text("run_id IS NOT NULL")),
         Index("executions_open", "task_id", "id", postgresql_where=text("state IN ('PENDING', 'STARTED')")),
         Index("executions_due", "due_time", postgresql_where=text("state = 'PENDING' AND NOT buffered")),
+        Index(
+            "executions_stopping", "id", postgresql_where=text("stop IS NOT NULL AND state IN ('PENDING', 'STARTED')")
+        ),
         CheckConstraint("state <> 'STARTED' OR run_id IS NOT NULL", name="executions_started"),
     )
 
@@ -143,12 +146,14 @@ class ExecutionRow(Base):
     create_time: Mapped[datetime]
     end_time: Mapped[datetime | None]
     error: Mapped[bytes | None]  # agentrpc.v1.RunError: why it could not begin
+    stop: Mapped[str | None] = mapped_column(CheckConstraint("stop IN ('INTERRUPT', 'CANCEL')"))  # for a later slot
 
 
 class SlotRow(Base):
     """A slot that was dealt with: the key is what keeps it from being dealt with twice."""
 
     __tablename__ = "slots"
+    __table_args__ = (Index("slots_by_time", "deal_time"),)
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
     kind: Mapped[str] = mapped_column(CheckConstraint("kind IN ('SCHEDULE', 'BACKFILL')"), primary_key=True)
@@ -156,6 +161,7 @@ class SlotRow(Base):
     backfill_id: Mapped[UUID] = mapped_column(primary_key=True)
     outcome: Mapped[str] = mapped_column(CheckConstraint("outcome IN ('FIRED', 'SKIPPED', 'MISSED', 'BUFFERED')"))
     execution_id: Mapped[UUID | None]
+    deal_time: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
 async def lock_task(tx: Transaction, task_id: UUID) -> TaskRow | None:

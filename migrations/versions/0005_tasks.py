@@ -69,6 +69,7 @@ _UP: tuple[str, ...] = (
         create_time TIMESTAMP WITH TIME ZONE NOT NULL,
         end_time TIMESTAMP WITH TIME ZONE,
         error BYTEA,
+        stop TEXT CHECK (stop IN ('INTERRUPT', 'CANCEL')),
         CONSTRAINT executions_started CHECK (state <> 'STARTED' OR run_id IS NOT NULL)
     )
     """,
@@ -77,6 +78,7 @@ _UP: tuple[str, ...] = (
     "CREATE UNIQUE INDEX executions_by_run ON executions (run_id) WHERE run_id IS NOT NULL",
     "CREATE INDEX executions_open ON executions (task_id, id) WHERE state IN ('PENDING', 'STARTED')",
     "CREATE INDEX executions_due ON executions (due_time) WHERE state = 'PENDING' AND NOT buffered",
+    "CREATE INDEX executions_stopping ON executions (id) WHERE stop IS NOT NULL AND state IN ('PENDING', 'STARTED')",
     """
     CREATE TABLE slots (
         task_id UUID NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
@@ -85,9 +87,11 @@ _UP: tuple[str, ...] = (
         backfill_id UUID NOT NULL,
         outcome TEXT NOT NULL CHECK (outcome IN ('FIRED', 'SKIPPED', 'MISSED', 'BUFFERED')),
         execution_id UUID,
+        deal_time TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
         PRIMARY KEY (task_id, kind, nominal, backfill_id)
     )
     """,
+    "CREATE INDEX slots_by_time ON slots (deal_time)",
 )
 _DOWN: tuple[str, ...] = ("DROP TABLE slots", "DROP TABLE executions", "DROP TABLE tasks")
 

@@ -74,10 +74,9 @@ def walked(zone):
             changes.append(at)
         before = local
         for cron, (by_clock, names) in CRONS.items():
-            if by_clock:
-                fires = names(local)
-            else:
-                fires = (names(local) and not again) or any(map(names, left_out))
+            fires = names(local) and (by_clock or not again)
+            if left_out and not by_clock:
+                fires = fires or any(map(names, left_out))
             if fires:
                 found[cron].append(at)
     return changes, found

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -44,7 +45,9 @@ def test_the_next_slot_is_the_next_wherever_one_begins(zone):
         singles = {slot for cron in some for slot in table(cron, zone=zone).between(BEGIN, END)}
         assert set(slots) == singles
         # Around changes of the clock, and anywhere.
-        places = [change + timedelta(minutes=dice.randrange(-200, 200)) for change in walked(zone)[0] for _ in range(20)]
+        places = [
+            change + timedelta(minutes=dice.randrange(-200, 200)) for change in walked(zone)[0] for _ in range(20)
+        ]
         places += [BEGIN + timedelta(seconds=dice.randrange(360 * 86400)) for _ in range(20)]
         for place in places:
             assert timetable.next(place) == next(slot for slot in slots if slot > place)
@@ -56,7 +59,9 @@ def test_the_next_slot_is_the_next_wherever_one_begins(zone):
 def random_field(dice, least, most, extra=()):
     def item():
         low, high = sorted(dice.sample(range(least, most + 1), 2))
-        return dice.choice([str(low), f"{low}-{high}", f"{low}-{high}/{dice.randint(1, 9)}", f"*/{dice.randint(2, 9)}", *extra])
+        return dice.choice(
+            [str(low), f"{low}-{high}", f"{low}-{high}/{dice.randint(1, 9)}", f"*/{dice.randint(2, 9)}", *extra]
+        )
 
     return dice.choice(["*", ",".join(item() for _ in range(dice.randint(1, 3)))])
 
@@ -64,11 +69,11 @@ def random_field(dice, least, most, extra=()):
 def test_where_the_clock_is_steady_it_is_as_croniter_says():
     dice = random.Random(7)
     for _ in range(300):
-        weekday = dice.choice([random_field(dice, 0, 6), "MON-FRI", f"{dice.randint(0, 6)}#{dice.randint(1, 4)}", f"L{dice.randint(0, 6)}"])
-        cron = " ".join(
-            [random_field(dice, 0, 59), random_field(dice, 0, 23), random_field(dice, 1, 28, ("L", "31")),
-             random_field(dice, 1, 12), weekday]
-        )  # fmt: skip
+        day, weekday = random_field(dice, 1, 28, ("L", "31")), dice.choice([random_field(dice, 0, 6), "MON-FRI"])
+        if dice.random() < 0.3:
+            # With those croniter takes days that both fields name, and not either.
+            day, weekday = "*", dice.choice([f"{dice.randint(0, 6)}#{dice.randint(1, 4)}", f"L{dice.randint(0, 6)}"])
+        cron = f"{random_field(dice, 0, 59)} {random_field(dice, 0, 23)} {day} {random_field(dice, 1, 12)} {weekday}"
         begin = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=dice.randrange(400 * 86400))
         theirs = croniter(cron, begin)
         assert table(cron).after(begin, 30) == [theirs.get_next(datetime) for _ in range(30)], cron
@@ -77,14 +82,27 @@ def test_where_the_clock_is_steady_it_is_as_croniter_says():
 def test_times_that_the_clock_leaves_out_or_repeats():
     berlin = {"zone": "Europe/Berlin"}
     gap = datetime(2026, 3, 28, 12, tzinfo=UTC)
-    assert local(table("30 2 * * *", **berlin).after(gap, 2), "Europe/Berlin") == ["2026-03-29T03:00+02:00", "2026-03-30T02:30+02:00"]
+    assert local(table("30 2 * * *", **berlin).after(gap, 2), "Europe/Berlin") == [
+        "2026-03-29T03:00+02:00",
+        "2026-03-30T02:30+02:00",
+    ]
     # Several that are left out are one slot, which another cron may have too.
     both = table("0,30 2 * * *", "0 3 * * *", **berlin)
     assert local(both.after(gap, 2), "Europe/Berlin") == ["2026-03-29T03:00+02:00", "2026-03-30T02:00+02:00"]
     fold = datetime(2026, 10, 24, 12, tzinfo=UTC)
-    assert local(table("30 2 * * *", **berlin).after(fold, 2), "Europe/Berlin") == ["2026-10-25T02:30+02:00", "2026-10-26T02:30+01:00"]
-    hourly = local(table("0 * * * *", **berlin).between(fold + timedelta(hours=11), fold + timedelta(hours=15)), "Europe/Berlin")
-    assert hourly == ["2026-10-25T01:00+02:00", "2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00", "2026-10-25T03:00+01:00"]
+    assert local(table("30 2 * * *", **berlin).after(fold, 2), "Europe/Berlin") == [
+        "2026-10-25T02:30+02:00",
+        "2026-10-26T02:30+01:00",
+    ]
+    hourly = local(
+        table("0 * * * *", **berlin).between(fold + timedelta(hours=11), fold + timedelta(hours=15)), "Europe/Berlin"
+    )
+    assert hourly == [
+        "2026-10-25T01:00+02:00",
+        "2026-10-25T02:00+02:00",
+        "2026-10-25T02:00+01:00",
+        "2026-10-25T03:00+01:00",
+    ]
     # From the instant at which the clock is changed on.
     change = datetime(2026, 3, 29, 1, tzinfo=UTC)
     assert table("30 2 * * *", **berlin).next(change - timedelta(seconds=1)) == change
@@ -133,35 +151,60 @@ def test_rare_ones_are_found():
         ("*/0 * * * *", "the minute"),
         ("-1 * * * *", "the minute"),
         ("1.5 * * * *", "the minute"),
-        ("١ * * * *", "the minute"),
-        ("0\N{NO-BREAK SPACE}0 * * *", "the minute"),
+        ("\N{ARABIC-INDIC DIGIT ONE} * * * *", "the minute"),
+        ("0\N{NO-BREAK SPACE}0 * * *", "has 4 fields"),
         ("0 0 30 2 *", "never fires"),
         ("0 0 31 2,4,6,9,11 *", "never fires"),
         ("* * * * *" + " " * 300, "at most 200"),
     ],
 )
 def test_what_is_no_cron(cron, told):
-    with pytest.raises(ValueError, match="(?s).*") as error:
+    with pytest.raises(ValueError, match=re.escape(told)):
         parse_cron(cron)
-    assert told in str(error.value)
 
 
 def test_any_text_is_a_cron_or_says_why_not():
     dice = random.Random(3)
-    parts = ["*", "/", "-", ",", "#", "L", "l", "W", "?", "H", "h(0-3)", "R", "MON", "jan", "0", "1", "5", "7", "31", "59", "99999999999", "\0", "@", "é", "\n"]
+    parts = [
+        "/",
+        "-",
+        ",",
+        "#",
+        "L",
+        "l",
+        "W",
+        "?",
+        "H",
+        "h(0-3)",
+        "R",
+        "MON",
+        "jan",
+        "0",
+        "31",
+        "9" * 20,
+        "\0",
+        "@",
+        "\n",
+    ]
+    simple = ["*", "1", "5", "*/2", "1-4"]
     taken = 0
     for _ in range(3000):
-        text = " ".join("".join(dice.choices(parts, k=dice.choice([1, 1, 1, 2, 3]))) for _ in range(5))
+        fields = dice.choices(simple, k=5)
+        for _ in range(dice.randint(1, 2)):
+            fields[dice.randrange(5)] = "".join(dice.choices(parts + simple, k=dice.randint(1, 4)))
+        text = " ".join(fields)
         try:
             cron = parse_cron(text)
         except ValueError:
             continue
         taken += 1
         assert Timetable((cron,), parse_zone("Europe/Berlin")).next(BEGIN) is not None, text
-    assert taken > 5
+    assert taken > 100
 
 
-@pytest.mark.parametrize("zone", ["Mars/Olympus", "../etc/passwd", "/etc/localtime", "localtime", "Europe", "CET-1CEST", "a\0b", "x" * 500])
+@pytest.mark.parametrize(
+    "zone", ["Mars/Olympus", "../etc/passwd", "/etc/localtime", "localtime", "Europe", "CET-1CEST", "a\0b", "x" * 500]
+)
 def test_what_is_no_zone(zone):
     with pytest.raises(ValueError, match="is not an IANA time zone"):
         parse_zone(zone)
