@@ -16,7 +16,16 @@ __all__ = ["MAX_PROMPT", "TemplateFault", "TemplateInvalid", "check_template", "
 MAX_PROMPT = 1024 * 1024
 _REFUSED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 # Deep recursion, ranges that are too long and the like raise what Python does.
-_RAISED = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+_RAISED = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class VariableSchema:
 
     def faults(self) -> list[VariableFault]:
         """What is wrong with the schema itself."""
-        if self._schema.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
+        if str(self._schema.get("$schema", _DIALECT)).rstrip("#") != _DIALECT:
             return [VariableFault("$schema", f"only {_DIALECT} is known")]
         try:
             Draft202012Validator.check_schema(self._schema)
@@ -99,6 +99,7 @@ class VariableSchema:
         for path, schema in _schemas(self._schema, ""):
             found += _faults_of(path, schema, resolver)
         return found[:_MAX_FAULTS]
+
     def check(self, variables: Mapping[str, Any]) -> list[VariableFault]:
         """What is wrong with the variables of an execution; raises RecursionError for a schema without an end."""
         return self._check(variables, self._schema)
@@ -129,7 +130,9 @@ def _faults_of(path: str, schema: Mapping[str, Any], resolver: Any) -> Iterator[
     for key in ("$ref", "$dynamicRef"):
         reference = schema.get(key, "#")
         if not isinstance(reference, str) or not reference.startswith("#"):
-            yield VariableFault(_join(path, key), f"{str(reference)[:80]!r} leads out of the schema: nothing is fetched")
+            yield VariableFault(
+                _join(path, key), f"{str(reference)[:80]!r} leads out of the schema: nothing is fetched"
+            )
             continue
         try:
             resolver.lookup(reference)
