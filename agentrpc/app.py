@@ -17,12 +17,14 @@ from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
+from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.rpc.task_methods import task_service
 from agentrpc.services.accounts import Accounts
+from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.outbox import Consumer, Outbox
@@ -35,6 +37,7 @@ from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
 from agentrpc.services.tasks import Tasks
+from agentrpc.services.tool_groups import ToolGroups
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
@@ -73,6 +76,8 @@ class UseCases:
         self.schedules = Schedules(database, settings)
         self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
         self.tasks = Tasks(database, self.schedules, settings)
+        self.agents = Agents(database, settings)
+        self.tool_groups = ToolGroups(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -82,6 +87,8 @@ class UseCases:
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
             task_service(self.tasks, self.executions, self.schedules),
+            agent_service(self.agents),
+            tool_group_service(self.tool_groups),
         ]
 
     def jobs(self) -> dict[str, Drain]:
