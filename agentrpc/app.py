@@ -17,20 +17,27 @@ from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
+from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
+from agentrpc.rpc.task_methods import task_service
 from agentrpc.services.accounts import Accounts
+from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.schedules import Schedules
 from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.task_executions import Executions
+from agentrpc.services.tasks import Tasks
+from agentrpc.services.tool_groups import ToolGroups
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
@@ -66,6 +73,11 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.schedules = Schedules(database, settings)
+        self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
+        self.tasks = Tasks(database, self.schedules, settings)
+        self.agents = Agents(database, settings)
+        self.tool_groups = ToolGroups(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -74,6 +86,9 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            task_service(self.tasks, self.executions, self.schedules),
+            agent_service(self.agents),
+            tool_group_service(self.tool_groups),
         ]
 
     def jobs(self) -> dict[str, Drain]:
@@ -82,7 +97,7 @@ class UseCases:
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
-        return []
+        return [self.executions.settle]
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
@@ -170,10 +185,12 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
         outbox = Outbox(process.database, process.use_cases.consumers())
-        scheduler = Scheduler(process.database, process.use_cases.approvals, deadlines, outbox)
+        use_cases = process.use_cases
+        scheduler = Scheduler(process.database, use_cases.approvals, deadlines, outbox, use_cases.executions)
         running = [
             asyncio.create_task(scheduler.run(), name="scheduler"),
             asyncio.create_task(scheduler.tell(), name="outbox"),
+            asyncio.create_task(scheduler.begin(), name="executions"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Column, Table
 
-from agentrpc.cli import talk
+from agentrpc.cli import agents, talk
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.render import print_line, state_name, wait_name
@@ -40,9 +40,11 @@ approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_he
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
+agents.register(app)
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Agent = Annotated[str, typer.Option(help="For a new session: the agent, by its display name, name or version.")]
 
 
 @app.callback()
@@ -68,6 +70,17 @@ def _session_name(text: str) -> str:
     return text if text.startswith("sessions/") else f"sessions/{text}"
 
 
+def _only_for_new(session: str, agent: str) -> None:
+    if session and agent:
+        raise fail("--agent is for a new session: leave it or the session out", 2)
+
+
+async def _create(client: AgentRpcClient, wanted: session_pb2.Session, agent: str) -> str:
+    if agent:
+        wanted.agent = await agents.find_agent(client, agent)
+    return (await client.create_session(wanted)).name
+
+
 @app.command()
 def login(
     username: str = "admin",
@@ -87,6 +100,7 @@ def login(
 def run(
     prompt: Annotated[str, typer.Argument(help="What the agent is to do; - reads standard input.")],
     session: Annotated[str, typer.Option(help="An existing session.")] = "",
+    agent: Agent = "",
     model: str = "",
     allow: Annotated[list[str] | None, typer.Option(help="A rule that allows calls; may be repeated.")] = None,
     approve: Annotated[str, typer.Option(help="ask, all or none.")] = "ask",
@@ -98,11 +112,12 @@ def run(
     """
     if approve not in {"ask", "all", "none"}:
         raise fail("--approve must be ask, all or none", 2)
+    _only_for_new(session, agent)
     text = sys.stdin.read() if prompt == "-" else prompt
     wanted = session_pb2.Session(options=session_pb2.SessionOptions(model=model, allowed_tools=allow or []))
 
     async def work(client: AgentRpcClient) -> int:
-        name = _session_name(session) if session else (await client.create_session(wanted)).name
+        name = _session_name(session) if session else await _create(client, wanted, agent)
         return await talk.run_once(client, name, text, approve=approve, as_json=as_json)
 
     run_command(work)
@@ -111,14 +126,17 @@ def run(
 @app.command()
 def chat(
     session: Annotated[str, typer.Argument(help="An existing session; a new one when left out.")] = "",
+    agent: Agent = "",
     model: str = "",
     system: Annotated[str, typer.Option(help="Text to add to the system prompt.")] = "",
-    permission_mode: Annotated[str, typer.Option(help="default, accept_edits, plan or dont_ask.")] = "default",
+    permission_mode: Annotated[str, typer.Option(help="default, accept_edits, plan or dont_ask.")] = "",
     allow: Annotated[list[str] | None, typer.Option(help="A rule that allows calls; may be repeated.")] = None,
     deny: Annotated[list[str] | None, typer.Option(help="A rule that denies calls; may be repeated.")] = None,
 ) -> None:
     """Talk with an agent. Ctrl-C interrupts it; twice leaves."""
-    mode = f"PERMISSION_MODE_{permission_mode.upper()}"
+    _only_for_new(session, agent)
+    # Left out, it is the agent's.
+    mode = f"PERMISSION_MODE_{permission_mode.upper() or 'UNSPECIFIED'}"
     try:
         given = session_pb2.SessionOptions(
             model=model, permission_mode=mode, allowed_tools=allow or [], disallowed_tools=deny or []
@@ -129,8 +147,8 @@ def chat(
         given.system_prompt.append = system
 
     async def work(client: AgentRpcClient) -> None:
-        name = _session_name(session) if session else ""
-        name = name or (await client.create_session(session_pb2.Session(options=given))).name
+        wanted = session_pb2.Session(options=given)
+        name = _session_name(session) if session else await _create(client, wanted, agent)
         await talk.chat(client, name)
 
     run_command(work)
@@ -164,11 +182,16 @@ def doctor() -> None:
 
 
 @sessions_app.command("list")
-def list_sessions(page_size: int = 20, as_json: Json = False) -> None:
+def list_sessions(
+    page_size: int = 20,
+    agent: Annotated[str, typer.Option(help="Only those made from this agent, or version of it.")] = "",
+    as_json: Json = False,
+) -> None:
     """List sessions, newest first."""
 
     async def work(client: AgentRpcClient) -> None:
-        request = session_service_pb2.ListSessionsRequest(page_size=page_size)
+        name = await agents.find_agent(client, agent) if agent else ""
+        request = session_service_pb2.ListSessionsRequest(page_size=page_size, agent=name)
         response = await client.call(client.sessions.ListSessions, request)
         if as_json:
             _print(response)

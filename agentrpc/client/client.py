@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from agentrpc.client.errors import RpcError, decode
 from agentrpc.v1 import (
+    agent_service_pb2_grpc,
     approval_pb2,
     approval_service_pb2,
     approval_service_pb2_grpc,
@@ -26,6 +27,8 @@ from agentrpc.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
     stream_pb2,
+    task_service_pb2_grpc,
+    tool_group_service_pb2_grpc,
 )
 
 __all__ = ["AgentRpcClient"]
@@ -87,6 +90,9 @@ class AgentRpcClient:
         self.sessions = session_service_pb2_grpc.SessionServiceStub(self._channel)
         self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
+        self.tasks = task_service_pb2_grpc.TaskServiceStub(self._channel)
+        self.agents = agent_service_pb2_grpc.AgentServiceStub(self._channel)
+        self.tool_groups = tool_group_service_pb2_grpc.ToolGroupServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0

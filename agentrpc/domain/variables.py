@@ -82,7 +82,7 @@ class VariableSchema:
 
     def faults(self) -> list[VariableFault]:
         """What is wrong with the schema itself."""
-        if self._schema.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
+        if str(self._schema.get("$schema", _DIALECT)).rstrip("#") != _DIALECT:
             return [VariableFault("$schema", f"only {_DIALECT} is known")]
         try:
             Draft202012Validator.check_schema(self._schema)

@@ -15,7 +15,7 @@ from agentrpc.names import (
 )
 from agentrpc.services.access import require_change, require_readable
 from agentrpc.services.fields import copy_path
-from agentrpc.services.validation import Faults, check_options
+from agentrpc.services.validation import MAX_RULES
 from agentrpc.store.agents import Agent, AgentVersion, lock_agent, version_of
 from agentrpc.store.database import Transaction
 from agentrpc.store.tool_groups import lock_tool_groups, read_tool_groups
@@ -97,9 +97,10 @@ async def resolve_options(
         copy_path(overrides, options, given.name)
     if groups:
         await _add_rules(tx, options, groups)
-        faults = Faults()
-        check_options(options, faults, f"{field}.options")
-        faults.done()
+        for name in ("allowed_tools", "disallowed_tools"):
+            if (count := len(getattr(options, name))) > MAX_RULES:
+                told = f"with those of its tool groups there are {count} rules, at most {MAX_RULES} are taken"
+                raise InvalidArgument.field(f"{field}.options.{name}", f"{told}: join some by a glob")
     return ResolvedOptions(options, agent_id, number)
 
 

@@ -1,8 +1,8 @@
 """Executions: tasks that are, were, or are to be carried out once.
 
 An execution begins in one transaction: its session, the head of that, its run and its link to both, under its row's
-lock. It ends once: whoever ends it, or is told of the end of its run, does so under the locks of its task and of itself,
-and counts it in the same transaction.
+lock. It ends once: whoever ends it, or is told of the end of its run, does so under the locks of its task and of itself
+and counts it in that transaction.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +27,14 @@ from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent
 from agentrpc.store.outbox import Message, tell
 from agentrpc.store.tables import Run
-from agentrpc.store.tasks import ExecutionRow, TaskRow, execution_of_run, lock_execution, lock_task
+from agentrpc.store.tasks import (
+    ExecutionRow,
+    TaskRow,
+    database_time,
+    execution_of_run,
+    lock_execution,
+    lock_task,
+)
 from agentrpc.v1 import common_pb2, event_pb2, run_pb2, session_pb2
 
 __all__ = [

@@ -6,18 +6,21 @@ import hmac
 import json
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from google.protobuf.message import Message
 
 from agentrpc.errors import InvalidArgument
 
-__all__ = ["Order", "Pager", "order_key", "order_values", "page_size", "parse_order"]
+__all__ = ["Order", "Pager", "fitting", "order_key", "order_values", "page_size", "parse_order"]
 
 Order: TypeAlias = Sequence[tuple[str, bool]]
 
+_M = TypeVar("_M", bound=Message)
+
 _MAC = 16
+_PAGE_BYTES = 1024 * 1024
 
 
 def page_size(wanted: int, *, default: int = 50, limit: int = 500) -> int:
@@ -25,6 +28,18 @@ def page_size(wanted: int, *, default: int = 50, limit: int = 500) -> int:
     if wanted < 0:
         raise InvalidArgument.field("page_size", "must not be negative; 0 takes the default")
     return min(wanted or default, limit)
+
+
+def fitting(messages: Sequence[_M]) -> list[_M]:
+    """The first of these messages that fit into a page, which ends at 1 MiB; at least one."""
+    left = _PAGE_BYTES
+    page: list[_M] = []
+    for message in messages:
+        left -= message.ByteSize()
+        if page and left < 0:
+            break
+        page.append(message)
+    return page
 
 
 def parse_order(text: str, known: Collection[str], default: str = "create_time desc") -> Order:

@@ -111,7 +111,7 @@ def _execution_message(row: ExecutionRow) -> task_pb2.Execution:
     )
     if row.state != "STARTED":
         state = "QUEUED" if row.state == "PENDING" else row.state
-        message.state = run_pb2.Run.State.Value(f"STATE_{state}")
+        message.MergeFrom(task_pb2.Execution(state=f"STATE_{state}"))
     if row.session_id is not None and row.run_id is not None:
         message.session = session_name(row.session_id)
         message.run = run_name(row.session_id, row.run_id)

@@ -12,6 +12,7 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,6 +140,8 @@ def _serve() -> None:
             answer = _DOES[request["op"]](request)
         except MemoryError:
             answer = {"memory": True}
+        except Exception:  # noqa: BLE001 - it is raised again where it is logged
+            answer = {"failed": traceback.format_exc()}
         signal.setitimer(signal.ITIMER_PROF, 0)
         send(sys.stdout.buffer, answer)
         if "memory" in answer:

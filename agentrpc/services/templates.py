@@ -81,7 +81,6 @@ async def _ask(request: dict[str, Any], fields: dict[str, tuple[str, str]]) -> d
     answer = await asyncio.get_running_loop().run_in_executor(_threads, _exchange, request)
     if answer is None or "memory" in answer:
         what = f"more than {CPU_SECONDS:g} s of processor time" if answer is None else "too much memory"
-        reason, field = fields["template"]
         message = f"checking and rendering it takes {what}: make the template, or patterns of the schema, simpler"
         answer = {"faults": [{"what": "template", "line": 0, "path": "", "message": message}]}
     if answer["faults"]:
@@ -112,15 +111,12 @@ _idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
 
 def _exchange(request: dict[str, Any]) -> dict[str, Any] | None:
     """What a process answers; None: it took too long."""
-    try:
-        process = _idle.get_nowait()
-    except queue.Empty:
-        process = _start()
+    process = _take()
     assert process.stdin is not None
     assert process.stdout is not None
     watch = threading.Timer(_PATIENCE, process.kill)
     watch.start()
-    answer = None
+    answer, status = None, 0
     try:
         with contextlib.suppress(BrokenPipeError):
             send(process.stdin, request)  # type: ignore[arg-type]  # a buffered pipe
@@ -133,7 +129,18 @@ def _exchange(request: dict[str, Any]) -> dict[str, Any] | None:
             status = _end(process)
     if answer is None and status not in {-signal.SIGPROF, -signal.SIGKILL}:
         raise RuntimeError(f"the process of templates has ended with {status}")
+    if answer is not None and "failed" in answer:
+        raise RuntimeError(answer["failed"])
     return answer
+
+
+def _take() -> subprocess.Popen[bytes]:
+    """A process that is idle and alive, or a new one."""
+    with contextlib.suppress(queue.Empty):
+        while (process := _idle.get_nowait()).poll() is not None:
+            _end(process)
+        return process
+    return _start()
 
 
 def _start() -> subprocess.Popen[bytes]:

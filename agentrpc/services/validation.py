@@ -14,6 +14,7 @@ from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
 __all__ = [
+    "MAX_RULES",
     "Faults",
     "check_decision",
     "check_enums",
@@ -33,7 +34,7 @@ _MAX_RESULT = 256 * _KIB
 _MAX_SYSTEM_PROMPT = 256 * _KIB
 _MAX_SCHEMA = 64 * _KIB
 _MAX_LABELS = 64
-_MAX_RULES = 1000
+MAX_RULES = 1000
 _MAX_SERVERS = 32
 _MAX_TURNS = 10_000
 _MIN_BUDGET = 1024
@@ -63,6 +64,11 @@ class Faults:
         self.check(len(value) <= limit, field, f"may have at most {limit} characters, not {len(value)}")
         self.no_nul(field, value)
 
+    def title(self, field: str, value: str) -> None:
+        """A name for people that has to be there, at most 200 characters."""
+        self.check(bool(value.strip()), field, "is required: a name for people")
+        self.text(field, value, 200)
+
     def no_nul(self, field: str, value: str) -> None:
         """No NUL, which neither a shell nor the database takes."""
         at = value.find("\0")
@@ -80,6 +86,12 @@ class Faults:
         for key, value in pairs:
             self.check(bool(_LABEL_KEY.fullmatch(key)), field, f"the key {key[:80]!r} is not of [a-z0-9._/-]{{1,63}}")
             self.text(f"{field}[{key[:80]}]", value, 255)
+
+    def filter_labels(self, field: str, labels: Iterable[tuple[str, str]]) -> None:
+        """What is looked for may be anything that the database takes."""
+        for key, value in labels:
+            self.no_nul(field, key)
+            self.no_nul(field, value)
 
     def tags(self, field: str, tags: Sequence[str]) -> None:
         """Words of the form of a label's key, no two the same."""
@@ -156,7 +168,7 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
 
 def check_rules(rules: Sequence[str], faults: Faults, path: str) -> None:
     """Rules for tool calls."""
-    faults.check(len(rules) <= _MAX_RULES, path, f"may have at most {_MAX_RULES} rules, not {len(rules)}")
+    faults.check(len(rules) <= MAX_RULES, path, f"may have at most {MAX_RULES} rules, not {len(rules)}")
     for rule in rules:
         try:
             parse_rule(rule)

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, Integer, Uuid, cast, func, or_, select, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, Text, Uuid, cast, func, or_, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from agentrpc import clock
@@ -79,7 +80,7 @@ class Agent(Base):
     display_name: Mapped[str]
     description: Mapped[str]
     category: Mapped[str]
-    tags: Mapped[list[str]]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text()))
     labels: Mapped[dict[str, str]]
     shared: Mapped[bool]
     default_version: Mapped[int] = mapped_column(Integer)
@@ -217,8 +218,8 @@ async def count_use(tx: Transaction, agent_id: UUID) -> None:
     await tx.execute(_COUNT, {"agent_id": agent_id, "id": clock.uuid7(), "now": clock.utcnow()})
 
 
-async def agent_used_by(tx: Transaction, agent_id: UUID, limit: int) -> list[tuple[str, UUID]]:  # noqa: ARG001
-    """Names and owners of at most `limit` resources that refer to an agent and keep it from being deleted.
+async def agent_used_by(tx: Transaction, agent_id: UUID) -> list[tuple[str, UUID]]:  # noqa: ARG001
+    """Names and owners of what refers to an agent and keeps it from being deleted, at most 100.
 
     Sessions do not: they have a copy of the options. Whoever stores a reference locks the agent `to_refer` before.
     """

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, Integer, func, or_, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from agentrpc.names import agent_version_name
 from agentrpc.store.agents import Agent, AgentVersion
 from agentrpc.store.database import Transaction
 from agentrpc.store.keyset import beyond, in_order
@@ -118,8 +119,8 @@ async def lock_tool_groups(tx: Transaction, ids: Sequence[UUID], *, to_refer: bo
     return {row.id: row for row in await tx.scalars(statement)}
 
 
-async def tool_group_used_by(tx: Transaction, group_id: UUID, limit: int) -> list[tuple[UUID, int, UUID]]:
-    """At most `limit` versions of agents that refer to a tool group: agent, number, and the agent's owner.
+async def tool_group_used_by(tx: Transaction, group_id: UUID) -> list[tuple[str, UUID]]:
+    """Names and owners of what refers to a tool group and keeps it from being deleted, of each kind at most 100.
 
     Index agent_versions_by_tool_group. Whoever stores a reference locks the group `to_refer` before.
     """
@@ -128,6 +129,6 @@ async def tool_group_used_by(tx: Transaction, group_id: UUID, limit: int) -> lis
         .join(Agent, Agent.id == AgentVersion.agent_id)
         .where(AgentVersion.tool_groups.contains([group_id]), Agent.delete_time.is_(None))
         .order_by(AgentVersion.agent_id, AgentVersion.number)
-        .limit(limit)
+        .limit(100)
     )
-    return [(row[0], row[1], row[2]) for row in await tx.execute(statement)]
+    return [(agent_version_name(row[0], row[1]), row[2]) for row in await tx.execute(statement)]

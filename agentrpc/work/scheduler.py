@@ -1,9 +1,10 @@
-"""The scheduler: approvals and runs past their deadlines, partitions of the coming months, old request ids, gauges.
+"""The scheduler: deadlines of approvals and runs, executions that are due, what others are to be told, housekeeping.
 
 Any number may run: each step takes its rows under locks and is found done by the others.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -12,6 +13,7 @@ from agentrpc.errors import AgentRpcError
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.outbox import Outbox
+from agentrpc.services.task_executions import Executions
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import forget_requests, queue_figures
 from agentrpc.store.schema import ensure_partitions
@@ -22,7 +24,7 @@ __all__ = ["Scheduler"]
 log = structlog.get_logger()
 
 _TICK = 1.0
-_TELL = 0.3
+_SOON = 0.3
 _HOUSEKEEPING = 600.0
 
 
@@ -34,13 +36,22 @@ class Scheduler:
         approvals: Expires them.
         deadlines: Ends runs that nobody drives.
         outbox: Hands on what happened.
+        executions: Begins those whose time has come.
     """
 
-    def __init__(self, database: Database, approvals: Approvals, deadlines: Deadlines, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        database: Database,
+        approvals: Approvals,
+        deadlines: Deadlines,
+        outbox: Outbox,
+        executions: Executions,
+    ) -> None:
         self._database = database
         self._outbox = outbox
         self._approvals = approvals
         self._deadlines = deadlines
+        self._executions = executions
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -62,17 +73,25 @@ class Scheduler:
 
     async def tell(self) -> None:
         """Hand on what happened, until cancelled."""
-        while True:
-            try:
-                await self._outbox.drain()
-            except AgentRpcError as error:
-                log.warning("scheduler_paused", reason=error.reason)
-            except Exception:
-                log.exception("scheduler_failed")
-            await asyncio.sleep(clock.jitter(_TELL, 0.2))
+        await _repeat(self._outbox.drain)
+
+    async def begin(self) -> None:
+        """Begin executions whose time has come, until cancelled."""
+        await _repeat(self._executions.start_due)
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)
         for state in ("QUEUED", "RUNNING", "REQUIRES_ACTION", "UNKNOWN_OUTCOME"):
             RUNS.labels(state).set(states.get(state, 0))
         QUEUE_AGE.set(oldest)
+
+
+async def _repeat(step: Callable[[], Awaitable[int]]) -> None:
+    while True:
+        try:
+            await step()
+        except AgentRpcError as error:
+            log.warning("scheduler_paused", reason=error.reason)
+        except Exception:
+            log.exception("scheduler_failed")
+        await asyncio.sleep(clock.jitter(_SOON, 0.2))
