@@ -27,6 +27,7 @@ from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.firing import Firing
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
@@ -75,6 +76,7 @@ class UseCases:
         self.approvals = Approvals(database, bus, doorbell, settings)
         self.schedules = Schedules(database, settings)
         self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
+        self.firing = Firing(database, bus, doorbell, self.schedules.execution_ended)
         self.tasks = Tasks(database, self.schedules, settings)
         self.agents = Agents(database, settings)
         self.tool_groups = ToolGroups(database, settings)
@@ -186,10 +188,13 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
         outbox = Outbox(process.database, process.use_cases.consumers())
         use_cases = process.use_cases
-        scheduler = Scheduler(process.database, use_cases.approvals, deadlines, outbox, use_cases.executions)
+        scheduler = Scheduler(
+            process.database, use_cases.approvals, deadlines, outbox, use_cases.executions, use_cases.firing
+        )
         running = [
             asyncio.create_task(scheduler.run(), name="scheduler"),
             asyncio.create_task(scheduler.tell(), name="outbox"),
+            asyncio.create_task(scheduler.fire(), name="schedules"),
             asyncio.create_task(scheduler.begin(), name="executions"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
@@ -255,7 +260,7 @@ def worker_process(pipe: int) -> None:
 
 @app.command(rich_help_panel="Processes")
 def scheduler() -> None:
-    """Expire approvals, find lost workers, and keep house."""
+    """Fire schedules, expire approvals, find lost workers, and keep house."""
     _run("scheduler", _schedule)
 
 

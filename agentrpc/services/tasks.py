@@ -179,7 +179,7 @@ class Tasks:
         row.shared = wanted.shared
         row.spec = wanted.SerializeToString(deterministic=True)
         if _schedule(wanted) != _schedule(before):
-            self._schedules.changed(row, _schedule(before), _schedule(wanted))
+            await self._schedules.changed(tx, row, _schedule(before), _schedule(wanted))
 
     async def _describe(self, tx: Transaction, principal: Principal, row: TaskRow) -> task_pb2.Task:
         status = await self._schedules.status(tx, [row])
