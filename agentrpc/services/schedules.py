@@ -1,6 +1,7 @@
 """Schedules: when tasks are carried out by themselves. What fires them is in `firing.py`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID
@@ -63,14 +64,14 @@ class Schedules:
     ) -> None:
         """A task has got another schedule, or none; `task` is new or locked. Sets the columns of its schedule."""
         before, after = before or task_pb2.Schedule(), after or task_pb2.Schedule()
-        if list(before.crons) != list(after.crons) or _zone_name(before) != _zone_name(after):
+        if _slots(before)[:2] != _slots(after)[:2]:
             task.fired_count = task.skipped_count = task.missed_count = task.failure_count = 0
             task.last_slot_time = None
             task.generation += 1
         if before.paused and not after.paused:
             task.failure_count = 0
         task.scheduled, task.paused = bool(after.crons), after.paused
-        same = not before.paused and bool(before.crons) and timetable_of(before) == timetable_of(after)
+        same = not before.paused and _slots(before) == _slots(after)
         if not after.crons or after.paused:
             task.next_slot_time = None
         elif not same:
@@ -134,7 +135,7 @@ class Schedules:
             task.failure_count = 0
             if schedule.paused:
                 _set_paused(task, paused=False, reason="")
-                task.next_slot_time = timetable_of(schedule).next(await database_time(tx))
+                task.next_slot_time = _usable(schedule).next(await database_time(tx))
                 await release_oldest(tx, task.id, paused=False)
             return await self._describe(tx, principal, task)
 
@@ -157,7 +158,7 @@ class Schedules:
             if given == "task":
                 schedule = _schedule_of(await load_task(tx, principal, parse_task(request.task, field="task")))
             after = request.after.ToDatetime(UTC) if request.HasField("after") else await database_time(tx)
-        timetable = timetable_of(schedule)
+        timetable = _usable(schedule)
         response = task_service_pb2.PreviewScheduleResponse()
         for slot in timetable.after(after, request.count or 10):
             shown = response.slots.add(local_time=slot.astimezone(timetable.zone).isoformat())
@@ -180,7 +181,7 @@ class Schedules:
                 return await _backfilled(tx, task_id, known)
             if before > await database_time(tx):
                 raise InvalidArgument.field("before", "must not be in the future: those slots are still to come")
-            slots = list(islice(timetable_of(schedule).between(begin, before), _MAX_BACKFILL + 1))
+            slots = list(islice(_usable(schedule).between(begin, before), _MAX_BACKFILL + 1))
             if len(slots) > _MAX_BACKFILL:
                 text = f"there are more than {_MAX_BACKFILL} slots in this range: choose a shorter one"
                 raise InvalidArgument.field("before", text)
@@ -228,14 +229,24 @@ def slot_variables(spec: task_pb2.Task) -> str:
 def _schedule_of(task: TaskRow) -> task_pb2.Schedule:
     """The schedule of a task. Raises STATE_INVALID when it has none."""
     if not task.scheduled:
-        raise FailedPrecondition(
-            "the task has no schedule: set task.schedule with UpdateTask", reason="STATE_INVALID", metadata={}
-        )
+        raise FailedPrecondition("the task has no schedule: set task.schedule with UpdateTask", reason="STATE_INVALID")
     return task_spec(task).schedule
 
 
-def _zone_name(schedule: task_pb2.Schedule) -> str:
-    return schedule.time_zone or "UTC"
+def _slots(schedule: task_pb2.Schedule) -> tuple[object, ...]:
+    """What says when a schedule has slots: crons, zone, start and end."""
+    times = schedule.start_time.ToNanoseconds(), schedule.end_time.ToNanoseconds()
+    return list(schedule.crons), schedule.time_zone or "UTC", *times
+
+
+def _usable(schedule: task_pb2.Schedule) -> Timetable:
+    """As `timetable_of`, for a caller. Raises STATE_INVALID when the zone has gone."""
+    try:
+        return timetable_of(schedule)
+    except ValueError as error:
+        raise FailedPrecondition(
+            f"{error}: the server's list of zones has changed, give task.schedule another one", reason="STATE_INVALID"
+        ) from None
 
 
 def _status(task: TaskRow, buffered: int) -> task_pb2.ScheduleStatus:
@@ -249,8 +260,10 @@ def _status(task: TaskRow, buffered: int) -> task_pb2.ScheduleStatus:
     if task.last_slot_time is not None:
         status.last_time.FromDatetime(task.last_slot_time)
     if task.next_slot_time is not None:
-        timetable = timetable_of(task_spec(task).schedule)
-        for slot in (task.next_slot_time, *timetable.after(task.next_slot_time, _SHOWN - 1)):
+        following = []
+        with suppress(ValueError):
+            following = timetable_of(task_spec(task).schedule).after(task.next_slot_time, _SHOWN - 1)
+        for slot in (task.next_slot_time, *following):
             status.next_times.add().FromDatetime(slot)
     return status
 

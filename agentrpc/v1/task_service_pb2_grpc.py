@@ -144,7 +144,7 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTask(self, request, context):
-        """Changes a task. Executions that have begun stay as they are. A changed schedule begins anew from now on.
+        """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
         VARIABLES_INVALID, PERMISSION_DENIED.
         """
@@ -239,7 +239,7 @@ class TaskServiceServicer:
 
     def BackfillTask(self, request, context):
         """Carries out the slots that a schedule has in a past time range, as if the time passed now. Does not touch the slots
-        that the schedule fires itself, nor those of other back-fills.
+        that the schedule fires itself, nor those of other back-fills; without jitter, and also while the schedule is paused.
         Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID (no schedule), PERMISSION_DENIED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

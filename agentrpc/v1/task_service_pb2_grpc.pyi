@@ -49,7 +49,7 @@ class TaskServiceStub:
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.UpdateTaskRequest, _task_pb2.Task]
-    """Changes a task. Executions that have begun stay as they are. A changed schedule begins anew from now on.
+    """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
     VARIABLES_INVALID, PERMISSION_DENIED.
     """
@@ -100,7 +100,7 @@ class TaskServiceStub:
     """
     BackfillTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.BackfillTaskRequest, _task_service_pb2.BackfillTaskResponse]
     """Carries out the slots that a schedule has in a past time range, as if the time passed now. Does not touch the slots
-    that the schedule fires itself, nor those of other back-fills.
+    that the schedule fires itself, nor those of other back-fills; without jitter, and also while the schedule is paused.
     Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID (no schedule), PERMISSION_DENIED, REQUEST_ID_REUSED.
     """
 
@@ -123,7 +123,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.UpdateTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
-    """Changes a task. Executions that have begun stay as they are. A changed schedule begins anew from now on.
+    """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
     VARIABLES_INVALID, PERMISSION_DENIED.
     """
@@ -174,7 +174,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """
     BackfillTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.BackfillTaskRequest, _task_service_pb2.BackfillTaskResponse]  # type: ignore[assignment]
     """Carries out the slots that a schedule has in a past time range, as if the time passed now. Does not touch the slots
-    that the schedule fires itself, nor those of other back-fills.
+    that the schedule fires itself, nor those of other back-fills; without jitter, and also while the schedule is paused.
     Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID (no schedule), PERMISSION_DENIED, REQUEST_ID_REUSED.
     """
 
@@ -218,7 +218,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.UpdateTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
-        """Changes a task. Executions that have begun stay as they are. A changed schedule begins anew from now on.
+        """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
         VARIABLES_INVALID, PERMISSION_DENIED.
         """
@@ -335,7 +335,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.BackfillTaskResponse, _abc.Awaitable[_task_service_pb2.BackfillTaskResponse]]:
         """Carries out the slots that a schedule has in a past time range, as if the time passed now. Does not touch the slots
-        that the schedule fires itself, nor those of other back-fills.
+        that the schedule fires itself, nor those of other back-fills; without jitter, and also while the schedule is paused.
         Errors: NOT_FOUND, FIELD_INVALID, STATE_INVALID (no schedule), PERMISSION_DENIED, REQUEST_ID_REUSED.
         """
 

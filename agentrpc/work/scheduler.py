@@ -1,5 +1,4 @@
-"""The scheduler: schedules, deadlines of approvals and runs, executions that are due, what others are to be told, and
-housekeeping.
+"""The scheduler: schedules, executions that are due, deadlines, what others are to be told, housekeeping.
 
 Any number may run: each step takes its rows under locks and is found done by the others.
 """
