@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Column, Table
 
-from agentrpc.cli import agents, schedules, talk
+from agentrpc.cli import agents, schedules, talk, tasks
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.render import print_line, state_name, wait_name
@@ -41,6 +41,7 @@ app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
 agents.register(app)
+tasks.register(app)
 schedules.register(app)
 
 console = Console()

@@ -6,7 +6,7 @@ Patterns may backtrack for ever: checking is bounded where it runs, in a process
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +91,15 @@ class VariableSchema:
         found = []
         if self._schema.get("type", "object") != "object":
             found.append(VariableFault("type", "must be object: its properties are the variables"))
-        for name in sorted(self.names):
-            if not _NAME.fullmatch(name):
-                found.append(VariableFault(f"properties.{name[:80]}", "is no name: use letters, digits and `_`"))
+        found += [
+            VariableFault(f"properties.{name[:80]}", "is no name: use letters, digits and `_`")
+            for name in sorted(self.names)
+            if not _NAME.fullmatch(name)
+        ]
         registry: Registry[Any] = Registry()
         resolver = registry.resolver_with_root(DRAFT202012.create_resource(self._schema))
         for path, schema in _schemas(self._schema, ""):
-            found += _faults_of(path, schema, resolver)
+            found += _faults_of(path, schema, resolver.lookup)
         return found[:_MAX_FAULTS]
 
     def check(self, variables: Mapping[str, Any]) -> list[VariableFault]:
@@ -123,7 +125,7 @@ class VariableSchema:
         return self._check(variables, {key: self._schema[key] for key in _ALONE if key in self._schema})
 
 
-def _faults_of(path: str, schema: Mapping[str, Any], resolver: Any) -> Iterator[VariableFault]:
+def _faults_of(path: str, schema: Mapping[str, Any], lookup: Callable[[str], object]) -> Iterator[VariableFault]:
     for key in ("$id", "$schema"):
         if path and key in schema:
             yield VariableFault(f"{path}.{key}", f"only the schema as a whole may have a {key}")
@@ -135,7 +137,7 @@ def _faults_of(path: str, schema: Mapping[str, Any], resolver: Any) -> Iterator[
             )
             continue
         try:
-            resolver.lookup(reference)
+            lookup(reference)
         except Unresolvable:
             yield VariableFault(_join(path, key), f"{reference[:80]!r} leads nowhere")
     named = schema.get("patternProperties")

@@ -23,12 +23,13 @@ from agentrpc.services.executions import (
     stop_execution,
 )
 from agentrpc.services.idempotency import RequestKey, check_same, known_request, request_hash
-from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.pages import Pager, fitting, page_size
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_access import load_task
+from agentrpc.services.task_validation import check_json
 from agentrpc.services.task_views import describe_executions, task_spec
 from agentrpc.services.templates import prepare
-from agentrpc.services.validation import Faults, check_enums, json_object, request_uuid
+from agentrpc.services.validation import Faults, check_enums, request_uuid
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.outbox import Message
@@ -84,8 +85,7 @@ class Executions:
         faults = Faults()
         faults.bytes("variables_json", request.variables_json, _MAX_VARIABLES)
         faults.done()
-        if request.variables_json:
-            json_object("variables_json", request.variables_json)
+        check_json("variables_json", request.variables_json)
         key = RequestKey(principal, "RunTask", request_uuid(request.request_id), request_hash(request))
         return await self._carry_out(key, task_id, request.variables_json)
 
@@ -158,7 +158,7 @@ class Executions:
     ) -> task_service_pb2.ListExecutionsResponse:
         """ListExecutions."""
         task_id = parse_task_or_wildcard(request.parent)
-        size = page_size(request.page_size)
+        size = page_size(request.page_size, limit=100)
         faults = Faults()
         check_enums(request, faults)
         faults.done()
@@ -182,11 +182,10 @@ class Executions:
             if task_id is not None:
                 await load_task(tx, principal, task_id)
             rows = await find_executions(tx, query)
-            response = task_service_pb2.ListExecutionsResponse(
-                executions=await describe_executions(tx, rows[:size], in_list=True)
-            )
-        if len(rows) > size:
-            keyset = [str(rows[size - 1].execution.id)]
+            executions = fitting(await describe_executions(tx, rows[:size], in_list=True))
+        response = task_service_pb2.ListExecutionsResponse(executions=executions)
+        if len(rows) > len(executions):
+            keyset = [str(rows[len(executions) - 1].execution.id)]
             response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
         return response
 

@@ -4,12 +4,14 @@ import re
 from datetime import timedelta
 
 from agentrpc.domain.states import TERMINAL_RUN_STATES
+from agentrpc.domain.variables import load_variables
+from agentrpc.errors import InvalidArgument
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.templates import check_spec
-from agentrpc.services.validation import Faults, check_enums, check_options, json_object
+from agentrpc.services.validation import Faults, check_enums, check_options
 from agentrpc.v1 import run_pb2, task_pb2
 
-__all__ = ["SETTABLE", "check_task"]
+__all__ = ["SETTABLE", "check_json", "check_task"]
 
 SETTABLE = (
     "display_name",
@@ -47,8 +49,7 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
     """
     faults = Faults()
     check_enums(task, faults, "task.")
-    faults.check(bool(task.display_name.strip()), "task.display_name", "is required: a name for people")
-    faults.text("task.display_name", task.display_name, 200)
+    faults.title("task.display_name", task.display_name)
     faults.text("task.description", task.description, 4000)
     _labels(task, faults)
     faults.check(bool(task.prompt_template.strip()), "task.prompt_template", "is required: what the agent is to do")
@@ -73,8 +74,7 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
         schedules.check(task.schedule, faults, "task.schedule")
     faults.done()
     for field, text in texts.items():
-        if text:
-            json_object(field, text)
+        check_json(field, text)
     await check_spec(
         template=task.prompt_template,
         schema=task.variables_schema_json,
@@ -82,6 +82,16 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
         scheduled=scheduled,
         scheduled_field="task.schedule.variables_json",
     )
+
+
+def check_json(field: str, text: str) -> None:
+    """Raise JSON_INVALID unless the text is empty or a JSON object, of numbers and texts that can be stored."""
+    try:
+        load_variables(text)
+    except ValueError:
+        raise InvalidArgument(
+            f"{field} is not the text of a JSON object", reason="JSON_INVALID", metadata={"field": field}
+        ) from None
 
 
 def _labels(task: task_pb2.Task, faults: Faults) -> None:

@@ -12,7 +12,7 @@ from agentrpc.services.agent_options import refer_to_agent, refer_to_tool_groups
 from agentrpc.services.executions import end_execution
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.sessions import keep_secrets
 from agentrpc.services.task_access import change_task, load_task
@@ -85,7 +85,7 @@ class Tasks:
         self, principal: Principal, request: task_service_pb2.ListTasksRequest
     ) -> task_service_pb2.ListTasksResponse:
         """ListTasks."""
-        size = page_size(request.page_size)
+        size = page_size(request.page_size, limit=100)
         order = parse_order(request.order_by, TASK_ORDER)
         faults = Faults()
         faults.text("text", request.text, 200)
@@ -105,11 +105,11 @@ class Tasks:
         async with self._database.transaction() as tx:
             rows = await find_tasks(tx, query)
             status = await self._schedules.status(tx, rows[:size])
-            response = task_service_pb2.ListTasksResponse(
-                tasks=await describe_tasks(tx, principal, rows[:size], status)
-            )
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+            tasks = fitting(await describe_tasks(tx, principal, rows[:size], status))
+        response = task_service_pb2.ListTasksResponse(tasks=tasks)
+        if len(rows) > len(tasks):
+            last = rows[len(tasks) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update(self, principal: Principal, request: task_service_pb2.UpdateTaskRequest) -> task_pb2.Task:

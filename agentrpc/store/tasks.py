@@ -10,6 +10,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -49,6 +50,8 @@ __all__ = [
     "newest_executions",
     "pending_executions",
     "put_off_execution",
+    "tasks_using_agent",
+    "tasks_using_tool_group",
     "tool_call_counts",
 ]
 
@@ -246,6 +249,21 @@ async def find_tasks(tx: Transaction, query: TaskQuery) -> list[TaskRow]:
         statement = statement.where(beyond(_COLUMNS, query.order, query.after))
     statement = statement.order_by(*in_order(_COLUMNS, query.order)).limit(query.limit)
     return list(await tx.scalars(statement))
+
+
+async def tasks_using_agent(tx: Transaction, agent_id: UUID, limit: int) -> list[tuple[UUID, UUID]]:
+    """Tasks that refer to an agent, and their owners. Index tasks_by_agent."""
+    return await _using(tx, TaskRow.agent_id == agent_id, limit)
+
+
+async def tasks_using_tool_group(tx: Transaction, group_id: UUID, limit: int) -> list[tuple[UUID, UUID]]:
+    """Tasks that refer to a tool group, and their owners. Index tasks_by_tool_group."""
+    return await _using(tx, TaskRow.tool_groups.contains([group_id]), limit)
+
+
+async def _using(tx: Transaction, wanted: ColumnElement[bool], limit: int) -> list[tuple[UUID, UUID]]:
+    statement = select(TaskRow.id, TaskRow.owner).where(wanted, TaskRow.delete_time.is_(None)).limit(limit)
+    return [(row[0], row[1]) for row in await tx.execute(statement)]
 
 
 # Index executions_by_task, from its end.

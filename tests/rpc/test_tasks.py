@@ -373,7 +373,7 @@ async def test_cancel_and_retry(client, settled, hand):
         run_pb2.Run.STATE_RUNNING
     )
     assert (await hand.wanted(claim)).stop_kind == "CANCEL"
-    await hand.end(claim, RunState.CANCELLED)
+    await hand.end(claim, RunState.CANCELLED, run_pb2.StopReceipt(confirmed=True))
     await settled()
     summary = (await get(client, task.name)).summary
     assert (summary.total_count, summary.cancelled_count, summary.open_count) == (2, 2, 0)
