@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.tasks import TaskArgument, Variables, find_task, read_variables
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
@@ -21,7 +22,6 @@ schedules_app = typer.Typer(help="Schedules of tasks.", no_args_is_help=True)
 console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-TaskArgument = Annotated[str, typer.Argument(help="tasks/{task}, or its id.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +63,7 @@ def list_schedules(
 
 @schedules_app.command()
 def preview(
-    task: Annotated[str, typer.Argument(help="tasks/{task}, or its id; or none, with --cron.")] = "",
+    task: Annotated[str, typer.Argument(help="tasks/{task}, its id, or its display name; none with --cron.")] = "",
     cron: Annotated[list[str] | None, typer.Option(help="A cron of five fields; may be repeated.")] = None,
     zone: Annotated[str, typer.Option(help="A time zone, such as Europe/Berlin; UTC when left out.")] = "",
     count: int = 10,
@@ -74,15 +74,15 @@ def preview(
     if bool(task) == bool(cron):
         raise fail("name a task, or give --cron", 2)
     request = task_service_pb2.PreviewScheduleRequest(count=count)
-    if task:
-        request.task = _task_name(task)
-    else:
-        request.schedule.crons.extend(cron or [])
+    if cron:
+        request.schedule.crons.extend(cron)
         request.schedule.time_zone = zone
     if after:
         request.after.CopyFrom(_time("--after", after))
 
     async def work(client: AgentRpcClient) -> None:
+        if task:
+            request.task = await find_task(client, task)
         response = await client.call(client.tasks.PreviewSchedule, request)
         if as_json:
             _print(response)
@@ -98,7 +98,7 @@ def pause(task: TaskArgument, reason: str = "", as_json: Json = False) -> None:
     """Pause the schedule of a task."""
 
     async def work(client: AgentRpcClient) -> None:
-        request = task_service_pb2.PauseScheduleRequest(name=_task_name(task), reason=reason)
+        request = task_service_pb2.PauseScheduleRequest(name=await find_task(client, task), reason=reason)
         found = await client.call(client.tasks.PauseSchedule, request)
         _print(found) if as_json else console.print(f"{found.name} is paused", highlight=False)
 
@@ -110,7 +110,7 @@ def resume(task: TaskArgument, as_json: Json = False) -> None:
     """Let a paused schedule go on."""
 
     async def work(client: AgentRpcClient) -> None:
-        request = task_service_pb2.ResumeScheduleRequest(name=_task_name(task))
+        request = task_service_pb2.ResumeScheduleRequest(name=await find_task(client, task))
         found = await client.call(client.tasks.ResumeSchedule, request)
         times = found.schedule_status.next_times
         upcoming = f"next: {_shown(times[0])}" if times else "it is over"
@@ -122,13 +122,14 @@ def resume(task: TaskArgument, as_json: Json = False) -> None:
 @schedules_app.command()
 def trigger(
     task: TaskArgument,
-    variables: Annotated[str, typer.Option(help="Variables, as a JSON object.")] = "",
+    var: Variables = None,
     as_json: Json = False,
 ) -> None:
     """Carry a task out now, whatever its schedule does."""
+    variables = read_variables(var)
 
     async def work(client: AgentRpcClient) -> None:
-        request = task_service_pb2.RunTaskRequest(name=_task_name(task), variables_json=variables)
+        request = task_service_pb2.RunTaskRequest(name=await find_task(client, task), variables_json=variables)
         found = await client.call(client.tasks.RunTask, request)
         state = run_pb2.Run.State.Name(found.state).removeprefix("STATE_")
         _print(found) if as_json else console.print(f"{found.name} {state} {found.session}", highlight=False)
@@ -145,7 +146,7 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """Carry out the slots of a past time."""
-    request = task_service_pb2.BackfillTaskRequest(name=_task_name(task))
+    request = task_service_pb2.BackfillTaskRequest()
     getattr(request, "from").CopyFrom(_time("--from", begin))
     request.before.CopyFrom(_time("--before", before))
     try:
@@ -155,6 +156,7 @@ def backfill(
         raise fail(f"--overlap must be one of {', '.join(names).lower().replace('_', '-')}", 2) from None
 
     async def work(client: AgentRpcClient) -> None:
+        request.name = await find_task(client, task)
         response = await client.call(client.tasks.BackfillTask, request)
         if as_json:
             _print(response)
@@ -168,10 +170,6 @@ def backfill(
 
 def _print(message: Message) -> None:
     print(MessageToJson(message, preserving_proto_field_name=True))
-
-
-def _task_name(text: str) -> str:
-    return text if text.startswith("tasks/") else f"tasks/{text}"
 
 
 def _time(option: str, text: str) -> Timestamp:

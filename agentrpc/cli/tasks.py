@@ -19,7 +19,7 @@ from agentrpc.cli.render import print_line
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
-__all__ = ["find_task", "register", "tasks_app"]
+__all__ = ["TaskArgument", "Variables", "find_task", "read_variables", "register", "tasks_app"]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # As of `agentrpc run`.
@@ -92,7 +92,7 @@ def create_task(
         display_name=display_name,
         prompt_template=_text(prompt),
         variables_schema_json=_text(schema),
-        default_variables_json=_variables(default),
+        default_variables_json=read_variables(default),
         shared=shared,
     )
     task.MergeFrom(given)
@@ -166,7 +166,7 @@ def run_task(
 
     Exit status with --watch: 0 succeeded, 1 failed, 3 cancelled, 4 expired, 5 unknown outcome.
     """
-    variables = _variables(var)
+    variables = read_variables(var)
 
     async def work(client: AgentRpcClient) -> int:
         name = await find_task(client, task)
@@ -274,7 +274,7 @@ def list_templates(
     run_command(work)
 
 
-def _variables(pairs: list[str] | None) -> str:
+def read_variables(pairs: list[str] | None) -> str:
     """NAME=VALUE pairs as the text of a JSON object; empty without any."""
     found: dict[str, Any] = {}
     for pair in pairs or []:

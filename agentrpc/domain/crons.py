@@ -124,12 +124,7 @@ def parse_cron(text: str) -> Cron:
     fields = re.findall(r"[^ \t]+", text)
     if len(fields) != len(_FIELDS):
         raise ValueError(f"{text[:80]!r} has {len(fields)} fields: {_FORM}")
-    expanded = []
-    nth: dict[object, set[object]] = {}
-    for at, field in enumerate(fields):
-        values, which = _expand(at, field)
-        expanded.append(values)
-        nth.update(which)
+    expanded, nth = _expand(fields)
     minutes, hours, days, months, weekdays = expanded
     cron = Cron(
         times=tuple(60 * hour + minute for hour in _numbers(hours, 0, 23) for minute in _numbers(minutes, 0, 59)),
@@ -143,19 +138,25 @@ def parse_cron(text: str) -> Cron:
     return cron
 
 
-def _expand(at: int, field: str) -> tuple[list[object], dict[object, set[object]]]:
-    """One field, read by croniter."""
-    name, values = _FIELDS[at]
-    if all(_ITEM.fullmatch(item) for item in field.split(",")):
-        try:
-            expanded, nth = croniter.expand(" ".join(field if at == other else "*" for other in range(len(_FIELDS))))
-        except CroniterError:
-            pass
-        else:
-            return expanded[at], nth
-    raise ValueError(
-        f"the {name} cannot be {field[:80]!r}: use {values}, `*`, ranges (`1-5`), lists (`1,3`) and steps (`*/2`)"
-    )
+def _expand(fields: Sequence[str]) -> tuple[list[list[object]], dict[object, set[object]]]:
+    """The fields, read. Raises ValueError, which names the first that is wrong."""
+    try:
+        return _read(fields)
+    except CroniterError:
+        for at, (name, values) in enumerate(_FIELDS):
+            try:
+                _read([field if at == other else "*" for other, field in enumerate(fields)])
+            except CroniterError:
+                what = f"use {values}, `*`, ranges (`1-5`), lists (`1,3`) and steps (`*/2`)"
+                raise ValueError(f"the {name} cannot be {fields[at][:80]!r}: {what}") from None
+    raise ValueError(f"{' '.join(fields)!r} has fields that do not go together: {_FORM}")
+
+
+def _read(fields: Sequence[str]) -> tuple[list[list[object]], dict[object, set[object]]]:
+    if not all(_ITEM.fullmatch(item) for field in fields for item in field.split(",")):
+        raise CroniterError
+    expanded, nth = croniter.expand(" ".join(fields))
+    return expanded, nth
 
 
 def _numbers(values: Iterable[object], least: int, most: int) -> list[int]:

@@ -96,15 +96,19 @@ class Overlap:
     buffered: int = 0
 
 
+# Index executions_open.
+_OVERLAPS = text("""
+SELECT task_id, count(*) FILTER (WHERE NOT buffered), count(*) FILTER (WHERE buffered AND backfill_id IS NULL)
+FROM executions
+WHERE task_id = ANY(CAST(:task_ids AS uuid[])) AND state IN ('PENDING', 'STARTED')
+GROUP BY task_id
+""")
+
+
 async def overlaps(tx: Transaction, task_ids: Collection[UUID]) -> dict[UUID, Overlap]:
-    """What new slots of these tasks meet; tasks that have nothing open are left out. Index executions_open."""
-    waits = func.count().filter(ExecutionRow.buffered, ExecutionRow.backfill_id.is_(None))
-    statement = (
-        select(ExecutionRow.task_id, func.count().filter(~ExecutionRow.buffered), waits)
-        .where(ExecutionRow.task_id.in_(task_ids), ExecutionRow.state.in_(_OPEN))
-        .group_by(ExecutionRow.task_id)
-    )
-    return {row[0]: Overlap(row[1], row[2]) for row in await tx.execute(statement)}
+    """What new slots of these tasks meet; tasks that have nothing open are left out."""
+    rows = await tx.execute(_OVERLAPS, {"task_ids": list(task_ids)})
+    return {row[0]: Overlap(row[1], row[2]) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
