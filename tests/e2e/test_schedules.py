@@ -88,9 +88,10 @@ async def look(client, task, ready):
     """The executions of a task in order, and its schedule's status, once `ready` says so."""
     async with asyncio.timeout(90):
         while True:
+            # In this order: the executions of the slots that are counted are there.
+            status = (await client.call(client.tasks.GetTask, api.GetTaskRequest(name=task.name))).schedule_status
             request = api.ListExecutionsRequest(parent=task.name, order_by="create_time")
             found = list((await client.call(client.tasks.ListExecutions, request)).executions)
-            status = (await client.call(client.tasks.GetTask, api.GetTaskRequest(name=task.name))).schedule_status
             if ready([run_state(one) for one in found], status):
                 return found, status
             await asyncio.sleep(0.1)
