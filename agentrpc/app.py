@@ -26,20 +26,25 @@ from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
+from agentrpc.rpc.task_methods import task_service
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.archives import Archives
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.files import Files
+from agentrpc.services.firing import Firing
 from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
+from agentrpc.services.schedules import Schedules
 from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.task_executions import Executions
+from agentrpc.services.tasks import Tasks
 from agentrpc.services.tool_groups import ToolGroups
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
@@ -77,6 +82,10 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.schedules = Schedules(database, settings)
+        self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
+        self.firing = Firing(database, bus, doorbell, self.schedules.execution_ended)
+        self.tasks = Tasks(database, self.schedules, settings)
         self.agents = Agents(database, settings)
         self.tool_groups = ToolGroups(database, settings)
         self.memory = Memory(database, settings)
@@ -90,6 +99,7 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            task_service(self.tasks, self.executions, self.schedules),
             agent_service(self.agents),
             tool_group_service(self.tool_groups),
             memory_service(self.memory),
@@ -103,7 +113,7 @@ class UseCases:
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
-        return []
+        return [self.executions.settle]
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
@@ -191,11 +201,16 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
         await process.open()
         deadlines = Deadlines(process.database, process.bus, process.doorbell, settings)
         outbox = Outbox(process.database, process.use_cases.consumers())
-        scheduler = Scheduler(process.database, process.use_cases.approvals, deadlines, outbox)
+        use_cases = process.use_cases
+        scheduler = Scheduler(
+            process.database, use_cases.approvals, deadlines, outbox, use_cases.executions, use_cases.firing
+        )
         running = [
             asyncio.create_task(scheduler.run(), name="scheduler"),
             asyncio.create_task(scheduler.tell(), name="outbox"),
             asyncio.create_task(process.use_cases.archives.schedule(), name="archives"),
+            asyncio.create_task(scheduler.fire(), name="schedules"),
+            asyncio.create_task(scheduler.begin(), name="executions"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")
@@ -258,7 +273,7 @@ def worker_process(pipe: int) -> None:
 
 @app.command(rich_help_panel="Processes")
 def scheduler() -> None:
-    """Expire approvals, find lost workers, and keep house."""
+    """Fire schedules, expire approvals, find lost workers, and keep house."""
     _run("scheduler", _schedule)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "agent_version_name",
     "approval_name",
     "archive_name",
+    "execution_name",
     "memory_entry_name",
     "memory_store_name",
     "parse_agent",
@@ -22,15 +23,19 @@ __all__ = [
     "parse_agent_version",
     "parse_approval",
     "parse_archive",
+    "parse_execution",
     "parse_memory_entry",
     "parse_memory_store",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
+    "parse_task",
+    "parse_task_or_wildcard",
     "parse_tool_group",
     "parse_user",
     "run_name",
     "session_name",
+    "task_name",
     "tool_group_name",
     "user_name",
 ]
@@ -43,6 +48,8 @@ MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
 _MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
 _ARCHIVE = re.compile(f"sessions/{_ID}/archive")
 _USER = re.compile(f"users/{_ID}")
+_TASK = re.compile(f"tasks/{_ID}")
+_EXECUTION = re.compile(f"tasks/{_ID}/executions/{_ID}")
 _AGENT = re.compile(f"agents/{_ID}")
 _AGENT_VERSION = re.compile(f"agents/{_ID}/versions/([1-9][0-9]{{0,8}})")
 _TOOL_GROUP = re.compile(f"toolGroups/{_ID}")
@@ -81,6 +88,16 @@ def archive_name(session_id: UUID) -> str:
 def user_name(user_id: UUID) -> str:
     """`users/{user}`."""
     return f"users/{user_id}"
+
+
+def task_name(task_id: UUID) -> str:
+    """`tasks/{task}`."""
+    return f"tasks/{task_id}"
+
+
+def execution_name(task_id: UUID, execution_id: UUID) -> str:
+    """`tasks/{task}/executions/{execution}`."""
+    return f"tasks/{task_id}/executions/{execution_id}"
 
 
 def parse_session(name: str, *, field: str = "name") -> UUID:
@@ -132,6 +149,22 @@ def parse_archive(name: str, *, field: str = "name") -> UUID:
 def parse_user(name: str, *, field: str = "name") -> UUID:
     """The id in `users/{user}`. Raises as `parse_session`."""
     return _match(_USER, name, field, "users/{user}")[0]
+
+
+def parse_task(name: str, *, field: str = "name") -> UUID:
+    """The id in `tasks/{task}`. Raises as `parse_session`."""
+    return _match(_TASK, name, field, "tasks/{task}")[0]
+
+
+def parse_task_or_wildcard(name: str, *, field: str = "parent") -> UUID | None:
+    """As `parse_task`; None for `tasks/-`, which stands for all tasks (AIP-159)."""
+    return None if name == "tasks/-" else parse_task(name, field=field)
+
+
+def parse_execution(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
+    """The ids of task and execution in `tasks/{task}/executions/{execution}`. Raises as `parse_session`."""
+    task_id, execution_id = _match(_EXECUTION, name, field, "tasks/{task}/executions/{execution}")
+    return task_id, execution_id
 
 
 def agent_name(agent_id: UUID) -> str:

@@ -31,6 +31,7 @@ from agentrpc.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
     stream_pb2,
+    task_service_pb2_grpc,
     tool_group_service_pb2_grpc,
 )
 
@@ -93,6 +94,7 @@ class AgentRpcClient:
         self.sessions = session_service_pb2_grpc.SessionServiceStub(self._channel)
         self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
+        self.tasks = task_service_pb2_grpc.TaskServiceStub(self._channel)
         self.agents = agent_service_pb2_grpc.AgentServiceStub(self._channel)
         self.tool_groups = tool_group_service_pb2_grpc.ToolGroupServiceStub(self._channel)
         self.memory = memory_service_pb2_grpc.MemoryServiceStub(self._channel)

@@ -16,9 +16,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from agentrpc import clock
+from agentrpc.names import task_name
 from agentrpc.store.database import Transaction
 from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Base
+from agentrpc.store.tasks import tasks_using_agent
 
 __all__ = [
     "AGENT_ORDER",
@@ -218,9 +220,9 @@ async def count_use(tx: Transaction, agent_id: UUID) -> None:
     await tx.execute(_COUNT, {"agent_id": agent_id, "id": clock.uuid7(), "now": clock.utcnow()})
 
 
-async def agent_used_by(tx: Transaction, agent_id: UUID) -> list[tuple[str, UUID]]:  # noqa: ARG001
+async def agent_used_by(tx: Transaction, agent_id: UUID) -> list[tuple[str, UUID]]:
     """Names and owners of what refers to an agent and keeps it from being deleted, at most 100.
 
     Sessions do not: they have a copy of the options. Whoever stores a reference locks the agent `to_refer` before.
     """
-    return []
+    return [(task_name(task), owner) for task, owner in await tasks_using_agent(tx, agent_id, 100)]

@@ -9,11 +9,12 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, Integer, func, or_, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from agentrpc.names import agent_version_name
+from agentrpc.names import agent_version_name, task_name
 from agentrpc.store.agents import Agent, AgentVersion
 from agentrpc.store.database import Transaction
 from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Base
+from agentrpc.store.tasks import tasks_using_tool_group
 
 __all__ = [
     "TOOL_GROUP_ORDER",
@@ -131,4 +132,5 @@ async def tool_group_used_by(tx: Transaction, group_id: UUID) -> list[tuple[str,
         .order_by(AgentVersion.agent_id, AgentVersion.number)
         .limit(100)
     )
-    return [(agent_version_name(row[0], row[1]), row[2]) for row in await tx.execute(statement)]
+    versions = [(agent_version_name(row[0], row[1]), row[2]) for row in await tx.execute(statement)]
+    return versions + [(task_name(task), owner) for task, owner in await tasks_using_tool_group(tx, group_id, 100)]

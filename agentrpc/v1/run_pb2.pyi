@@ -207,6 +207,7 @@ class RunError(_message.Message):
         REASON_WORKSPACE_LOST: _ClassVar[RunError.Reason]
         REASON_INACTIVE: _ClassVar[RunError.Reason]
         REASON_UNDECIDED: _ClassVar[RunError.Reason]
+        REASON_TASK_INVALID: _ClassVar[RunError.Reason]
     REASON_UNSPECIFIED: RunError.Reason
     REASON_INTERNAL: RunError.Reason
     REASON_AGENT_START_FAILED: RunError.Reason
@@ -227,6 +228,7 @@ class RunError(_message.Message):
     REASON_WORKSPACE_LOST: RunError.Reason
     REASON_INACTIVE: RunError.Reason
     REASON_UNDECIDED: RunError.Reason
+    REASON_TASK_INVALID: RunError.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]

@@ -1,9 +1,10 @@
-"""The scheduler: approvals and runs past their deadlines, partitions of the coming months, old request ids, gauges.
+"""The scheduler: schedules, executions that are due, deadlines, what others are to be told, housekeeping.
 
 Any number may run: each step takes its rows under locks and is found done by the others.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -11,7 +12,9 @@ from agentrpc import clock
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.firing import Firing
 from agentrpc.services.outbox import Outbox
+from agentrpc.services.task_executions import Executions
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import forget_requests, queue_figures
 from agentrpc.store.schema import ensure_partitions
@@ -22,7 +25,12 @@ __all__ = ["Scheduler"]
 log = structlog.get_logger()
 
 _TICK = 1.0
-_TELL = 0.3
+_SOON = 0.3
+# Tasks that are new, or have got another schedule, are seen after so long.
+_LONGEST_NAP = 1.0
+# Where another scheduler deals with what has come.
+_SHORTEST_NAP = 0.02
+_CLOCK_LOOK = 60.0
 _HOUSEKEEPING = 600.0
 
 
@@ -34,13 +42,25 @@ class Scheduler:
         approvals: Expires them.
         deadlines: Ends runs that nobody drives.
         outbox: Hands on what happened.
+        executions: Begins those whose time has come.
+        firing: Fires schedules.
     """
 
-    def __init__(self, database: Database, approvals: Approvals, deadlines: Deadlines, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        database: Database,
+        approvals: Approvals,
+        deadlines: Deadlines,
+        outbox: Outbox,
+        executions: Executions,
+        firing: Firing,
+    ) -> None:
         self._database = database
         self._outbox = outbox
         self._approvals = approvals
         self._deadlines = deadlines
+        self._executions = executions
+        self._firing = firing
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -53,6 +73,7 @@ class Scheduler:
                 if clock.monotonic() >= next_housekeeping:
                     await ensure_partitions(self._database, clock.utcnow())
                     await forget_requests(self._database)
+                    await self._firing.forget()
                     next_housekeeping = clock.monotonic() + _HOUSEKEEPING
             except AgentRpcError as error:
                 log.warning("scheduler_paused", reason=error.reason)
@@ -62,17 +83,44 @@ class Scheduler:
 
     async def tell(self) -> None:
         """Hand on what happened, until cancelled."""
+        await _repeat(self._outbox.drain)
+
+    async def begin(self) -> None:
+        """Begin executions whose time has come, until cancelled."""
+        await _repeat(self._executions.start_due)
+
+    async def fire(self) -> None:
+        """Fire schedules, each slot when it comes, until cancelled."""
+        next_clock_look = 0.0
         while True:
+            nap = _LONGEST_NAP
             try:
-                await self._outbox.drain()
+                while await self._firing.fire():
+                    pass
+                await self._firing.stop()
+                if clock.monotonic() >= next_clock_look:
+                    await self._firing.follow_clock()
+                    next_clock_look = clock.monotonic() + _CLOCK_LOOK
+                nap = min(max(await self._firing.seconds_to_next(), _SHORTEST_NAP), _LONGEST_NAP)
             except AgentRpcError as error:
                 log.warning("scheduler_paused", reason=error.reason)
             except Exception:
                 log.exception("scheduler_failed")
-            await asyncio.sleep(clock.jitter(_TELL, 0.2))
+            await asyncio.sleep(nap)
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)
         for state in ("QUEUED", "RUNNING", "REQUIRES_ACTION", "UNKNOWN_OUTCOME"):
             RUNS.labels(state).set(states.get(state, 0))
         QUEUE_AGE.set(oldest)
+
+
+async def _repeat(step: Callable[[], Awaitable[int]]) -> None:
+    while True:
+        try:
+            await step()
+        except AgentRpcError as error:
+            log.warning("scheduler_paused", reason=error.reason)
+        except Exception:
+            log.exception("scheduler_failed")
+        await asyncio.sleep(clock.jitter(_SOON, 0.2))

@@ -5,7 +5,7 @@ import json
 
 import uvloop
 
-from scripts.benches import durability, runs, streams
+from scripts.benches import durability, runs, schedule, streams
 from scripts.benches.frame import medians
 
 BENCHES = {
@@ -18,6 +18,7 @@ BENCHES = {
     "recover": durability.recover,
     "cancel": durability.cancel,
     "sessions": durability.sessions,
+    "schedule": schedule.schedule,
 }
 # Of what takes minutes. The median of three for the others.
 _RUNS = {"sessions": 1}

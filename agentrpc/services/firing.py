@@ -1,0 +1,172 @@
+"""Fires schedules: what becomes of each slot is decided, and stored, once.
+
+One transaction locks tasks whose slots have come, decides about all of these slots and writes them with their
+executions, the counters and the next time. What follows is found in what it has stored, by any scheduler: executions
+begin (`task_executions.py`), and those that a later slot is to end are stopped here. So a scheduler may end anywhere.
+
+Any number may run: each passes over the tasks that another has locked. The only clock is the database's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from agentrpc import clock
+from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.schedules import Action, decide_each, due, jitter_of
+from agentrpc.domain.states import RunState, StopKind
+from agentrpc.services.executions import Ended, Touched, end_execution, stop_execution
+from agentrpc.services.schedules import catchup_window, overlap_policy, slot_variables, timetable_of
+from agentrpc.services.signals import Doorbell
+from agentrpc.store.database import Database, Transaction
+from agentrpc.store.schedules import (
+    Advance,
+    DueTask,
+    NewSlot,
+    Overlap,
+    advance_tasks,
+    executions_to_stop,
+    forget_slots,
+    lock_due_tasks,
+    lock_tasks_ahead,
+    next_due,
+    overlaps,
+    record_slots,
+    want_stopped,
+)
+from agentrpc.store.tasks import lock_execution, lock_task
+from agentrpc.v1 import task_pb2
+
+__all__ = ["Firing"]
+
+log = structlog.get_logger()
+
+_BATCH = 200
+_STOPPED_AT_ONCE = 64
+_FORGOTTEN_AT_ONCE = 5000
+_REST = timedelta(minutes=1)
+_SUPERSEDED = "the next slot of the schedule has come"
+
+
+class Firing:
+    """The use cases of the scheduler.
+
+    Args:
+        database: The store.
+        bus: Shows watchers what happens.
+        doorbell: Is rung when a run is to stop.
+        ended: Is told of executions that have ended.
+    """
+
+    def __init__(self, database: Database, bus: Bus, doorbell: Doorbell, ended: Ended) -> None:
+        self._database = database
+        self._bus = bus
+        self._doorbell = doorbell
+        self._ended = ended
+
+    async def fire(self) -> int:
+        """Deal with slots that have come, of some tasks; how many tasks there were."""
+        async with self._database.transaction() as tx:
+            tasks = await lock_due_tasks(tx, _BATCH)
+            if not tasks:
+                return 0
+            met = await overlaps(tx, [task.id for task in tasks])
+            plans = [_plan(task, met.get(task.id, Overlap())) for task in tasks]
+            counts = await record_slots(tx, [slot for plan in plans for slot in plan.slots])
+            await advance_tasks(tx, [_counted(plan.advance, counts) for plan in plans])
+            for kind in (StopKind.INTERRUPT, StopKind.CANCEL):
+                if stopped := [plan.advance.task_id for plan in plans if plan.stop is kind]:
+                    await want_stopped(tx, stopped, kind)
+        return len(tasks)
+
+    async def stop(self) -> int:
+        """Stop executions for which a later slot waits; how many there were."""
+        async with self._database.transaction() as tx:
+            found = await executions_to_stop(tx, _STOPPED_AT_ONCE)
+        for task_id, execution_id in found:
+            async with self._database.transaction() as tx:
+                touched = await self._stop(tx, task_id, execution_id)
+            if touched is not None:
+                await touched.announce(self._bus, self._doorbell)
+        return len(found)
+
+    async def _stop(self, tx: Transaction, task_id: UUID, execution_id: UUID) -> Touched | None:
+        task = await lock_task(tx, task_id)
+        row = await lock_execution(tx, execution_id)
+        if task is None or row is None or row.stop is None:
+            return None
+        kind, row.stop = StopKind(row.stop), None
+        if row.state == "PENDING":
+            await end_execution(tx, task, row, RunState.CANCELLED, self._ended)
+            return None
+        return await stop_execution(tx, row, kind, _SUPERSEDED) if row.state == "STARTED" else None
+
+    async def seconds_to_next(self) -> float:
+        """How long until the next slot of any task: below 0 when it has come, infinite when there is none."""
+        async with self._database.transaction() as tx:
+            now, slot = await next_due(tx)
+        return (slot - now).total_seconds() if slot is not None else float("inf")
+
+    async def follow_clock(self) -> int:
+        """Let schedules go on whose slots were dealt with before their time, by a clock that has been put back.
+
+        Slots that were dealt with then are passed over when their time comes.
+        """
+        async with self._database.transaction() as tx:
+            tasks = await lock_tasks_ahead(tx, _BATCH)
+            moved = []
+            for task in tasks:
+                slot = timetable_of(task_pb2.Task.FromString(task.spec).schedule).next(task.now)
+                moved.append(Advance(task.id, slot, task.now))
+            if moved:
+                await advance_tasks(tx, moved)
+        return len(tasks)
+
+    async def forget(self) -> None:
+        """Delete slots of long ago."""
+        while True:
+            async with self._database.transaction() as tx:
+                if await forget_slots(tx, _FORGOTTEN_AT_ONCE) < _FORGOTTEN_AT_ONCE:
+                    return
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to become of the slots of one task that have come."""
+
+    advance: Advance
+    slots: Sequence[NewSlot] = ()
+    stop: StopKind | None = None
+
+
+def _plan(task: DueTask, met: Overlap) -> _Plan:
+    spec = task_pb2.Task.FromString(task.spec)
+    schedule = spec.schedule
+    try:
+        timetable = timetable_of(schedule)
+    except ValueError as error:
+        # Its zone has gone from this machine: another scheduler may know it, and others' schedules go on.
+        log.error("schedule_not_fired", task=str(task.id), error=str(error))  # noqa: TRY400 - the message says it
+        return _Plan(Advance(task.id, task.now + _REST, None))
+    come = due(timetable, task.next_slot_time, task.now, catchup_window(schedule))
+    jitter = schedule.jitter.ToTimedelta()
+    variables = slot_variables(spec) if come.slots else ""
+    decisions = decide_each(overlap_policy(schedule.overlap_policy), len(come.slots), met.under_way, met.buffered)
+    slots = []
+    for nominal, decision in zip(come.slots, decisions, strict=True):
+        if decision.action is Action.SKIP:
+            slots.append(NewSlot(task.id, nominal))
+            continue
+        due_time = nominal + jitter_of(task.id, nominal, jitter) if jitter else None
+        waits = decision.action is Action.BUFFER
+        slots.append(NewSlot(task.id, nominal, clock.uuid7(), task.owner, variables, due_time, waits))
+    stop = next((decision.stop for decision in decisions if decision.stop is not None), None)
+    return _Plan(Advance(task.id, come.next, come.last, missed=come.missed), slots, stop)
+
+
+def _counted(advance: Advance, counts: Mapping[UUID, tuple[int, int]]) -> Advance:
+    fired, skipped = counts.get(advance.task_id, (0, 0))
+    return replace(advance, fired=fired, skipped=skipped)

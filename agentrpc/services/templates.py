@@ -1,0 +1,175 @@
+"""Templates and their variables, checked and rendered where they can do no harm.
+
+Both may come from anybody, and both can be made to loop, to backtrack or to grow without an end, in the middle of one
+step of the interpreter: no thread can be stopped there. So processes do it that can (`template_process.py`).
+"""
+
+import asyncio
+import atexit
+import contextlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from agentrpc.errors import FieldViolation, InvalidArgument
+from agentrpc.services.template_process import CPU_SECONDS, receive, send
+
+__all__ = ["Prepared", "check_spec", "prepare"]
+
+_PROCESSES = 2
+# Seconds on the clock, for a machine that is far too busy.
+_PATIENCE = 30.0
+_FIELDS = {
+    "template": ("TEMPLATE_INVALID", "prompt_template"),
+    "schema": ("FIELD_INVALID", "variables_schema_json"),
+    "defaults": ("VARIABLES_INVALID", "default_variables_json"),
+    "given": ("VARIABLES_INVALID", "variables_json"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an execution needs.
+
+    Attributes:
+        variables: All of its variables, defaults included, as the text of a JSON object.
+        prompt: The rendered template.
+    """
+
+    variables: str
+    prompt: str
+
+
+async def check_spec(
+    *, template: str, schema: str, defaults: str, scheduled: str | None = None, scheduled_field: str = ""
+) -> None:
+    """Check what a task is made of; the JSON texts are known to be objects.
+
+    Args:
+        template: The prompt_template.
+        schema: The variables_schema_json.
+        defaults: The default_variables_json.
+        scheduled: The variables that a schedule gives; None: there is no schedule.
+        scheduled_field: The field that they stand in.
+
+    Raises:
+        InvalidArgument: FIELD_INVALID, TEMPLATE_INVALID or VARIABLES_INVALID.
+    """
+    request = {"op": "check", "template": template, "schema": schema, "defaults": defaults, "given": scheduled}
+    fields = {what: (reason, f"task.{field}") for what, (reason, field) in _FIELDS.items()}
+    fields["given"] = ("VARIABLES_INVALID", scheduled_field)
+    await _ask(request, fields)
+
+
+async def prepare(*, template: str, schema: str, defaults: str, given: str) -> Prepared:
+    """Check the variables of an execution and render its prompt. The template and the schema were checked before.
+
+    Raises:
+        InvalidArgument: VARIABLES_INVALID or TEMPLATE_INVALID.
+    """
+    request = {"op": "prepare", "template": template, "schema": schema, "defaults": defaults, "given": given}
+    answer = await _ask(request, _FIELDS)
+    return Prepared(answer["variables"], answer["prompt"])
+
+
+async def _ask(request: dict[str, Any], fields: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    answer = await asyncio.get_running_loop().run_in_executor(_threads, _exchange, request)
+    if answer is None or "memory" in answer:
+        what = f"more than {CPU_SECONDS:g} s of processor time" if answer is None else "too much memory"
+        message = f"checking and rendering it takes {what}: make the template, or patterns of the schema, simpler"
+        answer = {"faults": [{"what": "template", "line": 0, "path": "", "message": message}]}
+    if answer["faults"]:
+        raise _error(answer["faults"], fields)
+    return answer
+
+
+def _error(faults: list[dict[str, Any]], fields: dict[str, tuple[str, str]]) -> InvalidArgument:
+    """All faults as one error, whose reason is that of the first."""
+    violations = []
+    for fault in faults:
+        field = fields[fault["what"]][1]
+        path = fault["path"]
+        where = f"{field}{'' if not path or path.startswith('[') else '.'}{path}"
+        line = f"line {fault['line']}: " if fault["line"] else ""
+        violations.append(FieldViolation(where, f"{line}{fault['message']}"))
+    reason, field = fields[faults[0]["what"]]
+    metadata = {"field": field}
+    if reason == "TEMPLATE_INVALID" and faults[0]["line"]:
+        metadata["line"] = str(faults[0]["line"])
+    text = "; ".join(f"{v.field}: {v.description}" for v in violations)
+    return InvalidArgument(text, reason=reason, metadata=metadata, violations=tuple(violations))
+
+
+_threads = ThreadPoolExecutor(_PROCESSES, thread_name_prefix="templates")
+_idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
+
+
+def _exchange(request: dict[str, Any]) -> dict[str, Any] | None:
+    """What a process answers; None: it took too long."""
+    process = _take()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    watch = threading.Timer(_PATIENCE, process.kill)
+    watch.start()
+    answer, status = None, 0
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            send(process.stdin, request)  # type: ignore[arg-type]  # a buffered pipe
+            answer = receive(process.stdout)  # type: ignore[arg-type]
+    finally:
+        watch.cancel()
+        if answer is not None and "memory" not in answer:
+            _idle.put(process)
+        else:
+            status = _end(process)
+    if answer is None and status not in {-signal.SIGPROF, -signal.SIGKILL}:
+        raise RuntimeError(f"the process of templates has ended with {status}")
+    if answer is not None and "failed" in answer:
+        raise RuntimeError(answer["failed"])
+    return answer
+
+
+def _take() -> subprocess.Popen[bytes]:
+    """A process that is idle and alive, or a new one."""
+    with contextlib.suppress(queue.Empty):
+        while (process := _idle.get_nowait()).poll() is not None:
+            _end(process)
+        return process
+    return _start()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # In isolation: neither the environment nor the folder it is started in has a say.
+    return subprocess.Popen(
+        [sys.executable, "-I", "-m", "agentrpc.services.template_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={},
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """End a process that may be about to end by itself; how it has ended."""
+    with contextlib.suppress(BrokenPipeError):
+        assert process.stdin is not None
+        process.stdin.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.returncode
+
+
+@atexit.register
+def _end_all() -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            _end(_idle.get_nowait())
