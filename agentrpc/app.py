@@ -21,6 +21,7 @@ from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
+from agentrpc.rpc.webhook_methods import webhook_service
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
@@ -31,6 +32,9 @@ from agentrpc.services.runs import Runs
 from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.webhook_delivery import WebhookDeliveries
+from agentrpc.services.webhooks import JOB as WEBHOOKS_JOB
+from agentrpc.services.webhooks import Webhooks
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
@@ -66,6 +70,8 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.webhooks = Webhooks(database, doorbell, settings)
+        self.webhook_deliveries = WebhookDeliveries(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -74,15 +80,16 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            webhook_service(self.webhooks),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {}
+        return {WEBHOOKS_JOB: self.webhook_deliveries.drain}
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
-        return []
+        return [self.webhooks.consume]
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
@@ -101,7 +108,7 @@ class _Process:
         self.database = Database(settings.database_url.get_secret_value())
         self.bus = Bus(settings.redis_url.get_secret_value())
         self.bell = Bell(settings.redis_url.get_secret_value())
-        self.doorbell = Doorbell(self.bus, self.bell.ring)
+        self.doorbell = Doorbell(self.bus, self.bell.ring, self.bell.ring_job)
         self.use_cases = UseCases(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:

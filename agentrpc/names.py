@@ -1,4 +1,4 @@
-"""Resource names (AIP-122) of sessions, runs, approvals and users.
+"""Resource names (AIP-122).
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -11,14 +11,21 @@ from agentrpc.errors import InvalidArgument
 
 __all__ = [
     "approval_name",
+    "delivery_name",
+    "mcp_server_name",
     "parse_approval",
+    "parse_delivery",
+    "parse_delivery_or_wildcard",
+    "parse_mcp_server",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
     "parse_user",
+    "parse_webhook",
     "run_name",
     "session_name",
     "user_name",
+    "webhook_name",
 ]
 
 _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
@@ -26,6 +33,9 @@ _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 _USER = re.compile(f"users/{_ID}")
+_WEBHOOK = re.compile(f"webhooks/{_ID}")
+_DELIVERY = re.compile(f"webhooks/{_ID}/deliveries/{_ID}")
+_MCP_SERVER = re.compile(f"mcpServers/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -81,6 +91,44 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
 def parse_user(name: str, *, field: str = "name") -> UUID:
     """The id in `users/{user}`. Raises as `parse_session`."""
     return _match(_USER, name, field, "users/{user}")[0]
+
+
+def webhook_name(webhook_id: UUID) -> str:
+    """`webhooks/{webhook}`."""
+    return f"webhooks/{webhook_id}"
+
+
+def delivery_name(webhook_id: UUID, delivery_id: UUID) -> str:
+    """`webhooks/{webhook}/deliveries/{delivery}`."""
+    return f"webhooks/{webhook_id}/deliveries/{delivery_id}"
+
+
+def parse_webhook(name: str, *, field: str = "name") -> UUID:
+    """The id in `webhooks/{webhook}`. Raises as `parse_session`."""
+    return _match(_WEBHOOK, name, field, "webhooks/{webhook}")[0]
+
+
+def parse_delivery(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
+    """The ids of webhook and delivery in `webhooks/{webhook}/deliveries/{delivery}`. Raises as `parse_session`."""
+    webhook_id, delivery_id = _match(_DELIVERY, name, field, "webhooks/{webhook}/deliveries/{delivery}")
+    return webhook_id, delivery_id
+
+
+def parse_delivery_or_wildcard(name: str, *, field: str = "name") -> tuple[UUID, UUID | None]:
+    """As `parse_delivery`; None as the second for `webhooks/{webhook}/deliveries/-`, which stands for all of them."""
+    if name.endswith("/deliveries/-"):
+        return parse_webhook(name.removesuffix("/deliveries/-"), field=field), None
+    return parse_delivery(name, field=field)
+
+
+def mcp_server_name(server_id: UUID) -> str:
+    """`mcpServers/{mcp_server}`."""
+    return f"mcpServers/{server_id}"
+
+
+def parse_mcp_server(name: str, *, field: str = "name") -> UUID:
+    """The id in `mcpServers/{mcp_server}`. Raises as `parse_session`."""
+    return _match(_MCP_SERVER, name, field, "mcpServers/{mcp_server}")[0]
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:

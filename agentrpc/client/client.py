@@ -26,6 +26,7 @@ from agentrpc.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
     stream_pb2,
+    webhook_service_pb2_grpc,
 )
 
 __all__ = ["AgentRpcClient"]
@@ -88,6 +89,7 @@ class AgentRpcClient:
         self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0
         self._refresh_token = refresh_token
