@@ -311,6 +311,6 @@ def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Sessio
             continue
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
-        for key, value in new.items():
+        for key, value in list(new.items()):
             if not value and key in old:
                 new[key] = old[key]

@@ -79,7 +79,8 @@ def public_options(stored: bytes) -> session_pb2.SessionOptions:
     for server in options.mcp_servers:
         transport = server.WhichOneof("transport")
         secrets = server.stdio.env if transport == "stdio" else getattr(server, transport or "http").headers
-        for key in secrets:
+        # A copy of the keys: a map of protobuf that is written to while it is walked skips some.
+        for key in list(secrets):
             secrets[key] = ""
     return options
 
