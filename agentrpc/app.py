@@ -18,6 +18,7 @@ from agentrpc.cli.main import app
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.mcp_server_methods import mcp_server_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
@@ -25,6 +26,9 @@ from agentrpc.rpc.webhook_methods import webhook_service
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
+from agentrpc.services.mcp_checks import McpChecks
+from agentrpc.services.mcp_servers import JOB as MCP_HEALTH_JOB
+from agentrpc.services.mcp_servers import McpServers
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.run_control import RunControl
@@ -70,6 +74,8 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.mcp_servers = McpServers(database, doorbell, settings)
+        self.mcp_checks = McpChecks(database, settings)
         self.webhooks = Webhooks(database, doorbell, settings)
         self.webhook_deliveries = WebhookDeliveries(database, settings)
 
@@ -80,12 +86,13 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            mcp_server_service(self.mcp_servers),
             webhook_service(self.webhooks),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {WEBHOOKS_JOB: self.webhook_deliveries.drain}
+        return {MCP_HEALTH_JOB: self.mcp_checks.drain, WEBHOOKS_JOB: self.webhook_deliveries.drain}
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""

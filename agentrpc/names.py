@@ -10,6 +10,7 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "MCP_SERVER",
     "approval_name",
     "delivery_name",
     "mcp_server_name",
@@ -35,7 +36,7 @@ _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 _USER = re.compile(f"users/{_ID}")
 _WEBHOOK = re.compile(f"webhooks/{_ID}")
 _DELIVERY = re.compile(f"webhooks/{_ID}/deliveries/{_ID}")
-_MCP_SERVER = re.compile(f"mcpServers/{_ID}")
+MCP_SERVER = re.compile(f"mcpServers/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -128,7 +129,7 @@ def mcp_server_name(server_id: UUID) -> str:
 
 def parse_mcp_server(name: str, *, field: str = "name") -> UUID:
     """The id in `mcpServers/{mcp_server}`. Raises as `parse_session`."""
-    return _match(_MCP_SERVER, name, field, "mcpServers/{mcp_server}")[0]
+    return _match(MCP_SERVER, name, field, "mcpServers/{mcp_server}")[0]
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     allow_private_addresses: bool = Field(
         default=False, description="Whether webhooks and checks of MCP servers may call private and local addresses."
     )
+    mcp_check_interval: float = Field(
+        default=3600, ge=0, description="How often registered MCP servers are checked unasked; 0: never."
+    )
+    mcp_check_timeout: Seconds = Field(default=40, description="For one check of an MCP server.")
     webhook_timeout: Seconds = Field(default=10, description="For one attempt of a delivery, all in all.")
     webhook_retry_delay: Seconds = Field(default=10, description="Before the second attempt, at most; then it doubles.")
     webhook_retry_window: Seconds = Field(default=86400, description="A delivery is given up when it is so old.")

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Column, Table
 
-from agentrpc.cli import talk, webhooks
+from agentrpc.cli import mcp_servers, talk, webhooks
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.render import print_line, state_name, wait_name
@@ -40,6 +40,7 @@ approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_he
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
+app.add_typer(mcp_servers.app, name="mcp-servers")
 app.add_typer(webhooks.app, name="webhooks")
 
 console = Console()

@@ -141,14 +141,13 @@ def list_deliveries(
     """List what was sent to a webhook, newest first."""
     known = webhook_pb2.WebhookDelivery.State
     try:
-        states = [known.Value(f"STATE_{text.upper()}") for text in state or []]
+        request = webhook_service_pb2.ListWebhookDeliveriesRequest(
+            parent=_name(webhook), states=[f"STATE_{text.upper()}" for text in state or []], page_size=page_size
+        )
     except ValueError:
         raise fail("--state must be pending, succeeded or failed", 2) from None
 
     async def work(client: AgentRpcClient) -> None:
-        request = webhook_service_pb2.ListWebhookDeliveriesRequest(
-            parent=_name(webhook), states=states, page_size=page_size
-        )
         response = await client.call(client.webhooks.ListWebhookDeliveries, request)
         if as_json:
             print_json(response)

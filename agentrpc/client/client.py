@@ -19,6 +19,7 @@ from agentrpc.v1 import (
     auth_service_pb2,
     auth_service_pb2_grpc,
     event_pb2,
+    mcp_server_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -89,6 +90,7 @@ class AgentRpcClient:
         self.runs = run_service_pb2_grpc.RunServiceStub(self._channel)
         self.approvals = approval_service_pb2_grpc.ApprovalServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self.mcp_servers = mcp_server_service_pb2_grpc.McpServerServiceStub(self._channel)
         self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0

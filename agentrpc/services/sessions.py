@@ -12,6 +12,7 @@ from agentrpc.services.access import require_visible, require_write, visible_own
 from agentrpc.services.approvals import session_state_event
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
+from agentrpc.services.mcp_servers import check_registered
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
@@ -89,6 +90,7 @@ class Sessions:
                 check_same(body, stored, request.request_id)
                 if resource != session.id:
                     return await self._message(tx, *(await load_session(tx, principal, resource)))
+            await check_registered(tx, principal, given.options)
             tx.add(session)
             await tx.flush()
             tx.add(head)
@@ -161,6 +163,7 @@ class Sessions:
                 copy_path(request.session, wanted, path)
             _keep_secrets(stored, wanted.options)
             check_session(wanted)
+            await check_registered(tx, principal, wanted.options)
             options = wanted.options.SerializeToString(deterministic=True)
             before = (session.display_name, session.description, session.labels, session.options)
             after = (wanted.display_name, wanted.description, dict(wanted.labels), options)
@@ -307,7 +310,7 @@ def _keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Sessio
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
         before = known.get(server.name)
-        if before is None or transport is None or before.WhichOneof("transport") != transport:
+        if before is None or transport in {None, "registered"} or before.WhichOneof("transport") != transport:
             continue
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)

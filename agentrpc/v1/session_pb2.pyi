@@ -170,16 +170,18 @@ class Thinking(_message.Message):
     def __init__(self, adaptive: _Optional[bool] = ..., budget_tokens: _Optional[int] = ..., disabled: _Optional[bool] = ..., summarized: _Optional[bool] = ...) -> None: ...
 
 class McpServer(_message.Message):
-    __slots__ = ("name", "stdio", "sse", "http")
+    __slots__ = ("name", "stdio", "sse", "http", "registered")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STDIO_FIELD_NUMBER: _ClassVar[int]
     SSE_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_FIELD_NUMBER: _ClassVar[int]
     name: str
     stdio: McpStdio
     sse: McpRemote
     http: McpRemote
-    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ...) -> None: ...
+    registered: str
+    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ..., registered: _Optional[str] = ...) -> None: ...
 
 class McpStdio(_message.Message):
     __slots__ = ("command", "args", "env")
