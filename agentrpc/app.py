@@ -22,11 +22,13 @@ from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.file_methods import archive_service, file_service
 from agentrpc.rpc.file_streams import FileStreams
 from agentrpc.rpc.hub import Hub
+from agentrpc.rpc.mcp_server_methods import mcp_server_service
 from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.rpc.task_methods import task_service
+from agentrpc.rpc.webhook_methods import webhook_service
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
@@ -34,6 +36,9 @@ from agentrpc.services.archives import Archives
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.files import Files
 from agentrpc.services.firing import Firing
+from agentrpc.services.mcp_checks import McpChecks
+from agentrpc.services.mcp_servers import JOB as MCP_HEALTH_JOB
+from agentrpc.services.mcp_servers import McpServers
 from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
@@ -46,6 +51,9 @@ from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
 from agentrpc.services.tasks import Tasks
 from agentrpc.services.tool_groups import ToolGroups
+from agentrpc.services.webhook_delivery import WebhookDeliveries
+from agentrpc.services.webhooks import JOB as WEBHOOKS_JOB
+from agentrpc.services.webhooks import Webhooks
 from agentrpc.settings import Settings, get_settings
 from agentrpc.store.database import Database
 from agentrpc.store.schema import check_schema, migrate
@@ -91,6 +99,10 @@ class UseCases:
         self.memory = Memory(database, settings)
         self.files = Files(database, settings)
         self.archives = Archives(database, settings)
+        self.mcp_servers = McpServers(database, doorbell, settings)
+        self.mcp_checks = McpChecks(database, settings)
+        self.webhooks = Webhooks(database, doorbell, settings)
+        self.webhook_deliveries = WebhookDeliveries(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -105,15 +117,21 @@ class UseCases:
             memory_service(self.memory),
             file_service(self.files, FileStreams(streams.hub, self.files, self.accounts, self._settings)),
             archive_service(self.archives),
+            mcp_server_service(self.mcp_servers),
+            webhook_service(self.webhooks),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {"archives": self.archives.drain}
+        return {
+            "archives": self.archives.drain,
+            MCP_HEALTH_JOB: self.mcp_checks.drain,
+            WEBHOOKS_JOB: self.webhook_deliveries.drain,
+        }
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
-        return [self.executions.settle]
+        return [self.executions.settle, self.webhooks.consume]
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:
@@ -132,7 +150,7 @@ class _Process:
         self.database = Database(settings.database_url.get_secret_value())
         self.bus = Bus(settings.redis_url.get_secret_value())
         self.bell = Bell(settings.redis_url.get_secret_value())
-        self.doorbell = Doorbell(self.bus, self.bell.ring)
+        self.doorbell = Doorbell(self.bus, self.bell.ring, self.bell.ring_job)
         self.use_cases = UseCases(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:

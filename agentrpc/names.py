@@ -10,12 +10,15 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "MCP_SERVER",
     "MEMORY_STORE",
     "agent_name",
     "agent_version_name",
     "approval_name",
     "archive_name",
+    "delivery_name",
     "execution_name",
+    "mcp_server_name",
     "memory_entry_name",
     "memory_store_name",
     "parse_agent",
@@ -23,7 +26,10 @@ __all__ = [
     "parse_agent_version",
     "parse_approval",
     "parse_archive",
+    "parse_delivery",
+    "parse_delivery_or_wildcard",
     "parse_execution",
+    "parse_mcp_server",
     "parse_memory_entry",
     "parse_memory_store",
     "parse_run",
@@ -33,11 +39,13 @@ __all__ = [
     "parse_task_or_wildcard",
     "parse_tool_group",
     "parse_user",
+    "parse_webhook",
     "run_name",
     "session_name",
     "task_name",
     "tool_group_name",
     "user_name",
+    "webhook_name",
 ]
 
 _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
@@ -53,6 +61,9 @@ _EXECUTION = re.compile(f"tasks/{_ID}/executions/{_ID}")
 _AGENT = re.compile(f"agents/{_ID}")
 _AGENT_VERSION = re.compile(f"agents/{_ID}/versions/([1-9][0-9]{{0,8}})")
 _TOOL_GROUP = re.compile(f"toolGroups/{_ID}")
+_WEBHOOK = re.compile(f"webhooks/{_ID}")
+_DELIVERY = re.compile(f"webhooks/{_ID}/deliveries/{_ID}")
+MCP_SERVER = re.compile(f"mcpServers/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -203,6 +214,44 @@ def parse_agent_or_version(name: str, *, field: str = "agent") -> tuple[UUID, in
 def parse_tool_group(name: str, *, field: str = "name") -> UUID:
     """The id in `toolGroups/{tool_group}`. Raises as `parse_session`."""
     return _match(_TOOL_GROUP, name, field, "toolGroups/{tool_group}")[0]
+
+
+def webhook_name(webhook_id: UUID) -> str:
+    """`webhooks/{webhook}`."""
+    return f"webhooks/{webhook_id}"
+
+
+def delivery_name(webhook_id: UUID, delivery_id: UUID) -> str:
+    """`webhooks/{webhook}/deliveries/{delivery}`."""
+    return f"webhooks/{webhook_id}/deliveries/{delivery_id}"
+
+
+def parse_webhook(name: str, *, field: str = "name") -> UUID:
+    """The id in `webhooks/{webhook}`. Raises as `parse_session`."""
+    return _match(_WEBHOOK, name, field, "webhooks/{webhook}")[0]
+
+
+def parse_delivery(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
+    """The ids of webhook and delivery in `webhooks/{webhook}/deliveries/{delivery}`. Raises as `parse_session`."""
+    webhook_id, delivery_id = _match(_DELIVERY, name, field, "webhooks/{webhook}/deliveries/{delivery}")
+    return webhook_id, delivery_id
+
+
+def parse_delivery_or_wildcard(name: str, *, field: str = "name") -> tuple[UUID, UUID | None]:
+    """As `parse_delivery`; None as the second for `webhooks/{webhook}/deliveries/-`, which stands for all of them."""
+    if name.endswith("/deliveries/-"):
+        return parse_webhook(name.removesuffix("/deliveries/-"), field=field), None
+    return parse_delivery(name, field=field)
+
+
+def mcp_server_name(server_id: UUID) -> str:
+    """`mcpServers/{mcp_server}`."""
+    return f"mcpServers/{server_id}"
+
+
+def parse_mcp_server(name: str, *, field: str = "name") -> UUID:
+    """The id in `mcpServers/{mcp_server}`. Raises as `parse_session`."""
+    return _match(MCP_SERVER, name, field, "mcpServers/{mcp_server}")[0]
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:

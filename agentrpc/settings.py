@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+from cryptography.fernet import Fernet
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["SYSTEM_FOLDERS", "Settings", "get_settings"]
 
@@ -47,6 +48,27 @@ class Settings(BaseSettings):
     token_audience: str = "agentrpc"  # noqa: S105 - a name
     access_token_ttl: Seconds = 3600
     refresh_token_ttl: Seconds = 30 * 86400
+
+    # Secrets of callers, and addresses that they name.
+    secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Fernet keys of secrets at rest, joined by commas. The first encrypts, all decrypt; without one "
+        "nothing with a secret can be stored.",
+    )
+    allow_private_addresses: bool = Field(
+        default=False, description="Whether webhooks and checks of MCP servers may call private and local addresses."
+    )
+    mcp_check_interval: float = Field(
+        default=3600, ge=0, description="How often registered MCP servers are checked unasked; 0: never."
+    )
+    mcp_check_timeout: Seconds = Field(default=40, description="For one check of an MCP server.")
+    webhook_timeout: Seconds = Field(default=10, description="For one attempt of a delivery, all in all.")
+    webhook_retry_delay: Seconds = Field(default=10, description="Before the second attempt, at most; then it doubles.")
+    webhook_retry_window: Seconds = Field(default=86400, description="A delivery is given up when it is so old.")
+    webhook_disable_after: Seconds = Field(
+        default=5 * 86400, description="A webhook whose attempts all failed for so long is disabled."
+    )
+    webhook_log_ttl: Seconds = Field(default=14 * 86400, description="How long ended deliveries are kept.")
 
     # The edge.
     listen: str = Field(default="127.0.0.1:7400", description="host:port of gRPC; port 0 takes a free one.")
@@ -157,6 +179,22 @@ class Settings(BaseSettings):
         if len(value.get_secret_value().encode()) < _MIN_KEY_BYTES:
             msg = "must have 32 bytes or more, for example from `openssl rand -hex 32`"
             raise ValueError(msg)
+        return value
+
+    @field_validator("secret_keys", mode="before")
+    @classmethod
+    def _keys(cls, value: object) -> object:
+        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+    @field_validator("secret_keys")
+    @classmethod
+    def _fernet(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in value:
+            try:
+                Fernet(key.get_secret_value())
+            except ValueError:
+                msg = "each key must be 32 bytes in URL-safe base64, from `openssl rand -base64 32 | tr +/ -_`"
+                raise ValueError(msg) from None
         return value
 
     @field_validator("listen", "metrics_listen")

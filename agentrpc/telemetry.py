@@ -101,8 +101,11 @@ def configure_logging(process: str, *, level: str = "info", style: str = "json")
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("aiohttp.access", "claude_agent_sdk", "taskiq", "asyncio"):
+    # httpx tells of every request with its URL, which may hold a secret.
+    for chatty in ("aiohttp.access", "claude_agent_sdk", "taskiq", "asyncio", "httpx", "httpcore", "httpx2"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # It writes what callers' servers send into the log; what came of it is in the check's result.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 def serve_metrics(listen: str) -> tuple[WSGIServer, str] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.fernet import Fernet
 
 from agentrpc.app import UseCases, build_edge
 from agentrpc.bus.redis_bus import Bus
@@ -157,6 +158,8 @@ def settings(database_url: str, redis_server: RedisServer, tmp_path: Path) -> Se
         database_url=database_url,
         redis_url=redis_server.url,
         signing_key="k" * 32,
+        secret_keys=(Fernet.generate_key().decode(),),
+        allow_private_addresses=True,
         data_dir=tmp_path / "data",
         listen="127.0.0.1:0",
         metrics_listen="",

@@ -13,7 +13,7 @@ from claude_agent_sdk import ClaudeAgentOptions
 from agentrpc.claude.launcher import SessionPaths
 from agentrpc.v1 import common_pb2, session_pb2
 
-__all__ = ["agent_environment", "agent_options"]
+__all__ = ["agent_environment", "agent_options", "plain_environment"]
 
 # What the CLI would otherwise do besides its work: telemetry, updates, calls home, memories, scheduled wake-ups.
 _SWITCHES = {
@@ -44,8 +44,8 @@ _EFFORTS = {
 _MAX_LINE = 64 * 1024 * 1024
 
 
-def agent_environment(paths: SessionPaths, gateway_url: str, token: str) -> dict[str, str]:
-    """All that the agent's environment holds."""
+def plain_environment(paths: SessionPaths) -> dict[str, str]:
+    """What the environment of every program in a sandbox holds."""
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
@@ -54,6 +54,13 @@ def agent_environment(paths: SessionPaths, gateway_url: str, token: str) -> dict
         "USER": "agent",
         "HOME": str(paths.home),
         "PWD": str(paths.workspace),
+    }
+
+
+def agent_environment(paths: SessionPaths, gateway_url: str, token: str) -> dict[str, str]:
+    """All that the agent's environment holds."""
+    return {
+        **plain_environment(paths),
         "CLAUDE_CONFIG_DIR": str(paths.config),
         "ANTHROPIC_BASE_URL": gateway_url,
         "ANTHROPIC_AUTH_TOKEN": token,

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Column, Table
 
-from agentrpc.cli import agents, schedules, talk, tasks
+from agentrpc.cli import agents, mcp_servers, schedules, talk, tasks, webhooks
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.files import archives_app, files_app
@@ -48,6 +48,8 @@ app.add_typer(files_app, name="files")
 app.add_typer(archives_app, name="archives")
 tasks.register(app)
 schedules.register(app)
+app.add_typer(mcp_servers.app, name="mcp-servers")
+app.add_typer(webhooks.app, name="webhooks")
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

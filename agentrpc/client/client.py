@@ -23,6 +23,7 @@ from agentrpc.v1 import (
     auth_service_pb2_grpc,
     event_pb2,
     file_service_pb2_grpc,
+    mcp_server_service_pb2_grpc,
     memory_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
@@ -33,6 +34,7 @@ from agentrpc.v1 import (
     stream_pb2,
     task_service_pb2_grpc,
     tool_group_service_pb2_grpc,
+    webhook_service_pb2_grpc,
 )
 
 __all__ = ["AgentRpcClient"]
@@ -102,6 +104,8 @@ class AgentRpcClient:
         self.archives = archive_service_pb2_grpc.ArchiveServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self.transfers = FileTransfers(self.files, self._metadata)
+        self.mcp_servers = mcp_server_service_pb2_grpc.McpServerServiceStub(self._channel)
+        self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0
         self._refresh_token = refresh_token

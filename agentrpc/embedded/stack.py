@@ -5,6 +5,7 @@ first makes sure that nothing of the last life is left, and then says so in the 
 """
 
 import asyncio
+import base64
 import contextlib
 import fcntl
 import json
@@ -117,7 +118,8 @@ class Stack:
             "AGENTRPC_REDIS_URL": redis_url,
             "AGENTRPC_DATA_DIR": str(self._dir),
             "AGENTRPC_WORKSPACE_DIR": str(self._dir / "workspaces"),
-            "AGENTRPC_SIGNING_KEY": os.environ.get("AGENTRPC_SIGNING_KEY") or self._signing_key(),
+            "AGENTRPC_SIGNING_KEY": os.environ.get("AGENTRPC_SIGNING_KEY") or self._key("signing", secrets.token_hex),
+            "AGENTRPC_SECRET_KEYS": os.environ.get("AGENTRPC_SECRET_KEYS") or self._key("secret", _fernet_key),
             "AGENTRPC_LISTEN": self.address,
             "AGENTRPC_LOG_FORMAT": "console",
             **await self._model_settings(),
@@ -247,11 +249,11 @@ class Stack:
         """Whether all workers of this host in the database are of this data dir: so if the database is its own."""
         return not os.environ.get("AGENTRPC_DATABASE_URL")
 
-    def _signing_key(self) -> str:
-        path = self._dir / "signing.key"
+    def _key(self, name: str, make: Callable[[int], str]) -> str:
+        path = self._dir / f"{name}.key"
         if not path.exists():
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
+                file.write(make(32))
         return path.read_text()
 
     def _check_port(self) -> None:
@@ -290,6 +292,10 @@ class Stack:
         for process in _agent_processes(self._dir):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _fernet_key(size: int) -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(size)).decode()
 
 
 def _agent_processes(data_dir: Path) -> list[psutil.Process]:

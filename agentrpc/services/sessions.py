@@ -350,10 +350,14 @@ def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Session
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
         before = known.get(server.name)
-        if before is None or transport in {None, "builtin"} or before.WhichOneof("transport") != transport:
+        if (
+            before is None
+            or transport in {None, "registered", "builtin"}
+            or before.WhichOneof("transport") != transport
+        ):
             continue
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
-        for key, value in new.items():
+        for key, value in list(new.items()):
             if not value and key in old:
                 new[key] = old[key]

@@ -3,6 +3,7 @@
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import parse_memory_store
+from agentrpc.services.mcp_servers import check_registered
 from agentrpc.services.memory_entries import readable_store, require_owner
 from agentrpc.settings import Settings
 from agentrpc.store.database import Transaction
@@ -17,10 +18,12 @@ async def check_tools(
     """Check what `check_session` cannot see. The tools check it again whenever they are called.
 
     Raises:
+        InvalidArgument: FIELD_INVALID, for a registered server that is not there, or not the caller's to use.
         NotFound: A memory store that the caller may not read.
         PermissionDenied: One that the agent is to write to, and the caller may not.
         FailedPrecondition: NOT_CONFIGURED, for a database that the operator has not configured.
     """
+    await check_registered(tx, principal, options)
     for server in options.mcp_servers:
         which = server.builtin.WhichOneof("tools")
         if which == "memory":

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
-from agentrpc.names import MEMORY_STORE
+from agentrpc.names import MCP_SERVER, MEMORY_STORE
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Faults",
     "check_decision",
     "check_enums",
+    "check_mcp_server",
     "check_options",
     "check_prompt",
     "check_rules",
@@ -182,6 +183,11 @@ def check_rules(rules: Sequence[str], faults: Faults, path: str) -> None:
         faults.no_nul(path, rule)
 
 
+def check_mcp_server(server: session_pb2.McpServer, faults: Faults, path: str) -> None:
+    """A server that is part of no session, by the same rules."""
+    _servers(session_pb2.SessionOptions(mcp_servers=[server]), faults, path)
+
+
 def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
     names = [server.name for server in options.mcp_servers]
     faults.check(len(names) <= _MAX_SERVERS, path, f"may have at most {_MAX_SERVERS} servers")
@@ -200,10 +206,13 @@ def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
             faults.check(good, f"{where}.{transport}.url", "must begin with http:// or https://")
             for text in [remote.url, *remote.headers, *remote.headers.values()]:
                 faults.check(not re.search(r"[\0\r\n]", text), f"{where}.{transport}", "holds NUL or a line break")
+        elif transport == "registered":
+            good = bool(MCP_SERVER.fullmatch(server.registered))
+            faults.check(good, f"{where}.registered", "must be a name such as mcpServers/{mcp_server}")
         elif transport == "builtin":
             _builtin(server.builtin, faults, f"{where}.builtin")
         else:
-            faults.add(where, "needs one of stdio, sse, http and builtin")
+            faults.add(where, "needs one of stdio, sse, http, registered and builtin")
 
 
 def _builtin(server: session_pb2.BuiltinServer, faults: Faults, path: str) -> None:

@@ -147,10 +147,11 @@ def public_options(stored: bytes) -> session_pb2.SessionOptions:
     options = session_pb2.SessionOptions.FromString(stored)
     for server in options.mcp_servers:
         transport = server.WhichOneof("transport")
-        if transport == "builtin":
+        if transport in {"builtin", "registered"}:
             continue
         secrets = server.stdio.env if transport == "stdio" else getattr(server, transport or "http").headers
-        for key in secrets:
+        # A copy of the keys: a map of protobuf that is written to while it is walked skips some.
+        for key in list(secrets):
             secrets[key] = ""
     return options
 

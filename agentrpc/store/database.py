@@ -4,18 +4,19 @@ Both translate "cannot be reached" into `StoreUnavailable` in this one place.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import asyncpg
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from agentrpc.errors import StoreUnavailable
 
-__all__ = ["Connection", "Database", "Transaction", "async_url", "is_unreachable"]
+__all__ = ["Connection", "Database", "Transaction", "after_commit", "async_url", "is_unreachable"]
 
 Transaction: TypeAlias = AsyncSession
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
@@ -44,6 +45,11 @@ _SERVER_SETTINGS = {
     "statement_timeout": "30s",
     "jit": "off",
 }
+
+
+def after_commit(tx: Transaction, act: Callable[[], None]) -> None:
+    """Have something done once the transaction is committed; not at all when it is not. Must neither wait nor fail."""
+    event.listen(tx.sync_session, "after_commit", lambda _: act(), once=True)
 
 
 def async_url(url: str) -> str:

@@ -22,7 +22,10 @@ from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Translator, TurnEnded
 from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.errors import FailedPrecondition
 from agentrpc.names import session_name
+from agentrpc.services.mcp_servers import resolve_registered
+from agentrpc.services.secrets import SecretBox
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.tool_callers import Caller
@@ -195,7 +198,8 @@ class SessionProcess:
             step: With `carry`: make that call and nothing else. No model is called, and only its result is kept.
 
         Raises:
-            AgentStartError: The CLI is missing, crashed or hung. Nothing of it is left.
+            AgentStartError: The CLI is missing, crashed or hung, or a registered MCP server is gone. Nothing of it is
+                left.
         """
         wanted = options.SerializeToString(deterministic=True)
         with _disk():
@@ -204,6 +208,11 @@ class SessionProcess:
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
+        try:
+            box = SecretBox(self._env.settings.secret_keys)
+            await resolve_registered(self._env.database, box, self._session_id, used)
+        except FailedPrecondition as error:
+            raise AgentStartError(error.message) from None
         self._translator.reset_process()
         if carry is not None:
             self._translator.call_carried(carry.tool_use_id, carry.tool_name, carry.input)

@@ -1,0 +1,158 @@
+"""Checks registered MCP servers on a worker: when they are new or changed, when somebody asks, and now and then."""
+
+import asyncio
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from agentrpc import clock
+from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.mcp_client import Found, Ground, McpConnectError, look
+from agentrpc.domain.mcp_config import secret_values
+from agentrpc.errors import AgentRpcError
+from agentrpc.services.addresses import resolver
+from agentrpc.services.mcp_servers import full_config
+from agentrpc.services.secrets import SecretBox
+from agentrpc.settings import Settings
+from agentrpc.store.database import Database
+from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
+from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
+
+__all__ = ["McpChecks"]
+
+log = structlog.get_logger()
+
+_AT_ONCE = 4
+_LOOK = 0.5
+_MAX_ERROR = 500
+_MARGIN = timedelta(seconds=30)
+# A worker that was killed leaves the folder of its check: removed by the next that looks.
+_OLD = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of a look."""
+
+    start: datetime
+    latency: float
+    found: Found | None = None
+    error: str = ""
+
+
+class McpChecks:
+    """The job. Any number may run.
+
+    Args:
+        database: The store.
+        settings: The settings.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._box = SecretBox(settings.secret_keys)
+        self._folder = settings.data_dir.resolve() / "mcp-checks"
+        self._lease = timedelta(seconds=settings.mcp_check_timeout) + _MARGIN
+
+    async def drain(self) -> int:
+        """Check what is due, a few at a time; how many that were."""
+        count = 0
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                while len(under_way) < _AT_ONCE and (claimed := await claim_check(self._database, self._lease)):
+                    under_way.add(asyncio.create_task(self._check(*claimed), name=f"mcp-check-{claimed[0]}"))
+                    count += 1
+                if not under_way:
+                    return count
+                _, under_way = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _check(self, server_id: UUID, lease: UUID) -> None:
+        try:
+            async with self._database.transaction() as tx:
+                row = await tx.get(McpServerRow, server_id)
+            if row is not None and row.lease == lease:
+                await self._record(server_id, lease, await self._look(row))
+        except asyncio.CancelledError:
+            await give_back_check(self._database, lease)
+            raise
+        except AgentRpcError as error:
+            # The lease passes.
+            log.warning("mcp_check_not_recorded", server=str(server_id), reason=error.reason)
+        except Exception:
+            log.exception("mcp_check_failed", server=str(server_id))
+
+    async def _look(self, row: McpServerRow) -> _Outcome:
+        start, began = clock.utcnow(), clock.monotonic()
+        secrets: list[str] = []
+        try:
+            config = full_config(self._box, row)
+            secrets = secret_values(config)
+            found = await look(config, await self._ground(), timeout=self._settings.mcp_check_timeout)
+            return _Outcome(start, clock.monotonic() - began, found)
+        except McpConnectError as error:
+            message = str(error)
+        except AgentRpcError as error:
+            message = error.message
+        for secret in secrets:
+            message = message.replace(secret, "***")
+        return _Outcome(start, clock.monotonic() - began, error=message[:_MAX_ERROR].replace("\0", "�"))
+
+    async def _ground(self) -> Ground:
+        isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
+        await asyncio.to_thread(_clean_up, self._folder)
+        resolve = resolver(allow_private=self._settings.allow_private_addresses)
+        return Ground(self._folder / str(clock.uuid7()), isolation, resolve)
+
+    async def _record(self, server_id: UUID, lease: UUID, outcome: _Outcome) -> None:
+        async with self._database.transaction() as tx:
+            row = await lock_mcp_server(tx, server_id)
+            if row is None or row.lease != lease:
+                # It was changed or deleted meanwhile, or another has taken over.
+                return
+            row.lease = row.lease_time = None
+            row.checked_time = row.claim_time
+            asked_again = row.due_time is not None and row.claim_time is not None and row.due_time > row.claim_time
+            if not asked_again:
+                interval = self._settings.mcp_check_interval
+                row.due_time = clock.utcnow() + timedelta(seconds=clock.jitter(interval, 0.2)) if interval else None
+            health = _health(outcome)
+            row.health_state = "HEALTHY" if outcome.found is not None else "UNHEALTHY"
+            row.health = health.SerializeToString()
+            if outcome.found is not None:
+                tools = mcp_server_service_pb2.ListMcpServerToolsResponse(
+                    tools=outcome.found.tools, cut=outcome.found.cut, check_time=health.check_time
+                )
+                row.tools = tools.SerializeToString()
+
+
+def _health(outcome: _Outcome) -> mcp_server_pb2.McpServerHealth:
+    health = mcp_server_pb2.McpServerHealth(error=outcome.error)
+    health.check_time.FromDatetime(outcome.start)
+    health.latency.FromTimedelta(timedelta(seconds=outcome.latency))
+    if outcome.found is not None:
+        health.tool_count = len(outcome.found.tools)
+        health.server_name = outcome.found.server_name
+        health.server_version = outcome.found.server_version
+        health.protocol_version = outcome.found.protocol_version
+    return health
+
+
+def _clean_up(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        try:
+            if time.time() - old.stat().st_mtime > _OLD:
+                shutil.rmtree(old, ignore_errors=True)
+        except FileNotFoundError:
+            continue
