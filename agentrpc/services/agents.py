@@ -67,7 +67,7 @@ class Agents:
             made = await known_request(tx, key, agent_id)
             if made is not None:
                 return _message(await load_agent(tx, principal, made))
-            await check_tools(tx, principal, request.version.options, self._settings)
+            await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             agent = Agent(
                 id=agent_id,
@@ -186,7 +186,7 @@ class Agents:
             if made is not None:
                 return _version_message(await tx.get_one(AgentVersion, made))
             check_etag(request.etag, agent.revision, "agent")
-            await check_tools(tx, principal, request.version.options, self._settings)
+            await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             newest = await version_of(tx, agent_id, agent.newest_version)
             assert newest is not None

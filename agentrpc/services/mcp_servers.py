@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
 from uuid import UUID
 
 from agentrpc import clock
@@ -25,6 +23,7 @@ from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_pa
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.mcp_catalogue import TEMPLATES
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.references import refuse_in_use
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.validation import Faults, check_enums, check_mcp_server, json_object, request_uuid
@@ -37,18 +36,17 @@ from agentrpc.store.mcp_servers import (
     ask_for_check,
     find_mcp_servers,
     lock_mcp_server,
+    mcp_server_used_by,
     own_mcp_servers,
 )
 from agentrpc.store.tables import Session, User
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
-__all__ = ["JOB", "McpServers", "Users", "check_registered", "full_config", "resolve_registered"]
+__all__ = ["JOB", "McpServers", "check_registered", "full_config", "resolve_registered"]
 
 JOB = "mcp-health"
 
 # Names of at most 10 resources that refer to a server.
-Users: TypeAlias = Callable[[Transaction, UUID], Awaitable[Sequence[str]]]
-
 _MAX_SERVERS = 200
 _MAX_IMPORT = 100
 _MAX_FILE = 1024 * 1024
@@ -65,13 +63,11 @@ class McpServers:
         database: The store.
         doorbell: Is rung when there may be something to check.
         settings: The settings.
-        users: Who else refers to servers: what they name cannot be deleted.
     """
 
-    def __init__(self, database: Database, doorbell: Doorbell, settings: Settings, users: Sequence[Users] = ()) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell, settings: Settings) -> None:
         self._database = database
         self._doorbell = doorbell
-        self._users = users
         self._box = SecretBox(settings.secret_keys)
         self._pager = Pager(settings.signing_key.get_secret_value())
 
@@ -161,13 +157,7 @@ class McpServers:
         async with self._database.transaction() as tx:
             row = await load_mcp_server(tx, principal, server_id, to_change="mcpServers.delete")
             check_etag(etag, row.revision, "server")
-            used_by = [user for users in self._users for user in await users(tx, server_id)][:10]
-            if used_by:
-                raise FailedPrecondition(
-                    f"it is used by {', '.join(used_by)}: change those first",
-                    reason="IN_USE",
-                    metadata={"used_by": ",".join(used_by)},
-                )
+            refuse_in_use(principal, "server", await mcp_server_used_by(tx, server_id))
             await tx.delete(row)
 
     # ---- Checks ----

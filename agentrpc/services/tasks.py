@@ -19,7 +19,9 @@ from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_catalogue import task_templates
 from agentrpc.services.task_validation import SETTABLE, check_task
 from agentrpc.services.task_views import describe_tasks, task_spec
+from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, request_uuid
+from agentrpc.services.webhooks import check_webhook
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.tasks import TASK_ORDER, TaskQuery, TaskRow, find_tasks, pending_executions
@@ -34,6 +36,7 @@ class Tasks:
     def __init__(self, database: Database, schedules: Schedules, settings: Settings) -> None:
         self._database = database
         self._schedules = schedules
+        self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
 
     async def create(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> task_pb2.Task:
@@ -171,6 +174,12 @@ class Tasks:
             await refer_to_agent(tx, principal, wanted.agent, field="task.agent")
         if wanted.tool_groups and wanted.tool_groups != before.tool_groups:
             await refer_to_tool_groups(tx, principal, wanted.tool_groups, field="task.tool_groups")
+        if wanted.options != before.options:
+            await check_tools(tx, principal, wanted.options, self._settings, path="task.options")
+        for index, notification in enumerate(wanted.notifications):
+            if notification not in before.notifications:
+                field = f"task.notifications[{index}].webhook"
+                await check_webhook(tx, principal, notification.webhook, field=field)
         row.display_name = wanted.display_name
         row.description = wanted.description
         row.labels = dict(wanted.labels)

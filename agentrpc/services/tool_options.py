@@ -13,7 +13,12 @@ __all__ = ["check_tools"]
 
 
 async def check_tools(
-    tx: Transaction, principal: Principal, options: session_pb2.SessionOptions, settings: Settings
+    tx: Transaction,
+    principal: Principal,
+    options: session_pb2.SessionOptions,
+    settings: Settings,
+    *,
+    path: str = "session.options",
 ) -> None:
     """Check what `check_session` cannot see. The tools check it again whenever they are called.
 
@@ -23,7 +28,7 @@ async def check_tools(
         PermissionDenied: One that the agent is to write to, and the caller may not.
         FailedPrecondition: NOT_CONFIGURED, for a database that the operator has not configured.
     """
-    await check_registered(tx, principal, options)
+    await check_registered(tx, principal, options, path)
     for server in options.mcp_servers:
         which = server.builtin.WhichOneof("tools")
         if which == "memory":

@@ -21,10 +21,12 @@ from agentrpc.names import (
     delivery_name,
     parse_delivery,
     parse_delivery_or_wildcard,
+    parse_execution,
     parse_user,
     parse_webhook,
     run_name,
     session_name,
+    task_name,
     user_name,
     webhook_name,
 )
@@ -35,11 +37,13 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.task_views import task_spec
 from agentrpc.services.validation import Faults, check_enums, request_uuid
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction, after_commit
 from agentrpc.store.outbox import Message
 from agentrpc.store.tables import SessionEvent
+from agentrpc.store.tasks import ExecutionRow, TaskRow
 from agentrpc.store.webhooks import (
     WEBHOOK_ORDER,
     DeliveryQuery,
@@ -56,7 +60,7 @@ from agentrpc.store.webhooks import (
 )
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, session_pb2, webhook_pb2, webhook_service_pb2
 
-__all__ = ["JOB", "Webhooks", "signing_keys"]
+__all__ = ["JOB", "Webhooks", "check_webhook", "signing_keys"]
 
 JOB = "webhooks"
 
@@ -275,37 +279,14 @@ class Webhooks:
     async def consume(self, tx: Transaction, message: Message) -> None:
         """Put an event on its way to whoever wants it. A consumer of the outbox."""
         webhooks = await matching_webhooks(tx, message.topic, message.tenant, message.session_id)
+        if message.topic == "task_execution_ended":
+            webhooks += await _notified(tx, message)
         if not webhooks:
             return
         subject, data = await _told(tx, message)
-        for webhook_id in webhooks:
+        for webhook_id in dict.fromkeys(webhooks):
             tx.add(self._delivery(webhook_id, message.topic, subject, data, message.time))
         self._ring_later(tx)
-
-    async def check_visible(self, tx: Transaction, principal: Principal, name: str, *, field: str) -> UUID:
-        """The id of a webhook that another resource names. Raises NAME_INVALID, NOT_FOUND."""
-        webhook_id = parse_webhook(name, field=field)
-        await _load(tx, principal, webhook_id)
-        return webhook_id
-
-    async def notify(
-        self, tx: Transaction, webhook_id: UUID, *, topic: str, subject: str, data: Mapping[str, str | int]
-    ) -> bool:
-        """Put something on its way to one webhook, whatever events it asks for. False: it is gone, or disabled.
-
-        Args:
-            tx: The transaction of what happened.
-            webhook_id: The webhook.
-            topic: The event's type.
-            subject: The name of what it is about.
-            data: Of the body: names and states, such as `{"execution": name, "state": "STATE_SUCCEEDED"}`.
-        """
-        webhook = await tx.get(WebhookRow, webhook_id)
-        if webhook is None or webhook.disable_reason is not None:
-            return False
-        tx.add(self._delivery(webhook_id, topic, subject, data, clock.utcnow()))
-        self._ring_later(tx)
-        return True
 
     def _delivery(
         self, webhook_id: UUID, event_type: str, subject: str, data: Mapping[str, object], time: datetime
@@ -377,6 +358,11 @@ async def disable(tx: Transaction, row: WebhookRow, reason: str, now: datetime) 
     await fail_deliveries(tx, row.id, now)
 
 
+async def check_webhook(tx: Transaction, principal: Principal, name: str, *, field: str) -> None:
+    """Check that the caller has a webhook that another resource names. Raises NAME_INVALID, NOT_FOUND."""
+    await _load(tx, principal, parse_webhook(name, field=field))
+
+
 async def _load(
     tx: Transaction, principal: Principal, webhook_id: UUID, *, lock: bool = False, within: str = ""
 ) -> WebhookRow:
@@ -416,8 +402,28 @@ def _set(row: WebhookRow, wanted: webhook_pb2.Webhook) -> None:
     row.all_users = wanted.all_users
 
 
+async def _notified(tx: Transaction, message: Message) -> list[UUID]:
+    """The webhooks that the task of an execution names for an end like this one."""
+    task_id, execution_id = parse_execution(message.subject)
+    task, execution = await tx.get(TaskRow, task_id), await tx.get(ExecutionRow, execution_id)
+    if task is None or execution is None:
+        return []
+    state = run_pb2.Run.State.Value(f"STATE_{execution.state}")
+    named = [one.webhook for one in task_spec(task).notifications if not one.states or state in one.states]
+    rows = [await tx.get(WebhookRow, parse_webhook(name)) for name in dict.fromkeys(named)]
+    return [row.id for row in rows if row is not None and row.disable_reason is None]
+
+
 async def _told(tx: Transaction, message: Message) -> tuple[str, dict[str, str | int | bool]]:
     """What a message is about, and the data of its body."""
+    if message.topic == "task_execution_ended":
+        task_id, execution_id = parse_execution(message.subject)
+        execution = await tx.get_one(ExecutionRow, execution_id)
+        return message.subject, {
+            "task": task_name(task_id),
+            "execution": message.subject,
+            "state": f"STATE_{execution.state}",
+        }
     if message.session_id is None or message.sequence is None:
         return message.subject, {"subject": message.subject}
     subject = session_name(message.session_id)

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Boolean, ForeignKey, Index, Integer, UniqueConstraint, func, or_, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
+from agentrpc.names import agent_version_name, mcp_server_name, task_name
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Base, User
@@ -26,6 +27,7 @@ __all__ = [
     "find_mcp_servers",
     "give_back_check",
     "lock_mcp_server",
+    "mcp_server_used_by",
     "own_mcp_servers",
 ]
 
@@ -154,3 +156,27 @@ async def give_back_check(database: Database, lease: UUID) -> None:
     """Let others check at once what was not checked to its end."""
     async with database.connection() as connection:
         await connection.execute("UPDATE mcp_servers SET lease = NULL, lease_time = NULL WHERE lease = $1", lease)
+
+
+# Options are serialized messages, in which the name stands as it is.
+_USED_BY = text("""
+SELECT a.id, v.number, a.owner, NULL AS task_id
+FROM agent_versions v JOIN agents a ON a.id = v.agent_id
+WHERE a.delete_time IS NULL AND position(CAST(:name AS bytea) IN v.options) > 0
+UNION ALL
+SELECT NULL, NULL, t.owner, t.id
+FROM tasks t
+WHERE t.delete_time IS NULL AND position(CAST(:name AS bytea) IN t.spec) > 0
+LIMIT 100
+""")
+
+
+async def mcp_server_used_by(tx: Transaction, server_id: UUID) -> list[tuple[str, UUID]]:
+    """Names and owners of what refers to a server and keeps it from being deleted, at most 100.
+
+    Sessions do not: a process that finds it gone says so.
+    """
+    rows = await tx.execute(_USED_BY, {"name": mcp_server_name(server_id).encode()})
+    return [
+        (task_name(row.task_id) if row.task_id else agent_version_name(row.id, row.number), row.owner) for row in rows
+    ]

@@ -10,7 +10,16 @@ from agentrpc.client import RpcError
 from agentrpc.errors import FailedPrecondition
 from agentrpc.services.mcp_servers import McpServers, resolve_registered
 from agentrpc.services.secrets import SecretBox
-from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2, session_service_pb2
+from agentrpc.v1 import (
+    agent_pb2,
+    agent_service_pb2,
+    mcp_server_pb2,
+    mcp_server_service_pb2,
+    session_pb2,
+    session_service_pb2,
+    task_pb2,
+    task_service_pb2,
+)
 
 SECRET = "hunter2-and-more"
 STDIO = session_pb2.McpStdio(command="uvx", args=["mcp-server-time"], env={"TOKEN": SECRET})
@@ -188,15 +197,26 @@ async def test_sessions_name_servers_and_are_told_when_they_are_gone(client, edg
     assert await failure(client.call(client.sessions.UpdateSession, request)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
 
 
-async def test_what_is_used_is_not_deleted(client, edge):
+async def test_what_is_used_is_not_deleted(client):
     made = await create(client)
-
-    async def users(tx, server_id):
-        return [f"agents/of-{server_id}"]
-
-    edge.use_cases.mcp_servers._users = [users]
-    assert await failure(delete(client, made.name)) == ("FAILED_PRECONDITION", "IN_USE")
-    edge.use_cases.mcp_servers._users = []
+    options = session_pb2.SessionOptions(mcp_servers=[session_pb2.McpServer(name="s", registered=made.name)])
+    agent = await client.call(
+        client.agents.CreateAgent,
+        agent_service_pb2.CreateAgentRequest(
+            agent=agent_pb2.Agent(display_name="a"), version=agent_pb2.AgentVersion(options=options)
+        ),
+    )
+    task = await client.call(
+        client.tasks.CreateTask,
+        task_service_pb2.CreateTaskRequest(task=task_pb2.Task(display_name="t", prompt_template="x", options=options)),
+    )
+    with pytest.raises(RpcError) as caught:
+        await delete(client, made.name)
+    assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "IN_USE")
+    assert f"{agent.name}/versions/1" in caught.value.message
+    assert task.name in caught.value.message
+    await client.call(client.agents.DeleteAgent, agent_service_pb2.DeleteAgentRequest(name=agent.name))
+    await client.call(client.tasks.DeleteTask, task_service_pb2.DeleteTaskRequest(name=task.name))
     await delete(client, made.name)
 
 
