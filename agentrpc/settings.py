@@ -5,6 +5,7 @@ and tracebacks.
 """
 
 import re
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,6 +22,8 @@ SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "
 
 _MIN_KEY_BYTES = 32
 _DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
+# Within which somebody who archives a session has to ask for it to be stored with its files.
+_STORE_GRACE = 3600
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -252,6 +255,13 @@ class Settings(BaseSettings):
             msg = "must be file:///folder or s3://bucket/prefix"
             raise ValueError(msg)
         return value
+
+    @property
+    def keep_closed_files(self) -> timedelta | None:
+        """How long the files of an archived session stay for archive storage; None: until they have gone there."""
+        if self.archive_after is not None:
+            return None
+        return timedelta(seconds=_STORE_GRACE if self.archive_url is not None else 0)
 
     @property
     def workspaces(self) -> Path:

@@ -194,6 +194,9 @@ class IncomingArchive(Incoming):
         """Add to it. Raises LIMIT_REACHED when it unpacks to too much, FIELD_INVALID when it is damaged."""
         self._outer.update(data)
         self._received += len(data)
+        if self._received > self._limit + _RATIO_FROM:
+            # Even where nothing comes out of it.
+            raise self._too_much()
         if not self._plain and self._unpacker is None:
             self._head += data
             if len(self._head) < len(_MAGIC):
@@ -228,11 +231,7 @@ class IncomingArchive(Incoming):
     def _store(self, data: bytes) -> None:
         total = self.size + len(data)
         if total > self._limit:
-            raise ResourceExhausted(
-                f"the archive unpacks to more than {self._limit} bytes, which is what fits: leave something out",
-                reason="LIMIT_REACHED",
-                metadata={"limit": str(self._limit)},
-            )
+            raise self._too_much()
         if total > _RATIO_FROM and total > self._received * self._max_ratio:
             raise ResourceExhausted(
                 f"the archive unpacks to more than {self._max_ratio} times its size: send it as a tar",
@@ -240,6 +239,13 @@ class IncomingArchive(Incoming):
                 metadata={"limit": str(self._max_ratio)},
             )
         super().write(data)
+
+    def _too_much(self) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"the archive unpacks to more than {self._limit} bytes, which is what fits: leave something out",
+            reason="LIMIT_REACHED",
+            metadata={"limit": str(self._limit)},
+        )
 
     def finish(self) -> None:
         """Everything has come. Raises FIELD_INVALID if that is not a whole archive."""

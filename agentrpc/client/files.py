@@ -160,6 +160,8 @@ class FileTransfers:
                         await asyncio.to_thread(target.write, response.data)
                         request.offset += len(response.data)
                     expected = response.sha256 or expected
+                if not expected:
+                    raise RpcError("DATA_LOSS", "", "the download has ended before its end: try again")
             except grpc.aio.AioRpcError as error:
                 failure = decode(error)
                 attempt += 1

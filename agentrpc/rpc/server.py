@@ -48,6 +48,7 @@ _PUBLIC = {"/agentrpc.v1.AuthService/Login", "/agentrpc.v1.AuthService/RefreshTo
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HEALTH_INTERVAL = 2.0
 _UNHEALTHY_AFTER = 5.0
+_LAST_WORDS = 5.0
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.so_reuseport", 0),
@@ -181,9 +182,11 @@ class EdgeServer:
         deadline = time.monotonic() + grace
         while self._streams.total() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.02)
-        for upload in self._uploads:
-            # It gets a status: a sender that is cut off without one does not know what has become of it.
-            upload.cancel()
+        if uploads := list(self._uploads):
+            # They get a status: a sender that is cut off without one does not know what has become of it.
+            for upload in uploads:
+                upload.cancel()
+            await asyncio.wait(uploads, timeout=_LAST_WORDS)
         await self._server.stop(max(deadline - time.monotonic(), 0.2))
         await self._hub.close()
 

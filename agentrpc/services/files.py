@@ -281,7 +281,7 @@ class Files:
         def measure() -> int:
             used = used_space(self._store.path(session_id), self._store.incoming(session_id))
             if path:
-                top = self._store.find(session_id)
+                top = self._open(session_id, "")
                 try:
                     with suppress(Exception):
                         used -= inspect(top, path).info.st_blocks * 512

@@ -1,6 +1,7 @@
 """What is done now and then: figures for the gauges, old request ids, files of closed sessions."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import select
@@ -73,21 +74,22 @@ async def newest_workspaces(tx: Transaction, limit: int) -> list[UUID]:
     return list(await tx.scalars(query.order_by(Session.workspace_time.desc()).limit(limit)))
 
 
-async def take_sessions_to_clean(database: Database, *, keep_for_archive: bool = False) -> list[UUID]:
+async def take_sessions_to_clean(database: Database, *, keep: timedelta | None = timedelta(0)) -> list[UUID]:
     """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once.
 
     Args:
         database: The store.
-        keep_for_archive: Whether archived ones go to archive storage some day, and their files with them. Of those that
-            do already, archive storage removes the files.
+        keep: For how long the files of archived ones stay, so that they can go to archive storage; None: until they do.
+            Of those that have gone there, or are to, archive storage removes the files.
     """
     async with database.connection() as connection:
         rows = await connection.fetch(
             "UPDATE sessions SET clean_time = now() FROM session_heads h"
             " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
             " AND sessions.clean_time IS NULL AND (sessions.delete_time IS NOT NULL"
-            "  OR NOT $1 AND NOT EXISTS (SELECT 1 FROM archives a WHERE a.session_id = sessions.id))"
+            "  OR archive_time <= now() - $1::interval"
+            "   AND NOT EXISTS (SELECT 1 FROM archives a WHERE a.session_id = sessions.id))"
             " RETURNING sessions.id",
-            keep_for_archive,
+            keep,
         )
     return [row[0] for row in rows]

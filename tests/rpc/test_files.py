@@ -267,7 +267,10 @@ async def test_a_closed_session_takes_nothing(edge, client, session):
 
 async def test_what_is_gone_or_not_seen_is_told(edge, client, session, folder):
     folder.rename(folder.parent / "elsewhere")
-    assert await failure(listed(client, session)) == ("FAILED_PRECONDITION", "STATE_INVALID")
+    gone = ("FAILED_PRECONDITION", "STATE_INVALID")
+    assert await failure(listed(client, session)) == gone
+    assert await failure(client.transfers.upload_file(session, "b", b"")) == gone
+    assert await failure(client.transfers.upload_archive(session, "b", tar_of(("a", b"x")))) == gone
     edge.settings.workspaces.rename(edge.settings.data_dir / "elsewhere")
     missing = ("FAILED_PRECONDITION", "NOT_CONFIGURED")
     assert await failure(listed(client, session)) == missing

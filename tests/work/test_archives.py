@@ -393,7 +393,7 @@ async def test_storage_that_is_away_or_files_that_are_lost_drop_nothing(edge, cl
 async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselves(edge, client, closed, archives):
     session_id = parse_session(closed)
     edge.settings.archive_after = 0.2
-    assert await take_sessions_to_clean(edge.database, keep_for_archive=True) == []
+    assert await take_sessions_to_clean(edge.database, keep=None) == []
     scheduling = asyncio.create_task(archives.schedule())
     async with asyncio.timeout(20):
         while (await client.get_session(closed)).archive_storage_state != State.STATE_STORED:
@@ -402,12 +402,13 @@ async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselve
     await asyncio.gather(scheduling, return_exceptions=True)
     assert await everything(edge, closed) == EMPTY
     assert not (edge.settings.workspaces / str(session_id)).exists()
-    assert await take_sessions_to_clean(edge.database, keep_for_archive=True) == []
+    assert await take_sessions_to_clean(edge.database, keep=None) == []
 
 
 @only_folder
 async def test_files_that_were_removed_before_are_not_missed(edge, client, closed, archives):
     before = await everything(edge, closed)
+    assert await take_sessions_to_clean(edge.database, keep=edge.settings.keep_closed_files) == []
     assert await take_sessions_to_clean(edge.database) == [parse_session(closed)]
     shutil.rmtree(edge.settings.workspaces / closed.removeprefix("sessions/"))
     await store(client, closed)

@@ -388,9 +388,7 @@ class SessionHost:
 
     async def _clean_closed(self) -> None:
         """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
-        for session_id in await take_sessions_to_clean(
-            self._database, keep_for_archive=self._settings.archive_after is not None
-        ):
+        for session_id in await take_sessions_to_clean(self._database, keep=self._settings.keep_closed_files):
             await asyncio.to_thread(self._env.workspaces.remove, session_id)
         folder = self._settings.data_dir / "sessions"
         here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
