@@ -32,6 +32,7 @@ from agentrpc.rpc.webhook_methods import webhook_service
 from agentrpc.services.accounts import Accounts
 from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
+from agentrpc.services.archives import JOB as ARCHIVES_JOB
 from agentrpc.services.archives import Archives
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.files import Files
@@ -98,7 +99,7 @@ class UseCases:
         self.tool_groups = ToolGroups(database, settings)
         self.memory = Memory(database, settings)
         self.files = Files(database, settings)
-        self.archives = Archives(database, settings)
+        self.archives = Archives(database, settings, doorbell)
         self.mcp_servers = McpServers(database, doorbell, settings)
         self.mcp_checks = McpChecks(database, settings)
         self.webhooks = Webhooks(database, doorbell, settings)
@@ -124,7 +125,7 @@ class UseCases:
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
         return {
-            "archives": self.archives.drain,
+            ARCHIVES_JOB: self.archives.drain,
             MCP_HEALTH_JOB: self.mcp_checks.drain,
             WEBHOOKS_JOB: self.webhook_deliveries.drain,
         }

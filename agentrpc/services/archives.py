@@ -28,6 +28,7 @@ from agentrpc.names import archive_name, parse_session
 from agentrpc.services.access import require_write
 from agentrpc.services.archive_format import FORMAT, WORKSPACE, ArchiveWriter, read_events, read_transcript
 from agentrpc.services.sessions import load_session
+from agentrpc.services.signals import Doorbell
 from agentrpc.services.threads import in_thread, while_wanted
 from agentrpc.services.views import archive_message
 from agentrpc.settings import Settings
@@ -51,7 +52,7 @@ from agentrpc.store.objects import ObjectError, Objects
 from agentrpc.store.tables import SessionHead
 from agentrpc.v1 import archive_pb2
 
-__all__ = ["Archives"]
+__all__ = ["JOB", "Archives"]
 
 log = structlog.get_logger()
 
@@ -61,6 +62,8 @@ _LONGEST_WAIT = 1800.0
 _SCHEDULE_INTERVAL = 30.0
 _EVERYTHING = 2**62
 
+JOB = "archives"
+
 
 class Archives:
     """The use cases, and the job.
@@ -68,10 +71,12 @@ class Archives:
     Args:
         database: The store.
         settings: Where archive storage is.
+        doorbell: Is rung when there may be a job.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, doorbell: Doorbell | None = None) -> None:
         self._database = database
+        self._doorbell = doorbell
         self._settings = settings
         self._store = WorkspaceStore(
             settings.workspaces,
@@ -107,7 +112,9 @@ class Archives:
                 raise _state_invalid("the session is being restored: wait until it is", row.state)
             elif row.state in {"RESTORED", "FAILED"}:
                 _begin(row, "STORING")
-            return await _stored(tx, row)
+            message = await _stored(tx, row)
+        await self._ring()
+        return message
 
     async def restore(self, principal: Principal, name: str) -> archive_pb2.Archive:
         """RestoreSession."""
@@ -122,7 +129,13 @@ class Archives:
                 raise _state_invalid("the session is here: there is nothing to bring back", row.state)
             if row.state == "STORED":
                 _begin(row, "RESTORING")
-            return await _stored(tx, row)
+            message = await _stored(tx, row)
+        await self._ring()
+        return message
+
+    async def _ring(self) -> None:
+        if self._doorbell is not None:
+            await self._doorbell.ring_job(JOB)
 
     def _require_storage(self) -> None:
         if self._settings.archive_url is None:
