@@ -1,4 +1,4 @@
-"""Resource names (AIP-122) of sessions, runs, approvals and users.
+"""Resource names (AIP-122) of sessions, runs, approvals, reports and users.
 
 Ids are written in lower case with hyphens. A name of another form is NAME_INVALID; a well-formed one of something that
 does not exist is for the store to judge.
@@ -12,10 +12,12 @@ from agentrpc.errors import InvalidArgument
 __all__ = [
     "approval_name",
     "parse_approval",
+    "parse_report",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
     "parse_user",
+    "report_name",
     "run_name",
     "session_name",
     "user_name",
@@ -25,6 +27,7 @@ _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
+_REPORT = re.compile(f"reports/{_ID}")
 _USER = re.compile(f"users/{_ID}")
 
 
@@ -41,6 +44,11 @@ def run_name(session_id: UUID, run_id: UUID) -> str:
 def approval_name(session_id: UUID, approval_id: UUID) -> str:
     """`sessions/{session}/approvals/{approval}`."""
     return f"sessions/{session_id}/approvals/{approval_id}"
+
+
+def report_name(report_id: UUID) -> str:
+    """`reports/{report}`."""
+    return f"reports/{report_id}"
 
 
 def user_name(user_id: UUID) -> str:
@@ -76,6 +84,11 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     """The ids of session and approval in `sessions/{session}/approvals/{approval}`. Raises as `parse_session`."""
     session_id, approval_id = _match(_APPROVAL, name, field, "sessions/{session}/approvals/{approval}")
     return session_id, approval_id
+
+
+def parse_report(name: str, *, field: str = "name") -> UUID:
+    """The id in `reports/{report}`. Raises as `parse_session`."""
+    return _match(_REPORT, name, field, "reports/{report}")[0]
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:
