@@ -19,6 +19,7 @@ from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
+from agentrpc.rpc.report_methods import report_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.services.accounts import Accounts
@@ -26,6 +27,8 @@ from agentrpc.services.approvals import Approvals
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
+from agentrpc.services.report_maker import ReportMaker
+from agentrpc.services.reports import Reports
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.session_control import SessionControl
@@ -66,6 +69,8 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
+        self.reports = Reports(database, doorbell, settings)
+        self.report_maker = ReportMaker(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -74,11 +79,12 @@ class UseCases:
             session_service(self.sessions, self.session_control, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
+            report_service(self.reports, streams),
         ]
 
     def jobs(self) -> dict[str, Drain]:
         """What workers do besides hosting agents, by kind."""
-        return {}
+        return {"reports": self.report_maker.drain}
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
@@ -101,7 +107,7 @@ class _Process:
         self.database = Database(settings.database_url.get_secret_value())
         self.bus = Bus(settings.redis_url.get_secret_value())
         self.bell = Bell(settings.redis_url.get_secret_value())
-        self.doorbell = Doorbell(self.bus, self.bell.ring)
+        self.doorbell = Doorbell(self.bus, self.bell.ring, self.bell.ring_job)
         self.use_cases = UseCases(self.database, self.bus, self.doorbell, settings)
 
     async def open(self) -> None:

@@ -16,6 +16,7 @@ from agentrpc.cli import talk
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.render import print_line, state_name, wait_name
+from agentrpc.cli.reports import reports_app
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     approval_pb2,
@@ -40,6 +41,7 @@ approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_he
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
 app.add_typer(approvals_app, name="approvals")
+app.add_typer(reports_app, name="reports")
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

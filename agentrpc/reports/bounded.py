@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,7 +14,10 @@ __all__ = ["Curve", "Ends", "Spans", "clip", "cut", "instant", "seconds_of"]
 
 _T = TypeVar("_T")
 
-_MAX_SPANS = 1000
+# Input, output, cache write, cache read.
+_Used: TypeAlias = tuple[int, int, int, int]
+
+_MAX_SPANS = 300
 _MAX_POINTS = 1000
 
 
@@ -99,15 +102,15 @@ class Curve:
         self._sum = _Point(0.0, "", 0, 0, 0, 0.0, 0.0)
         self._of_run: dict[str, list[float]] = {}
 
-    def call(self, time: float, run: str, used: tuple[int, int, int, int]) -> None:
-        """A call of the model ended. `used`: input, output, cache write, cache read."""
+    def call(self, time: float, run: str, used: _Used) -> None:
+        """A call of the model ended."""
         known = self._of_run.setdefault(run, [0.0, 0.0, 0.0, 0.0, 0.0])
         for at, count in enumerate(used):
             known[at] += count
         known[4] += _weight(used)
         self._grow(time, run, used, known[4])
 
-    def run_ended(self, time: float, run: str, used: tuple[int, int, int, int], cost: float) -> None:
+    def run_ended(self, time: float, run: str, used: _Used, cost: float) -> None:
         """A run ended: what it used in all, subagents included, and what that cost."""
         known = self._of_run.pop(run, [0.0, 0.0, 0.0, 0.0, 0.0])
         rest = (
@@ -124,7 +127,7 @@ class Curve:
         self._sum.cost += cost
         self._grow(time, run, rest, weight, always=True)
 
-    def _grow(self, time: float, run: str, used: tuple[int, int, int, int], weight: float, always: bool = False) -> None:
+    def _grow(self, time: float, run: str, used: _Used, weight: float, *, always: bool = False) -> None:
         total = self._sum
         total.time = max(total.time, time)
         total.input += used[0]
@@ -152,7 +155,7 @@ class Curve:
         return growth
 
 
-def _weight(used: tuple[int, int, int, int]) -> float:
+def _weight(used: _Used) -> float:
     return used[0] + 5 * used[1] + 1.25 * used[2] + 0.1 * used[3]
 
 

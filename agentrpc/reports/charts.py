@@ -25,7 +25,7 @@ _WIDTH = 7.1
 _MAX_BARS = 12
 _LONGEST_LABEL = 26
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -83,6 +83,8 @@ def _svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Ids are the page's: each picture has its own.
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     # The style sheet decides the size on the page.
     head, _, rest = text.partition(">")
     head = re.sub(r' (width|height)="[^"]*"', "", head)

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -37,7 +38,7 @@ def _confine(memory: int, cpu_seconds: int, size: int) -> None:
         resource.setrlimit(limit, (wanted, wanted))
 
 
-def _fail(reason: str, message: str) -> None:
+def _fail(reason: str, message: str) -> NoReturn:
     print(json.dumps({"reason": reason, "message": message}), flush=True)  # noqa: T201 - to the parent
     # At once: what is left of memory may not be enough for a clean end.
     os._exit(1)
@@ -57,7 +58,7 @@ def main() -> None:
     except RenderError as error:
         _fail(error.reason, str(error)[:2000])
     except MemoryError:
-        _fail("LIMIT_REACHED", f"rendering needs more than {limits['memory']} bytes of memory: make the template smaller")
+        _fail("LIMIT_REACHED", f"rendering takes more than {limits['memory']} bytes: make the template smaller")
     if len(data) > limits["size"]:
         _fail("TOO_LARGE", f"the document has {len(data)} bytes, more than {limits['size']}: make the template smaller")
     Path("report").write_bytes(data)

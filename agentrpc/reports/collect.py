@@ -112,6 +112,10 @@ class Collector:
 
     # ---- What comes in ----
 
+    def describe(self, text: str) -> None:
+        """What the subject is about, in the words of its owner."""
+        self._document.description = clip(text, 2 * _LINE)
+
     def add_run(self, run: run_pb2.Run) -> None:
         """A run, as it is stored now."""
         document = self._document

@@ -137,9 +137,11 @@ class SubagentEntry:
 
 @dataclass(slots=True)
 class Turn:
-    """A piece of the conversation: of a person (`user`), the agent (`agent`), a tool call (`tool`) or the service (`note`).
+    """A piece of the conversation.
 
-    `ok` is of tool calls: how they ended, such as `succeeded`.
+    Attributes:
+        role: `user`, `agent`, `tool` for a call of one, or `note` for what the service remarks.
+        outcome: How a call ended, such as `succeeded`.
     """
 
     role: str

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 __all__ = ["CONTENT_TYPES", "RenderError", "check_template", "render"]
@@ -173,7 +174,7 @@ def _number(count: float) -> str:
 
 def _instant(text: str) -> str:
     """`21 Nov 2026, 11:22:50 UTC`."""
-    return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC") if text else "–"
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC") if text else "-"
 
 
 def _clock(text: str) -> str:

@@ -36,9 +36,7 @@ class Limits:
 
 
 @asynccontextmanager
-async def rendered(
-    document: Document, form: str, template: str, limits: Limits, folder: Path
-) -> AsyncIterator[Path]:
+async def rendered(document: Document, form: str, template: str, limits: Limits, folder: Path) -> AsyncIterator[Path]:
     """The file with the written report; gone at the end of the block, and so is the process.
 
     Args:

@@ -13,7 +13,7 @@ _MAX_MODELS = 50
 
 @dataclass(frozen=True, slots=True)
 class UsedRun:
-    """What a run used: when it was created, how it ended, its tokens in all and by model, and how long it was under way."""
+    """What a run used: its tokens in all and by model, and how many seconds it was under way."""
 
     created: datetime
     state: str

@@ -25,8 +25,8 @@ __all__ = [
     "add_chunk",
     "claim_report",
     "count_reports",
-    "finish_report",
     "find_reports",
+    "finish_report",
     "give_up_report",
     "keep_report",
     "read_chunk",
@@ -145,7 +145,10 @@ async def find_reports(tx: Transaction, query: ReportQuery) -> list[ReportRow]:
 
 
 async def count_reports(tx: Transaction, owner: UUID) -> tuple[int, int]:
-    """How many reports of a user are not finished, and how many there are. Those who ask at once wait for each other."""
+    """How many reports of a user are not finished, and how many there are.
+
+    Transactions of the same user wait here for each other: none passes a limit beside another one.
+    """
     await tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"reports {owner}", 0))))
     row = (
         await tx.execute(

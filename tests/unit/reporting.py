@@ -30,7 +30,9 @@ class Story:
 
     def prompt(self, text):
         blocks = [content_pb2.ContentBlock(text=content_pb2.TextBlock(text=text))]
-        self.event(user_message=event_pb2.UserMessage(blocks=blocks, origin="ORIGIN_PROMPT", transcript_uuid=f"u{self.now}"))
+        self.event(
+            user_message=event_pb2.UserMessage(blocks=blocks, origin="ORIGIN_PROMPT", transcript_uuid=f"u{self.now}")
+        )
 
     def say(self, text="", *, took=2.0, tools=(), usage=(1200, 300, 0, 8000), uuid="", parent=""):
         """The model writes a message with calls (id, tool, input)."""
@@ -38,7 +40,9 @@ class Story:
         for tool_use_id, tool, given in tools:
             call = content_pb2.ToolUseBlock(tool_use_id=tool_use_id, tool_name=tool, input_json=given)
             blocks.append(content_pb2.ContentBlock(tool_use=call))
-        message = event_pb2.AssistantMessage(message_id="m", model="claude-sonnet-5", blocks=blocks, transcript_uuid=uuid)
+        message = event_pb2.AssistantMessage(
+            message_id="m", model="claude-sonnet-5", blocks=blocks, transcript_uuid=uuid
+        )
         self.event(took, parent, assistant_message=message)
         if not parent:
             used = common_pb2.Usage(
@@ -48,7 +52,9 @@ class Story:
             done.duration.FromMilliseconds(int(took * 1000))
             self.event(message_completed=done)
 
-    def call(self, tool, given, *, took=1.0, outcome="SUCCEEDED", text="", denied="", parent="", start=True, before=0.0):
+    def call(
+        self, tool, given, *, took=1.0, outcome="SUCCEEDED", text="", denied="", parent="", start=True, before=0.0
+    ):
         """A call from its start to its end."""
         self.calls += 1
         tool_use_id = f"toolu_{self.calls}"
@@ -65,7 +71,9 @@ class Story:
 
     def ask(self, title, tool, given, *, wait=40.0, decision="ALLOW", scope="ONCE", message="", number=1):
         name = f"{SESSION}/approvals/0198a000-0000-7000-8000-0000000001{number:02}"
-        approval = approval_pb2.Approval(name=name, title=title, tool_name=tool, input_json=given, reason="no rule allows it")
+        approval = approval_pb2.Approval(
+            name=name, title=title, tool_name=tool, input_json=given, reason="no rule allows it"
+        )
         self.event(approval_requested=event_pb2.ApprovalRequested(approval=approval))
         if decision is None:
             return
@@ -73,15 +81,25 @@ class Story:
         if decision == "ALLOW":
             answer.scope = f"SCOPE_{scope}"
         state = "ALLOWED" if decision == "ALLOW" else "DENIED"
-        self.event(wait, approval_resolved=event_pb2.ApprovalResolved(approval=name, state=f"STATE_{state}", resolution=answer))
+        self.event(
+            wait, approval_resolved=event_pb2.ApprovalResolved(approval=name, state=f"STATE_{state}", resolution=answer)
+        )
 
     def end(self, prompt, answer, *, began, state="SUCCEEDED", cost=0.1834, error=""):
         usage = common_pb2.Usage(
-            input_tokens=21_400, output_tokens=5_900, cache_write_tokens=18_000, cache_read_tokens=164_000, cost_usd=cost
+            input_tokens=21_400,
+            output_tokens=5_900,
+            cache_write_tokens=18_000,
+            cache_read_tokens=164_000,
+            cost_usd=cost,
         )
         small = common_pb2.Usage(input_tokens=3_000, output_tokens=400, cost_usd=0.0061)
         big = common_pb2.Usage(
-            input_tokens=18_400, output_tokens=5_500, cache_write_tokens=18_000, cache_read_tokens=164_000, cost_usd=cost - 0.0061
+            input_tokens=18_400,
+            output_tokens=5_500,
+            cache_write_tokens=18_000,
+            cache_read_tokens=164_000,
+            cost_usd=cost - 0.0061,
         )
         models = [
             common_pb2.ModelUsage(model="claude-haiku-5", usage=small),
@@ -91,7 +109,13 @@ class Story:
         ended = event_pb2.RunEnded(state=f"STATE_{state}", usage=usage, model_usage=models, error=failed)
         self.event(0.2, run_ended=ended)
         run = run_pb2.Run(
-            name=self.run, prompt=prompt, state=f"STATE_{state}", attempt=1, usage=usage, model_usage=models, error=failed
+            name=self.run,
+            prompt=prompt,
+            state=f"STATE_{state}",
+            attempt=1,
+            usage=usage,
+            model_usage=models,
+            error=failed,
         )
         run.result.text = answer
         run.create_time.FromNanoseconds(int((began - 3) * 1e9))
@@ -118,7 +142,9 @@ def story():
     )
     init.mcp_servers.add(name="github", status="connected")
     s.event(0.4, agent_initialized=init)
-    s.prompt("Check our dependencies for known vulnerabilities, update what is safe, run the tests, and write a summary.")
+    s.prompt(
+        "Check our dependencies for known vulnerabilities, update what is safe, run the tests, and write a summary."
+    )
     s.say("I'll look at the lock file first, then at the advisories.", took=3.1)
     s.call("Read", '{"file_path": "uv.lock"}', took=0.2)
     s.call("Bash", '{"command": "uv tree --outdated | head -50"}', took=4.2, text="12 outdated")
@@ -128,24 +154,60 @@ def story():
     s.event(tool_call_started=event_pb2.ToolCallStarted(tool_use_id=task, tool_name="Task"))
     s.event(
         subtask_started=event_pb2.SubtaskStarted(
-            subtask_id="sub1", tool_use_id=task, type="local_agent", subagent="general-purpose", description="Read advisories"
+            subtask_id="sub1",
+            tool_use_id=task,
+            type="local_agent",
+            subagent="general-purpose",
+            description="Read advisories",
         )
     )
     for n in range(6):
         s.call("WebFetch", f'{{"url": "https://osv.dev/list?page={n}"}}', took=2.4, parent=task)
-    s.call("WebFetch", '{"url": "https://osv.dev/slow"}', took=9.0, outcome="FAILED", text="504 Gateway Timeout", parent=task)
-    ended = event_pb2.SubtaskEnded(subtask_id="sub1", outcome="OUTCOME_COMPLETED", summary="2 advisories concern us: one in a parser, one in a template engine. Both are fixed upstream.")
+    s.call(
+        "WebFetch",
+        '{"url": "https://osv.dev/slow"}',
+        took=9.0,
+        outcome="FAILED",
+        text="504 Gateway Timeout",
+        parent=task,
+    )
+    ended = event_pb2.SubtaskEnded(
+        subtask_id="sub1",
+        outcome="OUTCOME_COMPLETED",
+        summary="2 advisories concern us: one in a parser, one in a template engine. Both are fixed upstream.",
+    )
     ended.usage.total_tokens = 24_310
     ended.usage.tool_call_count = 7
     s.event(0.5, subtask_ended=ended)
     done = event_pb2.ToolCallFinished(tool_use_id=task, tool_name="Task", outcome="OUTCOME_SUCCEEDED")
     s.event(0.1, tool_call_finished=done)
     s.say("Two packages need an update. I need your permission to change the lock file.")
-    s.ask("Claude wants to run: uv lock --upgrade-package jinja2", "Bash", '{"command": "uv lock --upgrade-package jinja2"}', wait=31.0, scope="SESSION")
+    s.ask(
+        "Claude wants to run: uv lock --upgrade-package jinja2",
+        "Bash",
+        '{"command": "uv lock --upgrade-package jinja2"}',
+        wait=31.0,
+        scope="SESSION",
+    )
     s.call("Bash", '{"command": "uv lock --upgrade-package jinja2"}', took=6.3)
     s.call("Bash", '{"command": "./scripts/test -q"}', took=48.0, text="412 passed")
-    s.ask("Claude wants to run: git push origin main", "Bash", '{"command": "git push origin main"}', wait=22.0, decision="DENY", message="Open a pull request instead.", number=2)
-    s.call("Bash", '{"command": "git push origin main"}', took=0.0, outcome="DENIED", denied="Open a pull request instead.", start=False)
+    s.ask(
+        "Claude wants to run: git push origin main",
+        "Bash",
+        '{"command": "git push origin main"}',
+        wait=22.0,
+        decision="DENY",
+        message="Open a pull request instead.",
+        number=2,
+    )
+    s.call(
+        "Bash",
+        '{"command": "git push origin main"}',
+        took=0.0,
+        outcome="DENIED",
+        denied="Open a pull request instead.",
+        start=False,
+    )
     s.call("mcp__github__create_pull_request", '{"title": "Update jinja2"}', took=2.2)
     s.event(model_call_retried=event_pb2.ModelCallRetried(attempt=1, max_attempts=10, error="overloaded"))
     answer = (
@@ -154,5 +216,9 @@ def story():
         "The change is in pull request #218; nothing was pushed to main."
     )
     s.say(answer, took=5.0)
-    s.end("Check our dependencies for known vulnerabilities, update what is safe, run the tests, and write a summary.", answer, began=began)
+    s.end(
+        "Check our dependencies for known vulnerabilities, update what is safe, run the tests, and write a summary.",
+        answer,
+        began=began,
+    )
     return s
