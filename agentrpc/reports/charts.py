@@ -132,7 +132,8 @@ def _growth(report: dict[str, Any]) -> Figure | None:
     growth = report["growth"]
     if not growth["seconds"]:
         return None
-    total = max(report["seconds"], 0.001)
+    # With room for what comes at the very end.
+    total = max(report["seconds"], 0.001) * 1.02
     figure, axes = _figure(1.75)
     times = [0.0, *growth["seconds"], total]
 
