@@ -90,7 +90,9 @@ def list_reports(page_size: int = 20, as_json: Json = False) -> None:
         if as_json:
             _print(response)
             return
-        table = Table(Column("report", no_wrap=True), "format", "state", "size", "title", box=None)
+        table = Table(
+            Column("report", no_wrap=True), "format", Column("state", no_wrap=True), "size", "title", box=None
+        )
         for found in response.reports:
             title = found.display_name or found.subject or "usage"
             table.add_row(found.name, _format(found), _state(found), f"{found.size_bytes:,}", title)

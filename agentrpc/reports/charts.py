@@ -99,7 +99,7 @@ def _timeline(report: dict[str, Any]) -> Figure | None:
     if not lanes:
         return None
     total = max(report["seconds"], 0.001)
-    figure, axes = _figure(0.55 + 0.24 * len(lanes))
+    figure, axes = _figure(0.6 + 0.24 * len(lanes))
     for at, lane in enumerate(lanes):
         # What is shorter than a hair is still to be seen.
         bars = [(begin, max(end - begin, total / 700)) for begin, end in lane["spans"]]
@@ -203,7 +203,7 @@ def _tools(report: dict[str, Any]) -> Figure | None:
     tools = report["tools"][:_MAX_BARS]
     if not tools:
         return None
-    figure, axes = _figure(0.55 + 0.22 * len(tools))
+    figure, axes = _figure(0.8 + 0.22 * len(tools))
     at = range(len(tools))
     below = [0] * len(tools)
     for label, kinds, colour in (
@@ -234,7 +234,7 @@ def _models(report: dict[str, Any]) -> Figure | None:
     models = [entry for entry in report["models"] if entry["tokens"]["cost_usd"] > 0][:_MAX_BARS]
     if len(models) < 2:
         return None
-    figure, axes = _figure(0.45 + 0.22 * len(models))
+    figure, axes = _figure(0.5 + 0.22 * len(models))
     cost = [entry["tokens"]["cost_usd"] for entry in models]
     axes.barh(range(len(models)), cost, height=0.62, color=_BLUE, linewidth=0)
     for row, value in enumerate(cost):

@@ -39,7 +39,8 @@ def _confine(memory: int, cpu_seconds: int, size: int) -> None:
 
 
 def _fail(reason: str, message: str) -> NoReturn:
-    print(json.dumps({"reason": reason, "message": message}), flush=True)  # noqa: T201 - to the parent
+    clean = message.encode(errors="replace").decode()
+    print(json.dumps({"reason": reason, "message": clean}), flush=True)  # noqa: T201 - to the parent
     # At once: what is left of memory may not be enough for a clean end.
     os._exit(1)
 

@@ -33,6 +33,8 @@ _MAX_SUBAGENTS = 100
 _LANES = 7
 _OTHERS = "(other tools)"
 _PROMPT, _ANSWER, _TEXT, _LINE = 2000, 12_000, 1500, 300
+# Longer ones are not worth being read as JSON.
+_LONGEST_INPUT = 64 * 1024
 # Spans closer than this part of the whole cannot be told apart in a picture.
 _RESOLUTION = 1 / 1500
 
@@ -459,6 +461,8 @@ def _joined(blocks: Iterable[content_pb2.ContentBlock]) -> str:
 
 def _input(input_json: str) -> str:
     """A call in a few words: the command, the path, or the beginning of its input."""
+    if len(input_json) > _LONGEST_INPUT:
+        return clip(input_json, _LINE)
     try:
         given = json.loads(input_json or "{}")
     except (ValueError, RecursionError):

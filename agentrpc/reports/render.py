@@ -69,8 +69,9 @@ def render(report: dict[str, Any], form: str, template: str) -> bytes:
     """
     if form == "JSON":
         return (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
-    text = _text(report, form, template)
-    return _pdf(text) if form == "PDF" else text.encode()
+    # A template may make lone surrogates, which no document can hold.
+    data = _text(report, form, template).encode(errors="replace")
+    return _pdf(data.decode()) if form == "PDF" else data
 
 
 def _text(report: dict[str, Any], form: str, template: str) -> str:
@@ -87,7 +88,7 @@ def _text(report: dict[str, Any], form: str, template: str) -> str:
             raise
         line = error.lineno if isinstance(error, TemplateSyntaxError) else _line(error)
         raise RenderError("TEMPLATE_INVALID", f"line {line} of the template: {error}", line) from None
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError) as error:
         if not template:
             raise
         line = _line(error)

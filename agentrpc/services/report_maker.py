@@ -28,7 +28,7 @@ from agentrpc.reports.usage import UsageCollector, UsedRun
 from agentrpc.services.views import head_state, run_message
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
-from agentrpc.store.log import read_events
+from agentrpc.store.log import StoredEvent, read_events
 from agentrpc.store.reports import (
     CHUNK,
     ReportRow,
@@ -211,8 +211,8 @@ class ReportMaker:
         after = first
         while after < last:
             rows = await read_events(self._database, session_id, after=after, up_to=last, run_id=run_id, limit=_EVENTS)
-            for stored in rows:
-                collector.add(event_pb2.Event.FromString(stored.data))
+            # Apart from the loop, on which agents are hosted.
+            await asyncio.to_thread(_take, collector, rows)
             if len(rows) < _EVENTS:
                 return
             after = rows[-1].sequence
@@ -266,6 +266,11 @@ class ReportMaker:
         async with self._database.transaction() as tx:
             known = await usernames(tx, list(ids.values()))
         return {name: known[user_id] for name, user_id in ids.items() if user_id in known}
+
+
+def _take(collector: Collector, rows: Sequence[StoredEvent]) -> None:
+    for stored in rows:
+        collector.add(event_pb2.Event.FromString(stored.data))
 
 
 async def _session(tx: Transaction, session_id: UUID) -> tuple[Session, SessionHead]:

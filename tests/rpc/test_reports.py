@@ -335,5 +335,6 @@ async def test_watching_what_is_finished_or_deleted_ends(client, session, made):
     )
     assert (await call.read()).report.state == Report.STATE_PENDING
     await client.call(client.reports.DeleteReport, report_service_pb2.DeleteReportRequest(name=pending.name))
-    responses = [response async for response in call]
-    assert responses[-1].end.reason == stream_pb2.StreamEnd.REASON_FINISHED
+    while not (response := await call.read()).HasField("end"):
+        pass
+    assert response.end.reason == stream_pb2.StreamEnd.REASON_FINISHED

@@ -240,6 +240,7 @@ async def test_a_template_takes_over_a_part_of_ours(written):
     assert "h1 { color: red }" in page
     assert "&lt;i&gt;A&lt;/i&gt;, $0.18" in page
     assert await written(story().document(), "MARKDOWN", "{{ report.subject }}") == RUN.encode()
+    assert await written(story().document(), "HTML", "{{ 'a\\ud800b' }}") == b"a?b"
     svg = await written(story().document(), "HTML", "{{ charts.tools }}{{ report.answer }}")
     assert svg.startswith(b"<svg")
 
@@ -259,6 +260,8 @@ async def test_a_template_takes_over_a_part_of_ours(written):
         "{{ 1 / 0 }}",
         "{{ report.title | safe }}",
         "{{ range(10 ** 9) | list }}",
+        "{% for a in [1] %}" * 50 + "{% endfor %}" * 50,
+        "{{ report['\\ud800'] }}",
     ],
 )
 async def test_a_template_gets_no_further_than_its_report(written, template):
