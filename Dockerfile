@@ -17,6 +17,7 @@ RUN uv sync --frozen --no-dev --no-editable
 FROM python:3.12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bubblewrap ca-certificates git ripgrep \
+        libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0 fonts-dejavu-core \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 agentrpc \
     && install -d -o agentrpc -g agentrpc -m 0700 /var/lib/agentrpc /var/lib/agentrpc/workspaces

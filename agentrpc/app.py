@@ -25,6 +25,7 @@ from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.mcp_server_methods import mcp_server_service
 from agentrpc.rpc.memory_methods import memory_service
 from agentrpc.rpc.methods import Service, approval_service, auth_service, run_service, session_service
+from agentrpc.rpc.report_methods import report_service
 from agentrpc.rpc.server import EdgeServer
 from agentrpc.rpc.streams import Streams
 from agentrpc.rpc.task_methods import task_service
@@ -43,6 +44,8 @@ from agentrpc.services.mcp_servers import McpServers
 from agentrpc.services.memory import Memory
 from agentrpc.services.outbox import Consumer, Outbox
 from agentrpc.services.reaper import Reaper
+from agentrpc.services.report_maker import ReportMaker
+from agentrpc.services.reports import Reports
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.schedules import Schedules
@@ -104,6 +107,8 @@ class UseCases:
         self.mcp_checks = McpChecks(database, settings)
         self.webhooks = Webhooks(database, doorbell, settings)
         self.webhook_deliveries = WebhookDeliveries(database, settings)
+        self.reports = Reports(database, doorbell, settings)
+        self.report_maker = ReportMaker(database, settings)
 
     def services(self, streams: Streams) -> list[Service]:
         """The services of the contract."""
@@ -120,6 +125,7 @@ class UseCases:
             archive_service(self.archives),
             mcp_server_service(self.mcp_servers),
             webhook_service(self.webhooks),
+            report_service(self.reports, streams),
         ]
 
     def jobs(self) -> dict[str, Drain]:
@@ -127,6 +133,7 @@ class UseCases:
         return {
             ARCHIVES_JOB: self.archives.drain,
             MCP_HEALTH_JOB: self.mcp_checks.drain,
+            "reports": self.report_maker.drain,
             WEBHOOKS_JOB: self.webhook_deliveries.drain,
         }
 

@@ -32,6 +32,7 @@ __all__ = [
     "parse_mcp_server",
     "parse_memory_entry",
     "parse_memory_store",
+    "parse_report",
     "parse_run",
     "parse_session",
     "parse_session_or_wildcard",
@@ -40,6 +41,7 @@ __all__ = [
     "parse_tool_group",
     "parse_user",
     "parse_webhook",
+    "report_name",
     "run_name",
     "session_name",
     "task_name",
@@ -55,6 +57,7 @@ _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
 MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
 _MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
 _ARCHIVE = re.compile(f"sessions/{_ID}/archive")
+_REPORT = re.compile(f"reports/{_ID}")
 _USER = re.compile(f"users/{_ID}")
 _TASK = re.compile(f"tasks/{_ID}")
 _EXECUTION = re.compile(f"tasks/{_ID}/executions/{_ID}")
@@ -94,6 +97,11 @@ def memory_entry_name(store_id: UUID, key: str) -> str:
 def archive_name(session_id: UUID) -> str:
     """`sessions/{session}/archive`."""
     return f"sessions/{session_id}/archive"
+
+
+def report_name(report_id: UUID) -> str:
+    """`reports/{report}`."""
+    return f"reports/{report_id}"
 
 
 def user_name(user_id: UUID) -> str:
@@ -155,6 +163,11 @@ def parse_memory_entry(name: str, *, field: str = "name") -> tuple[UUID, str]:
 def parse_archive(name: str, *, field: str = "name") -> UUID:
     """The id of the session in `sessions/{session}/archive`. Raises as `parse_session`."""
     return _match(_ARCHIVE, name, field, "sessions/{session}/archive")[0]
+
+
+def parse_report(name: str, *, field: str = "name") -> UUID:
+    """The id in `reports/{report}`. Raises as `parse_session`."""
+    return _match(_REPORT, name, field, "reports/{report}")[0]
 
 
 def parse_user(name: str, *, field: str = "name") -> UUID:

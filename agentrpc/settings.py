@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     decision_timeout: Seconds = Field(
         default=86400, description="A run in UNKNOWN_OUTCOME fails when nobody has decided for so long."
     )
+    report_timeout: Seconds = Field(default=180, description="How long rendering a report may take.")
+    report_memory: int = Field(
+        default=1024**3, ge=512 * 1024**2, description="Address space that rendering a report may use."
+    )
     cli_path: Path | None = Field(default=None, description="Another CLI than the one in the SDK's wheel.")
 
     # The model.

@@ -18,6 +18,7 @@ from agentrpc.cli.connection import connection, credentials_path, fail, run_comm
 from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import print_line, state_name, wait_name
+from agentrpc.cli.reports import reports_app
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     approval_pb2,
@@ -50,6 +51,7 @@ tasks.register(app)
 schedules.register(app)
 app.add_typer(mcp_servers.app, name="mcp-servers")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(reports_app, name="reports")
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

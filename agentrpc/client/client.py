@@ -1,6 +1,7 @@
 """The client."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -25,6 +26,9 @@ from agentrpc.v1 import (
     file_service_pb2_grpc,
     mcp_server_service_pb2_grpc,
     memory_service_pb2_grpc,
+    report_pb2,
+    report_service_pb2,
+    report_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -57,8 +61,15 @@ _OPENING = 20.0
 _ATTEMPTS = 6
 # Seconds for calls that copy files.
 _COPYING = 600.0
+# Seconds without a piece of a download after which it is asked for anew.
+_SILENCE = 60.0
 _RETRYABLE = {"UNAVAILABLE", "CANCELLED"}
-_FINAL = {_End.REASON_RUN_ENDED, _End.REASON_SESSION_CLOSED, _End.REASON_ACCESS_REVOKED}
+_FINAL = {
+    _End.REASON_RUN_ENDED,
+    _End.REASON_SESSION_CLOSED,
+    _End.REASON_ACCESS_REVOKED,
+    _End.REASON_FINISHED,
+}
 _REFRESH_BEFORE = 30.0
 
 
@@ -102,6 +113,7 @@ class AgentRpcClient:
         self.memory = memory_service_pb2_grpc.MemoryServiceStub(self._channel)
         self.files = file_service_pb2_grpc.FileServiceStub(self._channel)
         self.archives = archive_service_pb2_grpc.ArchiveServiceStub(self._channel)
+        self.reports = report_service_pb2_grpc.ReportServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self.transfers = FileTransfers(self.files, self._metadata)
         self.mcp_servers = mcp_server_service_pb2_grpc.McpServerServiceStub(self._channel)
@@ -288,6 +300,65 @@ class AgentRpcClient:
         """ResolveApproval."""
         request = approval_service_pb2.ResolveApprovalRequest(name=approval, resolution=resolution)
         return await self.call(self.approvals.ResolveApproval, request)
+
+    # ---- Reports ----
+
+    async def create_report(self, report: report_pb2.Report, *, request_id: str = "") -> report_pb2.Report:
+        """CreateReport."""
+        request = report_service_pb2.CreateReportRequest(report=report, request_id=request_id)
+        return await self.call(self.reports.CreateReport, request)
+
+    async def get_report(self, name: str) -> report_pb2.Report:
+        """GetReport."""
+        return await self.call(self.reports.GetReport, report_service_pb2.GetReportRequest(name=name))
+
+    async def watch_report(self, name: str) -> AsyncIterator[report_pb2.Report]:
+        """A report whenever it has changed, until it is finished."""
+        request = report_service_pb2.WatchReportRequest(name=name)
+        async for response in self.watch_responses(self.reports.WatchReport, request):
+            if response.HasField("report"):
+                yield response.report
+
+    async def download_report(self, name: str, *, offset: int = 0) -> AsyncIterator[bytes]:
+        """The document of a report in pieces, from `offset` on; goes on after a lost connection.
+
+        Raises:
+            RpcError: There is no such document, or what arrived is not what its checksum says (from offset 0 only).
+        """
+        whole = hashlib.sha256() if offset == 0 else None
+        size: int | None = None
+        digest = ""
+        attempt = 0
+        stale = ""
+        while size != offset:
+            request = report_service_pb2.DownloadReportRequest(name=name, offset=offset)
+            call: Any = self.reports.DownloadReport(request, metadata=await self._metadata(stale=stale))
+            try:
+                while (response := await asyncio.wait_for(call.read(), _SILENCE)) is not grpc.aio.EOF:
+                    attempt = 0
+                    if size is None:
+                        size, digest = response.size_bytes, response.sha256
+                    offset += len(response.data)
+                    if whole is not None:
+                        whole.update(response.data)
+                    yield response.data
+            except grpc.aio.AioRpcError as error:
+                failure = decode(error)
+                if failure.reason == "CREDENTIALS_EXPIRED" and not stale:
+                    stale = self._token
+                    continue
+                attempt += 1
+                if failure.code not in _RETRYABLE or attempt >= _ATTEMPTS:
+                    raise failure from None
+                await asyncio.sleep(failure.retry_after or _backoff(attempt))
+            except TimeoutError:
+                attempt += 1
+                if attempt >= _ATTEMPTS:
+                    raise RpcError("UNAVAILABLE", "", "nothing arrives any more: try again later") from None
+            finally:
+                call.cancel()
+        if whole is not None and whole.hexdigest() != digest:
+            raise RpcError("DATA_LOSS", "CHECKSUM_MISMATCH", "what arrived is not the document: download it again")
 
     # ---- Streams ----
 

@@ -239,6 +239,11 @@ class Streams:
         self._accounts = accounts
         self._settings = settings
 
+    @property
+    def parts(self) -> tuple[Hub, Settings, Accounts]:
+        """What every stream needs besides its caller."""
+        return self._hub, self._settings, self._accounts
+
     async def watch_session(
         self, principal: Principal, request: session_service_pb2.WatchSessionRequest, send: Send
     ) -> None:

@@ -1,5 +1,6 @@
 """Queries over users and logins."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -8,13 +9,19 @@ from sqlalchemy.exc import IntegrityError
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.tables import Login, User
 
-__all__ = ["add_user", "count_users", "login_state", "user_by_name"]
+__all__ = ["add_user", "count_users", "login_state", "user_by_name", "usernames"]
 
 
 async def user_by_name(tx: Transaction, username: str) -> User | None:
     """The user who logs in with a name and is not disabled."""
     found: User | None = await tx.scalar(select(User).where(User.username == username, User.disable_time.is_(None)))
     return found
+
+
+async def usernames(tx: Transaction, user_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The names of users, by their ids."""
+    rows = await tx.execute(select(User.id, User.username).where(User.id.in_(user_ids)))
+    return {row[0]: row[1] for row in rows}
 
 
 async def login_state(tx: Transaction, user_id: UUID, login_id: UUID) -> tuple[str, bool] | None:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/stream.proto\x12\x0b\x61gentrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x0cStreamOpened\x12#\n\rlast_sequence\x18\x01 \x01(\x03R\x0clastSequence\x12H\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11heartbeatInterval\"/\n\x08\x43\x61ughtUp\x12#\n\rlast_sequence\x18\x01 \x01(\x03R\x0clastSequence\";\n\tHeartbeat\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\xe8\x02\n\tStreamEnd\x12\x35\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.agentrpc.v1.StreamEnd.ReasonR\x06reason\x12:\n\x0bretry_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryDelay\"\xe7\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_RUN_ENDED\x10\x01\x12\x19\n\x15REASON_SESSION_CLOSED\x10\x02\x12\x12\n\x0eREASON_ROTATED\x10\x03\x12\x13\n\x0fREASON_DRAINING\x10\x04\x12\x18\n\x14REASON_SLOW_CONSUMER\x10\x05\x12\x1e\n\x1aREASON_CREDENTIALS_EXPIRED\x10\x06\x12\x16\n\x12REASON_UNAVAILABLE\x10\x07\x12\x19\n\x15REASON_ACCESS_REVOKED\x10\x08\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/stream.proto\x12\x0b\x61gentrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x0cStreamOpened\x12#\n\rlast_sequence\x18\x01 \x01(\x03R\x0clastSequence\x12H\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11heartbeatInterval\"/\n\x08\x43\x61ughtUp\x12#\n\rlast_sequence\x18\x01 \x01(\x03R\x0clastSequence\";\n\tHeartbeat\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\xfd\x02\n\tStreamEnd\x12\x35\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.agentrpc.v1.StreamEnd.ReasonR\x06reason\x12:\n\x0bretry_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryDelay\"\xfc\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_RUN_ENDED\x10\x01\x12\x19\n\x15REASON_SESSION_CLOSED\x10\x02\x12\x12\n\x0eREASON_ROTATED\x10\x03\x12\x13\n\x0fREASON_DRAINING\x10\x04\x12\x18\n\x14REASON_SLOW_CONSUMER\x10\x05\x12\x1e\n\x1aREASON_CREDENTIALS_EXPIRED\x10\x06\x12\x16\n\x12REASON_UNAVAILABLE\x10\x07\x12\x19\n\x15REASON_ACCESS_REVOKED\x10\x08\x12\x13\n\x0fREASON_FINISHED\x10\tB<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEAT']._serialized_start=282
   _globals['_HEARTBEAT']._serialized_end=341
   _globals['_STREAMEND']._serialized_start=344
-  _globals['_STREAMEND']._serialized_end=704
+  _globals['_STREAMEND']._serialized_end=725
   _globals['_STREAMEND_REASON']._serialized_start=473
-  _globals['_STREAMEND_REASON']._serialized_end=704
+  _globals['_STREAMEND_REASON']._serialized_end=725
 # @@protoc_insertion_point(module_scope)

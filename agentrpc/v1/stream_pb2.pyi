@@ -43,6 +43,7 @@ class StreamEnd(_message.Message):
         REASON_CREDENTIALS_EXPIRED: _ClassVar[StreamEnd.Reason]
         REASON_UNAVAILABLE: _ClassVar[StreamEnd.Reason]
         REASON_ACCESS_REVOKED: _ClassVar[StreamEnd.Reason]
+        REASON_FINISHED: _ClassVar[StreamEnd.Reason]
     REASON_UNSPECIFIED: StreamEnd.Reason
     REASON_RUN_ENDED: StreamEnd.Reason
     REASON_SESSION_CLOSED: StreamEnd.Reason
@@ -52,6 +53,7 @@ class StreamEnd(_message.Message):
     REASON_CREDENTIALS_EXPIRED: StreamEnd.Reason
     REASON_UNAVAILABLE: StreamEnd.Reason
     REASON_ACCESS_REVOKED: StreamEnd.Reason
+    REASON_FINISHED: StreamEnd.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
     reason: StreamEnd.Reason
