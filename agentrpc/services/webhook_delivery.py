@@ -52,7 +52,6 @@ _FORGET_EVERY = 600.0
 class _Request:
     """What is sent."""
 
-    webhook_id: UUID
     url: str
     headers: dict[str, str]
     body: bytes
@@ -169,7 +168,7 @@ class WebhookDeliveries:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signatures(signing_keys(self._box, webhook, now), str(row.id), timestamp, body),
         }
-        return _Request(webhook.id, webhook.url, headers, body)
+        return _Request(webhook.url, headers, body)
 
     async def _attempt(self, client: httpx.AsyncClient, request: _Request, start: datetime) -> _Outcome:
         limit = self._settings.webhook_timeout

@@ -214,7 +214,8 @@ class Webhooks:
         async with self._database.transaction() as tx:
             webhook = await _load(tx, principal, webhook_id)
             _require_enabled(webhook)
-            row = self._delivery(webhook_id, TEST, webhook_name(webhook_id), {}, clock.utcnow())
+            name = webhook_name(webhook_id)
+            row = self._delivery(webhook_id, TEST, name, {"webhook": name}, clock.utcnow())
             if (known := await known_request(tx, key, row.id)) is not None:
                 return delivery_message(await _load_delivery(tx, webhook_id, known))
             tx.add(row)
