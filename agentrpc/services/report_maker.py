@@ -18,7 +18,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.domain.states import TERMINAL_RUN_STATES
 from agentrpc.errors import StoreUnavailable
-from agentrpc.names import parse_run, parse_session, parse_user, run_name, session_name, user_name
+from agentrpc.names import parse_execution, parse_run, parse_session, parse_user, run_name, session_name, user_name
 from agentrpc.reports.bounded import clip
 from agentrpc.reports.collect import Collector, tokens_of
 from agentrpc.reports.document import Document, Share, Tokens
@@ -40,6 +40,7 @@ from agentrpc.store.reports import (
 )
 from agentrpc.store.runs import RunQuery, find_runs
 from agentrpc.store.tables import Run, Session, SessionHead
+from agentrpc.store.tasks import ExecutionRow, TaskRow
 from agentrpc.store.usage import UsageQuery, UsedShare, used_by_owner, used_by_session, used_runs
 from agentrpc.store.users import usernames
 from agentrpc.v1 import event_pb2, report_pb2
@@ -164,17 +165,28 @@ class ReportMaker:
     async def _document(self, row: ReportRow, given: report_pb2.Report, progress: _Progress) -> Document:
         if given.HasField("usage"):
             return await self._of_usage(row, given.usage)
+        if given.subject.startswith("tasks/"):
+            return await self._of_execution(row, *parse_execution(given.subject), progress)
         if "/runs/" in given.subject:
             return await self._of_run(row, *parse_run(given.subject), progress)
         return await self._of_session(row, parse_session(given.subject), progress)
 
-    async def _of_run(self, row: ReportRow, session_id: UUID, run_id: UUID, progress: _Progress) -> Document:
+    async def _of_execution(self, row: ReportRow, task_id: UUID, execution_id: UUID, progress: _Progress) -> Document:
+        async with self._database.transaction() as tx:
+            task, execution = await tx.get(TaskRow, task_id), await tx.get(ExecutionRow, execution_id)
+        if task is None or execution is None or execution.session_id is None or execution.run_id is None:
+            raise _gone(row.subject)
+        return await self._of_run(row, execution.session_id, execution.run_id, progress, task.display_name)
+
+    async def _of_run(
+        self, row: ReportRow, session_id: UUID, run_id: UUID, progress: _Progress, default_title: str = ""
+    ) -> Document:
         async with self._database.transaction() as tx:
             session, head = await _session(tx, session_id)
             run = await tx.get(Run, run_id)
         if run is None:
             raise _gone(row.subject)
-        title = row.display_name or clip(run.prompt, 90)
+        title = row.display_name or default_title or clip(run.prompt, 90)
         complete = run.state in TERMINAL_RUN_STATES
         collector = Collector("run", title, run_name(session.id, run.id), run.state, complete=complete)
         collector.add_run(run_message(run))

@@ -9,14 +9,16 @@ from uuid import UUID
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from agentrpc.names import parse_report, parse_run, parse_session, parse_user, report_name, user_name
+from agentrpc.names import parse_execution, parse_report, parse_run, parse_session, parse_user, report_name, user_name
 from agentrpc.reports.render import CONTENT_TYPES, RenderError, check_template
 from agentrpc.services.access import require_visible, require_write, visible_owner
+from agentrpc.services.archive_state import require_here
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
 from agentrpc.services.runs import load_run
 from agentrpc.services.sessions import load_session
 from agentrpc.services.signals import Doorbell
+from agentrpc.services.task_executions import load_execution
 from agentrpc.services.validation import Faults, check_enums, request_uuid
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
@@ -158,10 +160,22 @@ class Reports:
     async def _check_subject(self, tx: Transaction, principal: Principal, given: report_pb2.Report) -> UUID | None:
         """Raise NotFound unless the caller may see what it is about; whose usage it is."""
         if given.subject:
-            if "/runs/" in given.subject:
-                await load_run(tx, principal, *parse_run(given.subject, field="report.subject"))
+            if given.subject.startswith("tasks/"):
+                found = await load_execution(tx, principal, *parse_execution(given.subject, field="report.subject"))
+                session_id = found.execution.session_id
+            elif "/runs/" in given.subject:
+                session_id, run_id = parse_run(given.subject, field="report.subject")
+                await load_run(tx, principal, session_id, run_id)
             else:
-                await load_session(tx, principal, parse_session(given.subject, field="report.subject"))
+                session_id = parse_session(given.subject, field="report.subject")
+                await load_session(tx, principal, session_id)
+            if session_id is None:
+                raise FailedPrecondition(
+                    "the execution has not begun: there is nothing to report yet",
+                    reason="STATE_INVALID",
+                    metadata={"state": "STATE_QUEUED"},
+                )
+            await require_here(tx, session_id)
             return None
         if not given.usage.owner:
             return visible_owner(principal)

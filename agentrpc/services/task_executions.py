@@ -49,7 +49,7 @@ from agentrpc.store.tasks import (
 )
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
-__all__ = ["Executions"]
+__all__ = ["Executions", "load_execution"]
 
 log = structlog.get_logger()
 
@@ -95,7 +95,7 @@ class Executions:
         require_write(principal, "executions.retry")
         key = RequestKey(principal, "RetryExecution", request_uuid(request.request_id), request_hash(request))
         async with self._database.transaction() as tx:
-            found = await _load(tx, principal, task_id, execution_id)
+            found = await load_execution(tx, principal, task_id, execution_id)
             state = _state(found)
             if state not in _RETRYABLE:
                 raise FailedPrecondition(
@@ -200,7 +200,7 @@ class Executions:
         faults.done()
         touched = None
         async with self._database.transaction() as tx:
-            await _load(tx, principal, task_id, execution_id)
+            await load_execution(tx, principal, task_id, execution_id)
             task = await lock_task(tx, task_id)
             row = await lock_execution(tx, execution_id)
             assert task is not None
@@ -281,11 +281,11 @@ class Executions:
     async def _describe(
         self, tx: Transaction, principal: Principal, task_id: UUID, execution_id: UUID
     ) -> task_pb2.Execution:
-        found = await _load(tx, principal, task_id, execution_id)
+        found = await load_execution(tx, principal, task_id, execution_id)
         return (await describe_executions(tx, [found]))[0]
 
 
-async def _load(tx: Transaction, principal: Principal, task_id: UUID, execution_id: UUID) -> Found:
+async def load_execution(tx: Transaction, principal: Principal, task_id: UUID, execution_id: UUID) -> Found:
     """An execution that the caller may see. Raises NotFound."""
     found = await find_execution(tx, task_id, execution_id)
     creator = None if found is None else found.execution.creator

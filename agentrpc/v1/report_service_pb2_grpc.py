@@ -76,7 +76,8 @@ class ReportServiceServicer:
     def CreateReport(self, request, context):
         """Accepts a report, which a worker then makes; OK means stored. WatchReport tells how far it is.
         LIMIT_REACHED: the caller has 50 reports that are not finished, or 5,000 in all.
-        Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, LIMIT_REACHED, REQUEST_ID_REUSED.
+        STATE_INVALID: the execution has not begun, or the session is only in archive storage.
+        Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, STATE_INVALID, LIMIT_REACHED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

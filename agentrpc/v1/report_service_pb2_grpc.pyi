@@ -38,7 +38,8 @@ class ReportServiceStub:
     CreateReport: _grpc.UnaryUnaryMultiCallable[_report_service_pb2.CreateReportRequest, _report_pb2.Report]
     """Accepts a report, which a worker then makes; OK means stored. WatchReport tells how far it is.
     LIMIT_REACHED: the caller has 50 reports that are not finished, or 5,000 in all.
-    Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, LIMIT_REACHED, REQUEST_ID_REUSED.
+    STATE_INVALID: the execution has not begun, or the session is only in archive storage.
+    Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, STATE_INVALID, LIMIT_REACHED, REQUEST_ID_REUSED.
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_report_service_pb2.GetReportRequest, _report_pb2.Report]
     """Returns a report without its document.
@@ -73,7 +74,8 @@ class ReportServiceAsyncStub(ReportServiceStub):
     CreateReport: _aio.UnaryUnaryMultiCallable[_report_service_pb2.CreateReportRequest, _report_pb2.Report]  # type: ignore[assignment]
     """Accepts a report, which a worker then makes; OK means stored. WatchReport tells how far it is.
     LIMIT_REACHED: the caller has 50 reports that are not finished, or 5,000 in all.
-    Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, LIMIT_REACHED, REQUEST_ID_REUSED.
+    STATE_INVALID: the execution has not begun, or the session is only in archive storage.
+    Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, STATE_INVALID, LIMIT_REACHED, REQUEST_ID_REUSED.
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_report_service_pb2.GetReportRequest, _report_pb2.Report]  # type: ignore[assignment]
     """Returns a report without its document.
@@ -111,7 +113,8 @@ class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_report_pb2.Report, _abc.Awaitable[_report_pb2.Report]]:
         """Accepts a report, which a worker then makes; OK means stored. WatchReport tells how far it is.
         LIMIT_REACHED: the caller has 50 reports that are not finished, or 5,000 in all.
-        Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, LIMIT_REACHED, REQUEST_ID_REUSED.
+        STATE_INVALID: the execution has not begun, or the session is only in archive storage.
+        Errors: FIELD_INVALID, NAME_INVALID, TEMPLATE_INVALID, NOT_FOUND, STATE_INVALID, LIMIT_REACHED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

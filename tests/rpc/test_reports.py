@@ -13,7 +13,15 @@ from agentrpc import clock
 from agentrpc.client import RpcError
 from agentrpc.domain.states import RunState
 from agentrpc.store.reports import claim_report, keep_report
-from agentrpc.v1 import report_pb2, report_service_pb2, session_pb2, session_service_pb2, stream_pb2
+from agentrpc.v1 import (
+    report_pb2,
+    report_service_pb2,
+    session_pb2,
+    session_service_pb2,
+    stream_pb2,
+    task_pb2,
+    task_service_pb2,
+)
 
 Report = report_pb2.Report
 NOWHERE = "sessions/00000000-0000-7000-8000-000000000000"
@@ -96,6 +104,19 @@ async def test_a_report_on_nothing(client, session, make):
     assert b"<b>1</b>" not in html + markdown
     assert b'"run_count": 0' in used
     assert b"There was no run yet." in markdown
+
+
+async def test_a_report_of_an_execution(edge, client, hand, make):
+    given = task_pb2.Task(display_name="Nightly audit", prompt_template="look")
+    task = await client.call(client.tasks.CreateTask, task_service_pb2.CreateTaskRequest(task=given))
+    execution = await client.call(client.tasks.RunTask, task_service_pb2.RunTaskRequest(name=task.name))
+    await edge.use_cases.executions.start_due()
+    await hand.end(await hand.claim())
+    report = await client.create_report(Report(subject=execution.name, format=Report.FORMAT_MARKDOWN))
+    assert await make() == 1
+    assert b"Nightly audit" in await document(client, report)
+    unknown = f"{task.name}/executions/{uuid4()}"
+    assert await failure(client.create_report(Report(subject=unknown))) == ("NOT_FOUND", "NOT_FOUND")
 
 
 async def test_usage_adds_up_and_is_of_those_whom_one_may_see(edge, client, hand, make):
