@@ -38,6 +38,7 @@ def _name(text: str) -> str:
 def create_report(
     session: Annotated[str, typer.Option(help="About this session.")] = "",
     run: Annotated[str, typer.Option(help="About this run, sessions/{session}/runs/{run}.")] = "",
+    execution: Annotated[str, typer.Option(help="About tasks/{task}/executions/{execution}.")] = "",
     usage_from: Annotated[datetime | None, typer.Option(help="About usage from this time on (UTC).")] = None,
     usage_to: Annotated[datetime | None, typer.Option(help="Up to this time; now when left out.")] = None,
     usage_owner: Annotated[str, typer.Option(help="Only usage of users/{user}.")] = "",
@@ -50,11 +51,11 @@ def create_report(
     as_json: Json = False,
 ) -> None:
     """Have a report made; with --output wait for it and write it to a file."""
-    subject = run or (session if session.startswith("sessions/") or not session else f"sessions/{session}")
+    subject = execution or run or (session if session.startswith("sessions/") or not session else f"sessions/{session}")
     if form.lower() not in {"json", "markdown", "html", "pdf"}:
         raise fail("--format must be json, markdown, html or pdf", 2)
-    if bool(subject) == (usage_from is not None) or (session and run):
-        raise fail("give one of --session, --run and --usage-from", 2)
+    if sum(map(bool, (session, run, execution, usage_from))) != 1:
+        raise fail("give one of --session, --run, --execution and --usage-from", 2)
     wanted = report_pb2.Report(subject=subject, display_name=title, shared=shared, format=f"FORMAT_{form.upper()}")
     if template is not None:
         wanted.template = template.read_text()

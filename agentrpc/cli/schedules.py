@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -57,6 +58,47 @@ def list_schedules(
         console.print(table)
         if response.next_page_token:
             console.print(f"[dim]--page-token {response.next_page_token}[/]", soft_wrap=True)
+
+    run_command(work)
+
+
+@schedules_app.command("set")
+def set_schedule(
+    task: TaskArgument,
+    cron: Annotated[list[str] | None, typer.Option(help="A cron of five fields; may be repeated. None: never.")] = None,
+    zone: Annotated[str, typer.Option(help="A time zone, such as Europe/Berlin; UTC when left out.")] = "",
+    overlap: Annotated[
+        str, typer.Option(help="skip, buffer_one, buffer_all, cancel_other, terminate_other or allow_all.")
+    ] = "skip",
+    catchup: Annotated[int, typer.Option(help="Seconds within which a missed slot fires late; 0: a minute.")] = 0,
+    jitter: Annotated[int, typer.Option(help="Seconds by which executions begin later, at most.")] = 0,
+    pause_after_failures: Annotated[int, typer.Option(help="Pause after so many in a row; 0: never.")] = 0,
+    var: Variables = None,
+    as_json: Json = False,
+) -> None:
+    """Give a task a schedule, in place of the one it has; without --cron take it away."""
+    policy = f"OVERLAP_POLICY_{overlap.upper().replace('-', '_')}"
+    if policy not in task_pb2.Schedule.OverlapPolicy.keys():  # noqa: SIM118 - not a dictionary
+        raise fail("--overlap must be skip, buffer_one, buffer_all, cancel_other, terminate_other or allow_all", 2)
+    wanted = task_pb2.Task()
+    if cron:
+        wanted.schedule.crons.extend(cron)
+        wanted.schedule.time_zone = zone
+        wanted.schedule.overlap_policy = task_pb2.Schedule.OverlapPolicy.Value(policy)
+        wanted.schedule.pause_after_failures = pause_after_failures
+        wanted.schedule.variables_json = read_variables(var)
+        if catchup:
+            wanted.schedule.catchup_window.FromSeconds(catchup)
+        if jitter:
+            wanted.schedule.jitter.FromSeconds(jitter)
+
+    async def work(client: AgentRpcClient) -> None:
+        wanted.name = await find_task(client, task)
+        request = task_service_pb2.UpdateTaskRequest(task=wanted, update_mask=FieldMask(paths=["schedule"]))
+        found = await client.call(client.tasks.UpdateTask, request)
+        times = found.schedule_status.next_times
+        upcoming = f"next: {_shown(times[0])}" if times else "it has no schedule" if not cron else "it is over"
+        _print(found) if as_json else console.print(f"{found.name}: {upcoming}", highlight=False)
 
     run_command(work)
 
