@@ -82,9 +82,7 @@ def set_schedule(
         raise fail("--overlap must be skip, buffer_one, buffer_all, cancel_other, terminate_other or allow_all", 2)
     wanted = task_pb2.Task()
     if cron:
-        wanted.schedule.crons.extend(cron)
-        wanted.schedule.time_zone = zone
-        wanted.schedule.overlap_policy = task_pb2.Schedule.OverlapPolicy.Value(policy)
+        wanted.schedule.MergeFrom(task_pb2.Schedule(crons=cron, time_zone=zone, overlap_policy=policy))
         wanted.schedule.pause_after_failures = pause_after_failures
         wanted.schedule.variables_json = read_variables(var)
         if catchup:
