@@ -209,7 +209,9 @@ def list_executions(
         if as_json:
             _print(response)
             return
-        table = Table(Column("execution", no_wrap=True), "state", "trigger", "attempt", "tool calls", "cost", box=None)
+        table = Table(
+            Column("execution", overflow="fold"), "state", "trigger", "attempt", "tool calls", "cost", box=None
+        )
         for one in response.executions:
             table.add_row(
                 one.name,

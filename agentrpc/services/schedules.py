@@ -351,15 +351,14 @@ async def _carry_out(
     met = (await overlaps(tx, [task.id])).get(task.id)
     under_way = met.under_way if met is not None else 0
     decisions = decide_each(policy, len(slots), under_way, buffered=0, limit=_MAX_BACKFILL)
-    variables = slot_variables(task_spec(task))
     made = []
     for slot, decision in zip(slots, decisions, strict=True):
         if decision.action is Action.SKIP:
             made.append(NewSlot(task.id, slot))
         else:
             waits = decision.action is Action.BUFFER
-            made.append(NewSlot(task.id, slot, clock.uuid7(), task.owner, variables, buffered=waits))
-    counts = await record_slots(tx, made, backfill_id)
+            made.append(NewSlot(task.id, slot, clock.uuid7(), task.owner, buffered=waits))
+    counts = await record_slots(tx, made, {task.id: slot_variables(task_spec(task))}, backfill_id)
     task.execution_count += counts.get(task.id, (0, 0))[0]
     if stop := next((decision.stop for decision in decisions if decision.stop is not None), None):
         await want_stopped(tx, [task.id], stop)

@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import contextlib
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -80,8 +79,10 @@ async def prepare(*, template: str, schema: str, defaults: str, given: str) -> P
 async def _ask(request: dict[str, Any], fields: dict[str, tuple[str, str]]) -> dict[str, Any]:
     answer = await asyncio.get_running_loop().run_in_executor(_threads, _exchange, request)
     if answer is None or "memory" in answer:
-        what = f"more than {CPU_SECONDS:g} s of processor time" if answer is None else "too much memory"
-        message = f"checking and rendering it takes {what}: make the template, or patterns of the schema, simpler"
+        message = (
+            f"checking and rendering it takes too much memory, or more than {CPU_SECONDS:g} s of processor time: "
+            "make the template, or patterns of the schema, simpler"
+        )
         answer = {"faults": [{"what": "template", "line": 0, "path": "", "message": message}]}
     if answer["faults"]:
         raise _error(answer["faults"], fields)
@@ -110,7 +111,7 @@ _idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
 
 
 def _exchange(request: dict[str, Any]) -> dict[str, Any] | None:
-    """What a process answers; None: it took too long."""
+    """What a process answers; None: the request was too much for it."""
     process = _take()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -127,7 +128,8 @@ def _exchange(request: dict[str, Any]) -> dict[str, Any] | None:
             _idle.put(process)
         else:
             status = _end(process)
-    if answer is None and status not in {-signal.SIGPROF, -signal.SIGKILL}:
+    if answer is None and status >= 0:
+        # Not by a signal, as by its limits.
         raise RuntimeError(f"the process of templates has ended with {status}")
     if answer is not None and "failed" in answer:
         raise RuntimeError(answer["failed"])

@@ -64,7 +64,7 @@ async def test_a_task_with_variables_runs_and_its_execution_has_result_tool_call
 async def test_an_execution_that_expires_is_tried_again(client):
     task = task_pb2.Task(
         display_name="slow",
-        prompt_template='[[tool: Bash {"command": "sleep 600"}]]\n[[then]]\n[[text: x]]',
+        prompt_template='[[tool: Bash {"command": "tail -f /dev/null"}]]\n[[then]]\n[[text: x]]',
         options=session_pb2.SessionOptions(allowed_tools=["Bash"]),
         retry_policy=task_pb2.RetryPolicy(max_attempts=2),
     )
