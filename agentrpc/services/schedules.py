@@ -20,7 +20,6 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_views import describe_tasks, task_spec
 from agentrpc.services.validation import Faults, check_enums, request_uuid
-from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.schedules import (
     NewSlot,
@@ -49,9 +48,8 @@ _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UT
 class Schedules:
     """The use cases, and what tasks and executions ask and tell."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._settings = settings
 
     # ---- What tasks and executions ask and tell ----
 

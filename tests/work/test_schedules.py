@@ -314,7 +314,7 @@ class Process:
     def __init__(self, edge, database):
         bus, settings = edge.bus, edge.settings
         doorbell = Doorbell(bus, nobody)
-        ended = Schedules(database, settings).execution_ended
+        ended = Schedules(database).execution_ended
         self.firing = Firing(database, bus, doorbell, ended)
         self.executions = Executions(database, bus, doorbell, settings, ended)
         self.outbox = Outbox(database, [self.executions.settle])
