@@ -94,7 +94,7 @@ class UseCases:
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
-        self.schedules = Schedules(database, settings)
+        self.schedules = Schedules(database)
         self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
         self.firing = Firing(database, bus, doorbell, self.schedules.execution_ended)
         self.tasks = Tasks(database, self.schedules, settings)

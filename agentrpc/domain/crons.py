@@ -220,22 +220,23 @@ class Timetable:
     def pieces(self, begin: datetime) -> Iterator[list[int]]:
         """The slots from `begin` on in pieces of a day at most, as seconds since 1970: quick to count."""
         at = max(begin, _FIRST, self.start or _FIRST)
-        seconds = int(at.timestamp()) + bool(at.microsecond)
-        last = int(min(_LAST, self.end or _LAST).timestamp())
+        seconds, last = _ceiling(at), _ceiling(min(_LAST, self.end or _LAST))
         span = _SHORT if any(len(cron.times) > _OFTEN for cron in self.crons) else _DAY
         while seconds < last:
             offset = self._offset(seconds)
             day = _naive(seconds + offset).date()
             # Two days earlier, so that nothing the clock does in between is passed over.
             dates = [cron.next_date(day - timedelta(days=2)) for cron in self.crons]
-            if not (known := [found for found in dates if found is not None]):
+            coming = [found for found in dates if found is not None]
+            if not coming:
                 return
-            if min(known) - day > timedelta(days=4):
-                seconds = _seconds(min(known) - timedelta(days=2))
+            if min(coming) - day > timedelta(days=4):
+                seconds = _seconds(min(coming) - timedelta(days=2))
                 continue
             until = self._steady(seconds, offset, span)
-            if slots := self._piece(seconds, until, offset):
-                yield slots if slots[-1] < last else slots[: bisect_left(slots, last)]
+            slots = self._piece(seconds, until, offset)
+            if within := slots[: bisect_left(slots, last)]:
+                yield within
             seconds = until
 
     def _slots(self, begin: datetime) -> Iterator[datetime]:
@@ -248,7 +249,8 @@ class Timetable:
         found: set[int] = set()
         left_out = offset - self._offset(begin - 1)
         start, end = _naive(begin + offset), _naive(until + offset)
-        repeated = self._fold(begin) or self._fold(until - 1)
+        # What the clock repeats begins with a change, and so with a piece.
+        repeated = self._fold(begin)
         for cron in self.crons:
             slots = [
                 midnight + 60 * minute
@@ -288,6 +290,10 @@ class Timetable:
 
 def _naive(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+def _ceiling(instant: datetime) -> int:
+    return int(instant.timestamp()) + bool(instant.microsecond)
 
 
 def _seconds(day: date) -> int:

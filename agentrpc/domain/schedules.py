@@ -1,6 +1,7 @@
 """What a schedule does with its slots: what is late, what overlaps, how much later a run begins. No I/O, no clock."""
 
 import hashlib
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -113,15 +114,16 @@ def due(timetable: Timetable, since: datetime, now: datetime, window: timedelta)
     """
     count = 0
     newest: deque[int] = deque(maxlen=CATCH_UP_LIMIT)
+    upcoming: datetime | None = None
     for piece in timetable.pieces(since):
-        come = [slot for slot in piece if slot <= now.timestamp()] if piece[-1] > now.timestamp() else piece
-        count += len(come)
-        newest.extend(come)
-        if len(come) < len(piece):
+        come = bisect_right(piece, now.timestamp())
+        count += come
+        newest.extend(piece[:come])
+        if come < len(piece):
+            upcoming = _instant(piece[come])
             break
     slots = tuple(slot for slot in map(_instant, newest) if slot >= now - window)
-    last = _instant(newest[-1]) if newest else None
-    return Due(slots, count - len(slots), last, timetable.next(max(now, last or now)))
+    return Due(slots, count - len(slots), _instant(newest[-1]) if newest else None, upcoming)
 
 
 def _instant(seconds: int) -> datetime:

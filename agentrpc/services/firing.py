@@ -8,8 +8,9 @@ Any number may run: each passes over the tasks that another has locked. The only
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -18,6 +19,7 @@ from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.schedules import Action, decide_each, due, jitter_of
 from agentrpc.domain.states import RunState, StopKind
+from agentrpc.errors import StoreUnavailable
 from agentrpc.services.executions import Ended, Touched, end_execution, stop_execution
 from agentrpc.services.schedules import catchup_window, overlap_policy, slot_variables, timetable_of
 from agentrpc.services.signals import Doorbell
@@ -45,6 +47,7 @@ __all__ = ["Firing"]
 log = structlog.get_logger()
 
 _BATCH = 200
+_MAX_SLOTS = 1000
 _STOPPED_AT_ONCE = 64
 _FORGOTTEN_AT_ONCE = 5000
 _REST = timedelta(minutes=1)
@@ -74,21 +77,31 @@ class Firing:
             if not tasks:
                 return 0
             met = await overlaps(tx, [task.id for task in tasks])
-            plans = [_plan(task, met.get(task.id, Overlap())) for task in tasks]
-            counts = await record_slots(tx, [slot for plan in plans for slot in plan.slots])
+            plans = _plans(tasks, met)
+            slots = [slot for plan in plans for slot in plan.slots]
+            counts = await record_slots(
+                tx, slots, {plan.advance.task_id: plan.variables for plan in plans if plan.slots}
+            )
             await advance_tasks(tx, [_counted(plan.advance, counts) for plan in plans])
             for kind in (StopKind.INTERRUPT, StopKind.CANCEL):
                 if stopped := [plan.advance.task_id for plan in plans if plan.stop is kind]:
                     await want_stopped(tx, stopped, kind)
-        return len(tasks)
+        return len(plans)
 
     async def stop(self) -> int:
         """Stop executions for which a later slot waits; how many there were."""
         async with self._database.transaction() as tx:
             found = await executions_to_stop(tx, _STOPPED_AT_ONCE)
         for task_id, execution_id in found:
-            async with self._database.transaction() as tx:
-                touched = await self._stop(tx, task_id, execution_id)
+            touched = None
+            try:
+                async with self._database.transaction() as tx:
+                    touched = await self._stop(tx, task_id, execution_id)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                # It is tried again in the next round, and holds nobody up.
+                log.exception("execution_not_stopped", execution=str(execution_id))
             if touched is not None:
                 await touched.announce(self._bus, self._doorbell)
         return len(found)
@@ -119,7 +132,10 @@ class Firing:
             tasks = await lock_tasks_ahead(tx, _BATCH)
             moved = []
             for task in tasks:
-                slot = timetable_of(task_pb2.Task.FromString(task.spec).schedule).next(task.now)
+                # Where its zone has gone, `fire` says so.
+                slot: datetime | None = task.now
+                with suppress(ValueError):
+                    slot = timetable_of(task_pb2.Task.FromString(task.spec).schedule).next(task.now)
                 moved.append(Advance(task.id, slot, task.now))
             if moved:
                 await advance_tasks(tx, moved)
@@ -139,7 +155,20 @@ class _Plan:
 
     advance: Advance
     slots: Sequence[NewSlot] = ()
+    variables: str = ""
     stop: StopKind | None = None
+
+
+def _plans(tasks: Sequence[DueTask], met: Mapping[UUID, Overlap]) -> list[_Plan]:
+    """Of the first tasks: those behind so many slots are for the next transaction."""
+    plans: list[_Plan] = []
+    count = 0
+    for task in tasks:
+        if count >= _MAX_SLOTS:
+            break
+        plans.append(_plan(task, met.get(task.id, Overlap())))
+        count += len(plans[-1].slots)
+    return plans
 
 
 def _plan(task: DueTask, met: Overlap) -> _Plan:
@@ -153,7 +182,6 @@ def _plan(task: DueTask, met: Overlap) -> _Plan:
         return _Plan(Advance(task.id, task.now + _REST, None))
     come = due(timetable, task.next_slot_time, task.now, catchup_window(schedule))
     jitter = schedule.jitter.ToTimedelta()
-    variables = slot_variables(spec) if come.slots else ""
     decisions = decide_each(overlap_policy(schedule.overlap_policy), len(come.slots), met.under_way, met.buffered)
     slots = []
     for nominal, decision in zip(come.slots, decisions, strict=True):
@@ -162,9 +190,10 @@ def _plan(task: DueTask, met: Overlap) -> _Plan:
             continue
         due_time = nominal + jitter_of(task.id, nominal, jitter) if jitter else None
         waits = decision.action is Action.BUFFER
-        slots.append(NewSlot(task.id, nominal, clock.uuid7(), task.owner, variables, due_time, waits))
+        slots.append(NewSlot(task.id, nominal, clock.uuid7(), task.owner, due_time, waits))
     stop = next((decision.stop for decision in decisions if decision.stop is not None), None)
-    return _Plan(Advance(task.id, come.next, come.last, missed=come.missed), slots, stop)
+    variables = slot_variables(spec) if slots else ""
+    return _Plan(Advance(task.id, come.next, come.last, missed=come.missed), slots, variables, stop)
 
 
 def _counted(advance: Advance, counts: Mapping[UUID, tuple[int, int]]) -> Advance:

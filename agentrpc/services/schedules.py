@@ -20,7 +20,6 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_views import describe_tasks, task_spec
 from agentrpc.services.validation import Faults, check_enums, request_uuid
-from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.schedules import (
     NewSlot,
@@ -49,9 +48,8 @@ _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UT
 class Schedules:
     """The use cases, and what tasks and executions ask and tell."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._settings = settings
 
     # ---- What tasks and executions ask and tell ----
 
@@ -351,15 +349,14 @@ async def _carry_out(
     met = (await overlaps(tx, [task.id])).get(task.id)
     under_way = met.under_way if met is not None else 0
     decisions = decide_each(policy, len(slots), under_way, buffered=0, limit=_MAX_BACKFILL)
-    variables = slot_variables(task_spec(task))
     made = []
     for slot, decision in zip(slots, decisions, strict=True):
         if decision.action is Action.SKIP:
             made.append(NewSlot(task.id, slot))
         else:
             waits = decision.action is Action.BUFFER
-            made.append(NewSlot(task.id, slot, clock.uuid7(), task.owner, variables, buffered=waits))
-    counts = await record_slots(tx, made, backfill_id)
+            made.append(NewSlot(task.id, slot, clock.uuid7(), task.owner, buffered=waits))
+    counts = await record_slots(tx, made, {task.id: slot_variables(task_spec(task))}, backfill_id)
     task.execution_count += counts.get(task.id, (0, 0))[0]
     if stop := next((decision.stop for decision in decisions if decision.stop is not None), None):
         await want_stopped(tx, [task.id], stop)

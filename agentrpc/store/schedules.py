@@ -120,7 +120,6 @@ class NewSlot:
         nominal: Its time.
         execution_id: Of the execution that it makes; None: it is skipped.
         creator: Of the execution.
-        variables: Of the execution.
         due_time: Of the execution.
         buffered: The execution waits for the end of another.
     """
@@ -129,7 +128,6 @@ class NewSlot:
     nominal: datetime
     execution_id: UUID | None = None
     creator: UUID | None = None
-    variables: str = ""
     due_time: datetime | None = None
     buffered: bool = False
 
@@ -140,9 +138,10 @@ WITH given AS (
     SELECT *
     FROM unnest(
         CAST(:task_ids AS uuid[]), CAST(:nominals AS timestamptz[]), CAST(:execution_ids AS uuid[]),
-        CAST(:creators AS uuid[]), CAST(:variables AS text[]), CAST(:due_times AS timestamptz[]),
-        CAST(:buffered AS boolean[])
-    ) AS given (task_id, nominal, execution_id, creator, variables, due_time, buffered)
+        CAST(:creators AS uuid[]), CAST(:due_times AS timestamptz[]), CAST(:buffered AS boolean[])
+    ) AS given (task_id, nominal, execution_id, creator, due_time, buffered)
+), of_task AS (
+    SELECT * FROM unnest(CAST(:with_variables AS uuid[]), CAST(:variables AS text[])) AS of_task (task_id, variables)
 ), slot AS (
     INSERT INTO slots (task_id, kind, nominal, backfill_id, outcome, execution_id)
     SELECT task_id, :kind, nominal, :slot_backfill,
@@ -153,9 +152,9 @@ WITH given AS (
 ), made AS (
     INSERT INTO executions
         (id, task_id, trigger, creator, variables, state, slot_time, due_time, buffered, backfill_id, create_time)
-    SELECT given.execution_id, given.task_id, :kind, given.creator, given.variables, 'PENDING', given.nominal,
+    SELECT given.execution_id, given.task_id, :kind, given.creator, of_task.variables, 'PENDING', given.nominal,
            given.due_time, given.buffered, CAST(:backfill_id AS uuid), now()
-    FROM given JOIN slot USING (task_id, nominal)
+    FROM given JOIN slot USING (task_id, nominal) JOIN of_task USING (task_id)
     WHERE given.execution_id IS NOT NULL
 )
 SELECT task_id, count(execution_id) AS fired, count(*) - count(execution_id) AS skipped FROM slot GROUP BY task_id
@@ -163,9 +162,19 @@ SELECT task_id, count(execution_id) AS fired, count(*) - count(execution_id) AS 
 
 
 async def record_slots(
-    tx: Transaction, slots: Sequence[NewSlot], backfill_id: UUID | None = None
+    tx: Transaction, slots: Sequence[NewSlot], variables: Mapping[UUID, str], backfill_id: UUID | None = None
 ) -> Mapping[UUID, tuple[int, int]]:
-    """Write slots that nobody has dealt with, and their executions; by task, how many have fired and were skipped."""
+    """Write slots that nobody has dealt with, and their executions.
+
+    Args:
+        tx: The transaction.
+        slots: The slots.
+        variables: Of the executions, by task.
+        backfill_id: Whose slots they are; None: those of the schedules.
+
+    Returns:
+        By task, how many have fired and how many were skipped.
+    """
     if not slots:
         return {}
     rows = await tx.execute(
@@ -178,7 +187,8 @@ async def record_slots(
             "nominals": [slot.nominal for slot in slots],
             "execution_ids": [slot.execution_id for slot in slots],
             "creators": [slot.creator for slot in slots],
-            "variables": [slot.variables for slot in slots],
+            "with_variables": list(variables),
+            "variables": list(variables.values()),
             "due_times": [slot.due_time for slot in slots],
             "buffered": [slot.buffered for slot in slots],
         },

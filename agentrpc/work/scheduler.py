@@ -61,6 +61,9 @@ class Scheduler:
         self._deadlines = deadlines
         self._executions = executions
         self._firing = firing
+        # Slots come first: what they have made begins when all of them are stored.
+        self._dealt = asyncio.Event()
+        self._dealt.set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -87,7 +90,12 @@ class Scheduler:
 
     async def begin(self) -> None:
         """Begin executions whose time has come, until cancelled."""
-        await _repeat(self._executions.start_due)
+
+        async def step() -> int:
+            await self._dealt.wait()
+            return await self._executions.start_due()
+
+        await _repeat(step)
 
     async def fire(self) -> None:
         """Fire schedules, each slot when it comes, until cancelled."""
@@ -95,8 +103,7 @@ class Scheduler:
         while True:
             nap = _LONGEST_NAP
             try:
-                while await self._firing.fire():
-                    pass
+                await self._fire_all()
                 await self._firing.stop()
                 if clock.monotonic() >= next_clock_look:
                     await self._firing.follow_clock()
@@ -107,6 +114,14 @@ class Scheduler:
             except Exception:
                 log.exception("scheduler_failed")
             await asyncio.sleep(nap)
+
+    async def _fire_all(self) -> None:
+        self._dealt.clear()
+        try:
+            while await self._firing.fire():
+                pass
+        finally:
+            self._dealt.set()
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)

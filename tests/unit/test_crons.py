@@ -117,6 +117,9 @@ def test_start_and_end():
     timetable = table("0 0 * * *", start=BEGIN + day, end=BEGIN + 3 * day)
     assert list(timetable.between(BEGIN, END)) == [BEGIN + day, BEGIN + 2 * day]
     assert timetable.next(BEGIN + 2 * day) is None
+    just_after = table("0 0 * * *", end=BEGIN + 2 * day + timedelta(microseconds=1))
+    assert list(just_after.between(BEGIN, END)) == [BEGIN, BEGIN + day, BEGIN + 2 * day]
+    assert list(table("* * * * *", end=BEGIN + timedelta(seconds=30)).pieces(BEGIN + timedelta(seconds=1))) == []
     assert table("0 0 1 1 *").after(datetime(9998, 1, 1, tzinfo=UTC), 5) == []
     assert table("0 0 1 1 *").next(datetime(1, 1, 1, tzinfo=UTC)) == datetime(1971, 1, 1, tzinfo=UTC)
 

@@ -158,6 +158,17 @@ async def test_any_number_of_schedulers_fire_each_slot_once(client, firing, came
         assert max(Counter(one.slot_time for one in made).values()) == 1
 
 
+async def test_many_slots_are_dealt_with_in_several_transactions(client, firing, came, rows):
+    everything = schedule(window=timedelta(hours=3), overlap_policy=Policy.OVERLAP_POLICY_ALLOW_ALL)
+    tasks = [await create(client, everything) for _ in range(12)]
+    for task in tasks:
+        await came(task, timedelta(hours=2))
+    assert await firing.fire() == 10
+    assert await firing.fire() == 2
+    for task in tasks:
+        assert len((await rows(task))[0]) == 100
+
+
 async def test_a_scheduler_passes_over_what_another_has_locked(client, edge, firing, came, rows):
     tasks = [await create(client, schedule(window=timedelta(hours=1))) for _ in range(2)]
     await came(tasks[0], 2 * MINUTE)
@@ -303,7 +314,7 @@ class Process:
     def __init__(self, edge, database):
         bus, settings = edge.bus, edge.settings
         doorbell = Doorbell(bus, nobody)
-        ended = Schedules(database, settings).execution_ended
+        ended = Schedules(database).execution_ended
         self.firing = Firing(database, bus, doorbell, ended)
         self.executions = Executions(database, bus, doorbell, settings, ended)
         self.outbox = Outbox(database, [self.executions.settle])
