@@ -235,6 +235,8 @@ async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         seen[pid] = root
+        # What is just starting must not fork behind the last look.
+        root.suspend()
         empty = 0
         # Twice none: the first of these looks may have missed one beside another that was just going.
         while root.is_running() and empty < 2 and time.monotonic() - began < timeout:

@@ -229,7 +229,8 @@ def _declare(worker_ids: set[str]) -> int:
         asyncio.run(_tell_store([UUID(worker_id) for worker_id in worker_ids]))
         status = 0
     except Exception as error:  # noqa: BLE001 - whatever it is, the lease runs out
-        _say("not_declared_dead", workers=sorted(worker_ids), error=repr(error))
+        # Not the error itself: it may quote the environment.
+        _say("not_declared_dead", workers=sorted(worker_ids), error=type(error).__name__)
     finally:
         os._exit(status)
 

@@ -501,30 +501,6 @@ async def test_who_is_told(part, receiver, edge, client):
         assert counts == [2, 1, 0, 2, 0]
 
 
-async def test_another_part_tells_one_webhook(part, receiver, edge):
-    webhook = await part.create(receiver.url, event_types=["run_ended"])
-    webhook_id = webhook.name.rpartition("/")[2]
-    data = {"execution": "tasks/1/executions/2", "state": "STATE_SUCCEEDED"}
-    rung = []
-
-    async def ring_job(kind):
-        rung.append(kind)
-
-    edge.use_cases.webhooks._doorbell.ring_job = ring_job
-    for committed in (False, True):
-        with contextlib.suppress(RuntimeError):
-            async with edge.database.transaction() as tx:
-                assert await edge.use_cases.webhooks.notify(
-                    tx, webhook_id, topic="task_execution_ended", subject="tasks/1/executions/2", data=data
-                )
-                if not committed:
-                    raise RuntimeError
-    await asyncio.sleep(0)
-    assert rung == ["webhooks"]
-    await part.worker().drain()
-    assert [(body["type"], body["data"]) for body in receiver.bodies()] == [("task_execution_ended", data)]
-
-
 async def test_old_deliveries_are_forgotten(part, receiver, edge):
     webhook = await part.create(receiver.url)
     await part.test(webhook)

@@ -48,7 +48,7 @@ sys.exit(_Parent(sys.argv[1:]).run())
 
 
 def environment(settings):
-    given = settings.model_dump(mode="json", exclude_none=True)
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude={"secret_keys"})
     secrets = {key: getattr(settings, key).get_secret_value() for key in ("database_url", "redis_url", "signing_key")}
     ours = {f"AGENTRPC_{key.upper()}": str(value) for key, value in (given | secrets).items()}
     return {key: value for key, value in os.environ.items() if not key.startswith("AGENTRPC_")} | ours

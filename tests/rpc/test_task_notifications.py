@@ -1,0 +1,60 @@
+"""Who is told of the end of executions: those who listen, and the webhooks that a task names, each once."""
+
+import pytest
+
+from agentrpc.client import RpcError
+from agentrpc.domain.states import RunState
+from agentrpc.services.outbox import Outbox
+from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2, webhook_pb2, webhook_service_pb2
+
+
+@pytest.fixture
+def tell(edge):
+    """Hands on what happened."""
+    return Outbox(edge.database, edge.use_cases.consumers()).drain
+
+
+async def webhook(client, *event_types):
+    given = webhook_pb2.Webhook(url="http://127.0.0.1:9/", event_types=event_types)
+    request = webhook_service_pb2.CreateWebhookRequest(webhook=given)
+    return (await client.call(client.webhooks.CreateWebhook, request)).name
+
+
+async def told(client, name):
+    request = webhook_service_pb2.ListWebhookDeliveriesRequest(parent=name)
+    found = (await client.call(client.webhooks.ListWebhookDeliveries, request)).deliveries
+    return [(one.event_type, one.subject) for one in found]
+
+
+async def create(client, **fields):
+    given = task_pb2.Task(display_name="t", prompt_template="x", **fields)
+    return await client.call(client.tasks.CreateTask, task_service_pb2.CreateTaskRequest(task=given))
+
+
+async def test_each_end_is_told_once_to_those_who_want_it(edge, client, hand, tell):
+    failures, everything = await webhook(client, "run_started"), await webhook(client, "task_execution_ended")
+    task = await create(
+        client,
+        notifications=[
+            task_pb2.TaskNotification(webhook=failures, states=[run_pb2.Run.STATE_FAILED]),
+            task_pb2.TaskNotification(webhook=everything),
+        ],
+    )
+    ends = []
+    for state in (RunState.SUCCEEDED, RunState.FAILED):
+        execution = await client.call(client.tasks.RunTask, task_service_pb2.RunTaskRequest(name=task.name))
+        await edge.use_cases.executions.start_due()
+        await hand.end(await hand.claim(), state)
+        await tell()
+        ends.insert(0, ("task_execution_ended", execution.name))
+    assert await told(client, everything) == ends
+    assert [end for end in await told(client, failures) if end[0] != "run_started"] == ends[:1]
+
+
+async def test_a_webhook_that_is_not_there_is_not_named(edge, client):
+    async with edge.client("bob") as bob:
+        others = await webhook(bob)
+    for name in (others, "webhooks/00000000-0000-7000-8000-000000000000"):
+        with pytest.raises(RpcError) as caught:
+            await create(client, notifications=[task_pb2.TaskNotification(webhook=name)])
+        assert caught.value.reason == "NOT_FOUND"
