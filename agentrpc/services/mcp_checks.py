@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 
 from agentrpc import clock
 from agentrpc.claude.launcher import choose_isolation
-from agentrpc.claude.mcp_client import Found, Ground, McpConnectError, look
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.addresses import resolver
@@ -22,6 +22,9 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
+
+if TYPE_CHECKING:
+    from agentrpc.claude.mcp_client import Found, Ground
 
 __all__ = ["McpChecks"]
 
@@ -41,7 +44,7 @@ class _Outcome:
 
     start: datetime
     latency: float
-    found: Found | None = None
+    found: "Found | None" = None
     error: str = ""
 
 
@@ -93,6 +96,9 @@ class McpChecks:
             log.exception("mcp_check_failed", server=str(server_id))
 
     async def _look(self, row: McpServerRow) -> _Outcome:
+        # Half a second to load, and most processes never look.
+        from agentrpc.claude.mcp_client import McpConnectError, look  # noqa: PLC0415
+
         start, began = clock.utcnow(), clock.monotonic()
         secrets: list[str] = []
         try:
@@ -108,7 +114,9 @@ class McpChecks:
             message = message.replace(secret, "***")
         return _Outcome(start, clock.monotonic() - began, error=message[:_MAX_ERROR].replace("\0", "�"))
 
-    async def _ground(self) -> Ground:
+    async def _ground(self) -> "Ground":
+        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+
         isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
