@@ -23,7 +23,8 @@ log = structlog.get_logger()
 
 _EVENTS = b"agentrpc:events:"
 _WORKER = b"agentrpc:worker:"
-_TROUBLE = (RedisError, OSError, TimeoutError)
+# RuntimeError: what uvloop says when the connection was closed in the moment of the call.
+_TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
 _PAUSE = 1.0
 _LOG_PAUSE = 10.0
 

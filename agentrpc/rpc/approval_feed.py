@@ -13,14 +13,13 @@ from uuid import UUID
 
 import structlog
 
-from agentrpc import clock
 from agentrpc.bus.live import frame_event
 from agentrpc.domain.states import ApprovalState
 from agentrpc.ending import end_tasks
 from agentrpc.errors import StoreUnavailable
 from agentrpc.services.views import approval_message
 from agentrpc.store.approvals import approvals_by_id, changed_approvals
-from agentrpc.store.database import Database
+from agentrpc.store.database import Database, database_time
 
 __all__ = ["ApprovalFeed", "ApprovalNews", "ApprovalWatcher"]
 
@@ -30,7 +29,7 @@ _TICK = 1.0
 # However many live events there are, the store is asked at most so often.
 _PAUSE = 0.1
 _PATIENCE = 2.0
-# Covers transactions that commit late and clocks that differ.
+# Covers transactions that commit late.
 _OVERLAP = timedelta(seconds=30)
 
 
@@ -121,9 +120,9 @@ class ApprovalFeed:
         self._asked_at = None
 
     async def _ask(self) -> None:
-        now = clock.utcnow()
         try:
             async with asyncio.timeout(_PATIENCE), self._database.transaction() as tx:
+                now = await database_time(tx)
                 changed = await changed_approvals(tx, (self._asked_at or now) - _OVERLAP)
                 new = [approval_id for approval_id, state in changed - self._seen]
                 rows = await approvals_by_id(tx, new) if new and self._watchers else []

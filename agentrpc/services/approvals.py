@@ -5,7 +5,7 @@ cannot pass each other.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from agentrpc import clock
@@ -27,7 +27,7 @@ from agentrpc.store.approvals import (
     find_approvals,
     pending_of_run,
 )
-from agentrpc.store.database import Database, Transaction
+from agentrpc.store.database import Database, Transaction, database_time
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
@@ -110,7 +110,7 @@ class Approvals:
                 if row.resolution is not None and _same(approval_pb2.Resolution.FromString(row.resolution), answer):
                     return approval_message(row)
                 raise _not_pending(row)
-            now = clock.utcnow()
+            now = await database_time(tx)
             if now >= row.expire_time:
                 raise FailedPrecondition(
                     "the deadline of the approval has passed, so it counts as denied",
@@ -139,7 +139,7 @@ class Approvals:
     async def expire_due(self) -> int:
         """Let approvals past their deadline expire; how many did. Any number of schedulers may do this."""
         async with self._database.transaction() as tx:
-            due = await due_approvals(tx, clock.utcnow(), _EXPIRE_AT_ONCE)
+            due = await due_approvals(tx, _EXPIRE_AT_ONCE)
         for session_id, approval_id in due:
             async with self._database.transaction() as tx:
                 head = await lock_head(tx, session_id)
@@ -156,9 +156,15 @@ class Approvals:
 async def request_approval(
     tx: Transaction, head: SessionHead, run: Run, approval: approval_pb2.Approval
 ) -> Sequence[StoredEvent]:
-    """Store a question of a run; the caller holds the head row's lock and has checked its epoch."""
+    """Store a question of a run; the caller holds the head row's lock and has checked its epoch.
+
+    Its times become those of the database's clock: a deadline by a clock that is wrong would come too late, or at once.
+    """
     before = head_state(head)
-    now = clock.utcnow()
+    now = await database_time(tx)
+    ahead = approval.create_time.ToDatetime(UTC) - now
+    approval.create_time.FromDatetime(now)
+    approval.expire_time.FromDatetime(approval.expire_time.ToDatetime(UTC) - ahead)
     question = approval_pb2.Approval()
     question.CopyFrom(approval)
     for name in ("state", "create_time", "expire_time", "resolution"):
@@ -196,7 +202,9 @@ async def cancel_pending(
 ) -> list[LogEvent]:
     """Cancel what waits in a run, or only some of it; the events are the caller's to append."""
     rows = [row for row in await pending_of_run(tx, head.session_id, run_id) if only is None or row.id in only]
-    now = clock.utcnow()
+    if not rows:
+        return []
+    now = await database_time(tx)
     for row in rows:
         row.state = ApprovalState.CANCELLED
         row.update_time = now
@@ -227,7 +235,7 @@ async def _settle(
 ) -> Sequence[StoredEvent]:
     before = head_state(head)
     row.state = state
-    row.update_time = clock.utcnow()
+    row.update_time = await database_time(tx)
     head.pending_approvals -= 1
     events = [_resolved(row, answer)]
     run = await tx.get_one(Run, row.run_id)

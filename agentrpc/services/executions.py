@@ -22,7 +22,7 @@ from agentrpc.services.run_end import stop_run, sum_usage
 from agentrpc.services.sessions import add_session, new_session
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.task_views import task_spec
-from agentrpc.store.database import Transaction
+from agentrpc.store.database import Transaction, database_time
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent
 from agentrpc.store.outbox import Message, tell
@@ -30,7 +30,6 @@ from agentrpc.store.tables import Run
 from agentrpc.store.tasks import (
     ExecutionRow,
     TaskRow,
-    database_time,
     execution_of_run,
     lock_execution,
     lock_task,

@@ -20,7 +20,7 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_views import describe_tasks, task_spec
 from agentrpc.services.validation import Faults, check_enums, request_uuid
-from agentrpc.store.database import Database, Transaction
+from agentrpc.store.database import Database, Transaction, database_time
 from agentrpc.store.schedules import (
     NewSlot,
     executions_of_backfill,
@@ -29,7 +29,7 @@ from agentrpc.store.schedules import (
     release_oldest,
     want_stopped,
 )
-from agentrpc.store.tasks import ExecutionRow, TaskRow, database_time
+from agentrpc.store.tasks import ExecutionRow, TaskRow
 from agentrpc.v1 import task_pb2, task_service_pb2
 
 __all__ = ["Schedules", "catchup_window", "overlap_policy", "slot_variables", "timetable_of"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 
 from agentrpc.store.database import Transaction
 from agentrpc.store.tables import Approval, SessionGrant
@@ -80,9 +80,11 @@ async def approvals_by_id(tx: Transaction, approval_ids: Sequence[UUID]) -> list
     return list(await tx.scalars(statement))
 
 
-async def due_approvals(tx: Transaction, now: datetime, limit: int) -> list[tuple[UUID, UUID]]:
-    """(session, approval) of those that wait past their deadline. Index approvals_pending."""
-    statement = select(Approval.session_id, Approval.id).where(_PENDING, Approval.expire_time <= now).limit(limit)
+async def due_approvals(tx: Transaction, limit: int) -> list[tuple[UUID, UUID]]:
+    """(session, approval) of those that wait past their deadline, by the database's clock. Index approvals_pending."""
+    statement = (
+        select(Approval.session_id, Approval.id).where(_PENDING, Approval.expire_time <= func.now()).limit(limit)
+    )
     return [(row[0], row[1]) for row in await tx.execute(statement)]
 
 

@@ -6,17 +6,18 @@ Both translate "cannot be reached" into `StoreUnavailable` in this one place.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from agentrpc.errors import StoreUnavailable
 
-__all__ = ["Connection", "Database", "Transaction", "after_commit", "async_url", "is_unreachable"]
+__all__ = ["Connection", "Database", "Transaction", "after_commit", "async_url", "database_time", "is_unreachable"]
 
 Transaction: TypeAlias = AsyncSession
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
@@ -34,6 +35,10 @@ _UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    # A lock or the server was held up for too long, such as by a frozen host: nothing was changed.
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DeadlockDetectedError,
     TimeoutError,
 )
 
@@ -58,7 +63,7 @@ def async_url(url: str) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error means that the database could not be reached, rather than that it refused."""
+    """Whether an error means that the database could not be reached in time, rather than that it refused."""
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
         return True
     if isinstance(error, DBAPIError):
@@ -147,6 +152,12 @@ class Database:
                     reset=_keep,
                 )
             return self._pool
+
+
+async def database_time(transaction: Transaction) -> datetime:
+    """The time by the database's clock, which is the same for all processes whatever their own clocks do."""
+    now: datetime = (await transaction.execute(select(func.clock_timestamp()))).scalar_one()
+    return now
 
 
 async def _keep(connection: asyncpg.Connection) -> None:

@@ -39,7 +39,6 @@ __all__ = [
     "SlotRow",
     "TaskQuery",
     "TaskRow",
-    "database_time",
     "due_executions",
     "execution_of_run",
     "find_execution",
@@ -185,11 +184,6 @@ async def lock_execution(tx: Transaction, execution_id: UUID) -> ExecutionRow | 
         .execution_options(populate_existing=True)
     )
     return row
-
-
-async def database_time(tx: Transaction) -> datetime:
-    """When the transaction began, by the clock that decides what is due."""
-    return (await tx.execute(select(func.now()))).scalar_one()
 
 
 _COLUMNS: dict[str, Any] = {

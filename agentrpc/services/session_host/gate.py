@@ -268,9 +268,10 @@ class SessionGate:
             await held.show(
                 await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
             )
-            left = (approval.expire_time.ToDatetime(tzinfo=clock.utcnow().tzinfo) - clock.utcnow()).total_seconds()
+            # By no clock of this machine: the deadline is one of the database's.
+            wait = (approval.expire_time.ToDatetime() - approval.create_time.ToDatetime()).total_seconds()
             try:
-                async with asyncio.timeout(left + 2):
+                async with asyncio.timeout(wait + 2):
                     state, resolution = await answered
             except TimeoutError:
                 # The scheduler writes the expiry; this worker need not wait for it to deny.
