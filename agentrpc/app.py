@@ -53,6 +53,7 @@ from agentrpc.services.session_control import SessionControl
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
+from agentrpc.services.task_reports import report_execution
 from agentrpc.services.tasks import Tasks
 from agentrpc.services.tool_groups import ToolGroups
 from agentrpc.services.webhook_delivery import WebhookDeliveries
@@ -139,7 +140,7 @@ class UseCases:
 
     def consumers(self) -> list[Consumer]:
         """Who is told what happened."""
-        return [self.executions.settle, self.webhooks.consume]
+        return [self.executions.settle, self.webhooks.consume, report_execution]
 
 
 def build_edge(settings: Settings, database: Database, bus: Bus, use_cases: UseCases) -> tuple[EdgeServer, Hub]:

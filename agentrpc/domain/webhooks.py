@@ -22,6 +22,7 @@ EVENT_TYPES = (
     "approval_requested",
     "approval_resolved",
     "task_execution_ended",
+    "schedule_paused",
 )
 TEST = "test"
 KEY_BYTES = 32

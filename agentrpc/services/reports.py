@@ -10,7 +10,7 @@ from agentrpc import clock
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from agentrpc.names import parse_execution, parse_report, parse_run, parse_session, parse_user, report_name, user_name
-from agentrpc.reports.render import CONTENT_TYPES, RenderError, check_template
+from agentrpc.reports.render import CONTENT_TYPES
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.archive_state import require_here
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
@@ -19,7 +19,7 @@ from agentrpc.services.runs import load_run
 from agentrpc.services.sessions import load_session
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import load_execution
-from agentrpc.services.validation import Faults, check_enums, request_uuid
+from agentrpc.services.validation import Faults, check_enums, check_report_template, request_uuid
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.reports import REPORT_ORDER, ReportQuery, ReportRow, count_reports, find_reports, read_chunk
@@ -29,7 +29,7 @@ from agentrpc.v1 import report_pb2, report_service_pb2
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["Reports", "file_name"]
+__all__ = ["Reports", "check_room", "file_name", "new_report"]
 
 _MAX_TEMPLATE = 256 * 1024
 _MAX_OPEN = 50
@@ -52,31 +52,14 @@ class Reports:
         given = request.report
         await asyncio.to_thread(_check, given)
         key = RequestKey(principal, "CreateReport", request_uuid(request.request_id), request_hash(request))
-        form = report_pb2.Report.Format.Name(given.format or report_pb2.Report.FORMAT_HTML).removeprefix("FORMAT_")
         async with self._database.transaction() as tx:
             usage_owner = await self._check_subject(tx, principal, given)
-            row = ReportRow(
-                id=clock.uuid7(),
-                owner=principal.user_id,
-                display_name=given.display_name,
-                labels=dict(given.labels),
-                subject=given.subject,
-                format=form,
-                shared=given.shared,
-                given=_settable(given).SerializeToString(deterministic=True),
-                usage_owner=usage_owner,
-                state="PENDING",
-                progress=0,
-                attempt=0,
-                size=0,
-                sha256="",
-                create_time=clock.utcnow(),
-            )
+            row = new_report(principal.user_id, given, usage_owner)
             if request.validate_only:
                 return _message(row)
             if known := await known_request(tx, key, row.id):
                 return _message(await _visible(tx, principal, known))
-            await _check_room(tx, principal.user_id)
+            await check_room(tx, principal.user_id)
             tx.add(row)
         await self._doorbell.ring_job("reports")
         return _message(row)
@@ -193,7 +176,29 @@ async def _visible(tx: Transaction, principal: Principal, report_id: UUID) -> Re
     return row
 
 
-async def _check_room(tx: Transaction, owner: UUID) -> None:
+def new_report(owner: UUID, given: report_pb2.Report, usage_owner: UUID | None = None) -> ReportRow:
+    """A report that waits to be made, of what was checked."""
+    return ReportRow(
+        id=clock.uuid7(),
+        owner=owner,
+        display_name=given.display_name,
+        labels=dict(given.labels),
+        subject=given.subject,
+        format=report_pb2.Report.Format.Name(given.format or report_pb2.Report.FORMAT_HTML).removeprefix("FORMAT_"),
+        shared=given.shared,
+        given=_settable(given).SerializeToString(deterministic=True),
+        usage_owner=usage_owner,
+        state="PENDING",
+        progress=0,
+        attempt=0,
+        size=0,
+        sha256="",
+        create_time=clock.utcnow(),
+    )
+
+
+async def check_room(tx: Transaction, owner: UUID) -> None:
+    """Raise LIMIT_REACHED if somebody has too many reports."""
     unfinished, stored = await count_reports(tx, owner)
     for count, limit, what in (
         (unfinished, _MAX_OPEN, "reports that are not finished: wait for some"),
@@ -218,11 +223,7 @@ def _check(given: report_pb2.Report) -> None:
         _check_period(given.usage, faults)
     faults.done()
     if given.template:
-        try:
-            check_template(given.template)
-        except RenderError as error:
-            metadata = {"field": "report.template", "line": str(error.line)}
-            raise InvalidArgument(str(error), reason="TEMPLATE_INVALID", metadata=metadata) from None
+        check_report_template("report.template", given.template)
 
 
 def _check_period(usage: report_pb2.UsagePeriod, faults: Faults) -> None:

@@ -14,13 +14,14 @@ from agentrpc.domain.principal import Principal
 from agentrpc.domain.schedules import Action, OverlapPolicy, decide_each
 from agentrpc.domain.variables import dump_variables, load_variables
 from agentrpc.errors import FailedPrecondition, InvalidArgument
-from agentrpc.names import execution_name, parse_task
+from agentrpc.names import execution_name, parse_task, task_name
 from agentrpc.services.access import require_write
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_views import describe_tasks, task_spec
 from agentrpc.services.validation import Faults, check_enums, request_uuid
 from agentrpc.store.database import Database, Transaction, database_time
+from agentrpc.store.outbox import tell
 from agentrpc.store.schedules import (
     NewSlot,
     executions_of_backfill,
@@ -103,7 +104,8 @@ class Schedules:
                 task.failure_count = 0
             elif execution.state in {"FAILED", "EXPIRED"}:
                 task.failure_count += 1
-                _pause_after_failures(task)
+                if _pause_after_failures(task):
+                    tell(tx, "schedule_paused", task.owner, task_name(task.id))
         await release_oldest(tx, task.id, paused=task.paused)
 
     # ---- What callers do ----
@@ -276,12 +278,14 @@ def _set_paused(task: TaskRow, *, paused: bool, reason: str) -> None:
     task.update_time = clock.utcnow()
 
 
-def _pause_after_failures(task: TaskRow) -> None:
+def _pause_after_failures(task: TaskRow) -> bool:
     limit = task_spec(task).schedule.pause_after_failures
-    if limit and task.failure_count >= limit and not task.paused:
+    due = bool(limit) and task.failure_count >= limit and not task.paused
+    if due:
         reason = f"{task.failure_count} executions in a row have failed: mend the cause, then resume the schedule"
         _set_paused(task, paused=True, reason=reason)
         task.next_slot_time = None
+    return due
 
 
 # ---- Checks ----

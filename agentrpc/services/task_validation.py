@@ -8,8 +8,8 @@ from agentrpc.domain.variables import load_variables
 from agentrpc.errors import InvalidArgument
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.templates import check_spec
-from agentrpc.services.validation import Faults, check_enums, check_options
-from agentrpc.v1 import run_pb2, task_pb2
+from agentrpc.services.validation import Faults, check_enums, check_options, check_report_template
+from agentrpc.v1 import report_pb2, run_pb2, task_pb2
 
 __all__ = ["SETTABLE", "check_json", "check_task"]
 
@@ -28,6 +28,7 @@ SETTABLE = (
     "retry_policy",
     "schedule",
     "notifications",
+    "report",
     "shared",
 )
 
@@ -72,9 +73,14 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
     _notifications(task, faults)
     if task.HasField("schedule"):
         schedules.check(task.schedule, faults, "task.schedule")
+    faults.bytes("task.report.template", task.report.template, _MAX_TEMPLATE)
+    plain = task.report.format == report_pb2.Report.FORMAT_JSON
+    faults.check(not (task.report.template and plain), "task.report.template", "JSON takes no template: leave it empty")
     faults.done()
     for field, text in texts.items():
         check_json(field, text)
+    if task.report.template:
+        check_report_template("task.report.template", task.report.template)
     await check_spec(
         template=task.prompt_template,
         schema=task.variables_schema_json,

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.names import MCP_SERVER, MEMORY_STORE
+from agentrpc.reports.render import RenderError, check_template
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "check_mcp_server",
     "check_options",
     "check_prompt",
+    "check_report_template",
     "check_rules",
     "check_run",
     "check_session",
@@ -242,6 +244,15 @@ def _builtin(server: session_pb2.BuiltinServer, faults: Faults, path: str) -> No
             faults.check(good, f"{where}.namespaces", f"{name[:80]!r} is not the name of a namespace (RFC 1123)")
     elif which is None:
         faults.add(path, "needs one of memory, database, system and kubernetes")
+
+
+def check_report_template(field: str, template: str) -> None:
+    """A caller's own template of a report, as far as one sees without rendering it. Raises TEMPLATE_INVALID."""
+    try:
+        check_template(template)
+    except RenderError as error:
+        metadata = {"field": field, "line": str(error.line)}
+        raise InvalidArgument(str(error), reason="TEMPLATE_INVALID", metadata=metadata) from None
 
 
 def check_run(run: run_pb2.Run) -> None:

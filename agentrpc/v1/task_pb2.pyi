@@ -1,6 +1,7 @@
 import datetime
 
 from agentrpc.v1 import common_pb2 as _common_pb2
+from agentrpc.v1 import report_pb2 as _report_pb2
 from agentrpc.v1 import run_pb2 as _run_pb2
 from agentrpc.v1 import session_pb2 as _session_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
@@ -17,7 +18,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("name", "display_name", "description", "labels", "owner", "prompt_template", "variables_schema_json", "default_variables_json", "agent", "options", "tool_groups", "timeout", "inactivity_timeout", "retry_policy", "schedule", "schedule_status", "notifications", "shared", "summary", "create_time", "update_time", "delete_time", "etag")
+    __slots__ = ("name", "display_name", "description", "labels", "owner", "prompt_template", "variables_schema_json", "default_variables_json", "agent", "options", "tool_groups", "timeout", "inactivity_timeout", "retry_policy", "schedule", "schedule_status", "notifications", "shared", "summary", "create_time", "update_time", "delete_time", "etag", "report")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +49,7 @@ class Task(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     DELETE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     description: str
@@ -71,7 +73,18 @@ class Task(_message.Message):
     update_time: _timestamp_pb2.Timestamp
     delete_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., prompt_template: _Optional[str] = ..., variables_schema_json: _Optional[str] = ..., default_variables_json: _Optional[str] = ..., agent: _Optional[str] = ..., options: _Optional[_Union[_session_pb2.SessionOptions, _Mapping]] = ..., tool_groups: _Optional[_Iterable[str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., inactivity_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., schedule_status: _Optional[_Union[ScheduleStatus, _Mapping]] = ..., notifications: _Optional[_Iterable[_Union[TaskNotification, _Mapping]]] = ..., shared: _Optional[bool] = ..., summary: _Optional[_Union[ExecutionSummary, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    report: TaskReport
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., prompt_template: _Optional[str] = ..., variables_schema_json: _Optional[str] = ..., default_variables_json: _Optional[str] = ..., agent: _Optional[str] = ..., options: _Optional[_Union[_session_pb2.SessionOptions, _Mapping]] = ..., tool_groups: _Optional[_Iterable[str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., inactivity_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry_policy: _Optional[_Union[RetryPolicy, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., schedule_status: _Optional[_Union[ScheduleStatus, _Mapping]] = ..., notifications: _Optional[_Iterable[_Union[TaskNotification, _Mapping]]] = ..., shared: _Optional[bool] = ..., summary: _Optional[_Union[ExecutionSummary, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., report: _Optional[_Union[TaskReport, _Mapping]] = ...) -> None: ...
+
+class TaskReport(_message.Message):
+    __slots__ = ("format", "template", "states")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    format: _report_pb2.Report.Format
+    template: str
+    states: _containers.RepeatedScalarFieldContainer[_run_pb2.Run.State]
+    def __init__(self, format: _Optional[_Union[_report_pb2.Report.Format, str]] = ..., template: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_run_pb2.Run.State, str]]] = ...) -> None: ...
 
 class RetryPolicy(_message.Message):
     __slots__ = ("max_attempts", "backoff")

@@ -5,7 +5,15 @@ import pytest
 from agentrpc.client import RpcError
 from agentrpc.domain.states import RunState
 from agentrpc.services.outbox import Outbox
-from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2, webhook_pb2, webhook_service_pb2
+from agentrpc.v1 import (
+    report_pb2,
+    report_service_pb2,
+    run_pb2,
+    task_pb2,
+    task_service_pb2,
+    webhook_pb2,
+    webhook_service_pb2,
+)
 
 
 @pytest.fixture
@@ -49,6 +57,38 @@ async def test_each_end_is_told_once_to_those_who_want_it(edge, client, hand, te
         ends.insert(0, ("task_execution_ended", execution.name))
     assert await told(client, everything) == ends
     assert [end for end in await told(client, failures) if end[0] != "run_started"] == ends[:1]
+
+
+async def test_a_report_is_made_of_each_execution_that_the_task_wants_one_of(edge, client, hand, tell):
+    report = task_pb2.TaskReport(format=report_pb2.Report.FORMAT_MARKDOWN, states=[run_pb2.Run.STATE_SUCCEEDED])
+    task = await create(client, report=report)
+    for state in (RunState.SUCCEEDED, RunState.FAILED):
+        execution = await client.call(client.tasks.RunTask, task_service_pb2.RunTaskRequest(name=task.name))
+        await edge.use_cases.executions.start_due()
+        await hand.end(await hand.claim(), state)
+        await tell()
+        request = report_service_pb2.ListReportsRequest(subject=execution.name)
+        found = (await client.call(client.reports.ListReports, request)).reports
+        assert [one.format for one in found] == [report.format] * (state is RunState.SUCCEEDED)
+    assert await edge.use_cases.report_maker.drain() == 1
+    bad = task_pb2.TaskReport(template="{% for %}")
+    with pytest.raises(RpcError) as caught:
+        await create(client, report=bad)
+    assert caught.value.reason == "TEMPLATE_INVALID"
+
+
+async def test_a_schedule_that_pauses_itself_is_told(edge, client, hand, tell):
+    paused = await webhook(client, "schedule_paused")
+    schedule = task_pb2.Schedule(crons=["* * * * *"], pause_after_failures=1)
+    task = await create(client, schedule=schedule)
+    async with edge.database.connection() as connection:
+        await connection.execute("UPDATE tasks SET next_slot_time = date_trunc('minute', now())")
+    await edge.use_cases.firing.fire()
+    await edge.use_cases.executions.start_due()
+    await hand.end(await hand.claim(), RunState.FAILED)
+    for _ in range(2):
+        await tell()
+    assert await told(client, paused) == [("schedule_paused", task.name)]
 
 
 async def test_a_webhook_that_is_not_there_is_not_named(edge, client):
