@@ -256,7 +256,8 @@ class SessionHost:
             actor = None
         if actor is None:
             actor = self._actors[session_id] = SessionActor(self._env, claim)
-        task = asyncio.create_task(self._carry_out(actor, claim), name=f"run-{claim.run.id}")
+        before = self._runs.get(session_id)
+        task = asyncio.create_task(self._carry_out(actor, claim, before), name=f"run-{claim.run.id}")
         self._runs[session_id] = task
 
         def done(finished: asyncio.Task[None]) -> None:
@@ -266,8 +267,14 @@ class SessionHost:
 
         task.add_done_callback(done)
 
-    async def _carry_out(self, actor: SessionActor, claim: Claim) -> None:
+    async def _carry_out(self, actor: SessionActor, claim: Claim, before: asyncio.Task[None] | None) -> None:
         try:
+            if before is not None:
+                # Its end is committed, or this run could not have been claimed; it may not have been told so yet.
+                await asyncio.wait([before])
+                if self._actors.get(actor.session_id) is not actor:
+                    # It ended in trouble, and its actor with it: another epoch is to go on.
+                    return
             if (closing := self._closing.get(actor.session_id)) is not None:
                 # Two processes must not work in the same folders.
                 await asyncio.wait([closing])
