@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from agentrpc.v1 import report_pb2
-from tests.e2e.stacks import own_stack
+from tests.e2e.stacks import own_stack, until
 from tests.e2e.talk import ALLOW, bash, create, state
 
 Report = report_pb2.Report
@@ -82,18 +82,16 @@ async def test_a_report_outlives_the_worker_that_makes_it():
     async with own_stack(lease_ttl=5) as stack, stack.client() as client:
         session = await create(client)
         # Some seconds of work for the template; the first time it is killed in it.
-        slow = "{% for a in range(200) %}{% for b in range(20000) %}{% endfor %}{% endfor %}slept"
+        slow = "{% for a in range(1000) %}{% for b in range(20000) %}{% endfor %}{% endfor %}slept"
         report = await client.create_report(Report(subject=session, template=slow))
-        async with asyncio.timeout(60):
-            async for seen in client.watch_report(report.name):
-                if seen.progress_percent >= 80:
-                    break
-        rendering = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if "agentrpc.reports.child" in (process.info["cmdline"] or []) and str(stack.folder) in process.cwd()
-        ]
-        assert rendering
+        rendering = await until(
+            lambda: [
+                process
+                for process in psutil.process_iter(["cmdline", "cwd"])
+                if "agentrpc.reports.child" in (process.info["cmdline"] or [])
+                and str(stack.folder) in (process.info["cwd"] or "")
+            ]
+        )
         worker = rendering[0].parent()
         os.kill(worker.pid, signal.SIGKILL)
         seen = await _finished(client, report.name)
