@@ -462,7 +462,7 @@ class SessionActor:
 
     async def _leave(self, run: Run) -> Parked | Changed:
         """Give the session back while nothing is under way but calls that wait at the gate."""
-        self._gate.hold(held=True)
+        self._gate.seal()
         clean = self._process.halted
         await self._process.stop(grace=0)
         self._gate.end_run()

@@ -54,7 +54,7 @@ class SessionGate:
         may_begin: Whether the worker's lease still allows to begin anything.
 
     Attributes:
-        starting: How many calls are about to be committed.
+        starting: How many calls are about to be noted in the store, as begun or as asked for.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class SessionGate:
         self._attempts: dict[str, int] = {}
         self._open = asyncio.Event()
         self._open.set()
+        self._sealed = False
         self.interrupt: Callable[[], None] = lambda: None
         self.in_transcript: Callable[[str], bool] = lambda _: True
 
@@ -98,6 +99,7 @@ class SessionGate:
         self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
         self._mode = _mode(options)
         self._answers, self._attempts = {}, {}
+        self._sealed = False
         self._open.set()
 
     def expect(self, answers: Mapping[str, Asked], attempts: Mapping[str, int]) -> None:
@@ -124,11 +126,16 @@ class SessionGate:
         self._blocks.setdefault(tool_use_id, asyncio.Event()).set()
 
     def hold(self, *, held: bool) -> None:
-        """While held, calls wait here before they are judged."""
+        """While held, calls wait here before they are judged, and before they begin."""
         if held:
             self._open.clear()
-        else:
+        elif not self._sealed:
             self._open.set()
+
+    def seal(self) -> None:
+        """Hold calls for as long as this run is here, whatever else is said: the process is about to go."""
+        self._sealed = True
+        self._open.clear()
 
     @property
     def at_gate(self) -> frozenset[str]:
@@ -217,13 +224,21 @@ class SessionGate:
         while not self.in_transcript(tool_use_id) and time.monotonic() < deadline:  # noqa: ASYNC110 - for moments
             await asyncio.sleep(0.002)
 
-    async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
-        # An answer may come while the process is about to go: then the call is made by the next one.
-        await self._open.wait()
+    async def _enter(self, call: ToolCall) -> None:
+        """Wait until nothing holds the call back. From then on, and while `starting` counts it, the process stays.
+
+        What it waits for comes first: between the last look at the hold and the count nothing else may run.
+        """
         if not call.agent_id:
             await self._wait_for_line(call.tool_use_id)
-        self._at_gate.discard(call.tool_use_id)
+        while not self._open.is_set():
+            await self._open.wait()
         self.starting += 1
+
+    async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+        # An answer may come while the process is about to go: then the call is made by the next one.
+        await self._enter(call)
+        self._at_gate.discard(call.tool_use_id)
         try:
             return await self._commit(call, run_id, updated)
         finally:
@@ -256,18 +271,21 @@ class SessionGate:
     async def _ask(self, call: ToolCall, run_id: UUID, decision: Decision) -> Verdict:
         approval_id = clock.uuid7()
         approval = self._approval(call, run_id, approval_id, decision)
-        if not call.agent_id:
-            await self._wait_for_line(call.tool_use_id)
-        await self._writer.flush()
+        await self._enter(call)
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._asked_at = time.monotonic()
         self._waiting[approval_id] = answered
         try:
             held = self._held
-            await held.show(
-                await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
-            )
+            try:
+                if self._run_id != run_id or not self._may_begin():
+                    return self._deny(call, "the run was stopped", "policy")
+                await self._writer.flush()
+                asked = await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
+            finally:
+                self.starting -= 1
+            await held.show(asked)
             # By no clock of this machine: the deadline is one of the database's.
             wait = (approval.expire_time.ToDatetime() - approval.create_time.ToDatetime()).total_seconds()
             try:

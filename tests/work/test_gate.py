@@ -1,0 +1,136 @@
+"""The gate's hold: what is about to leave begins nothing, in whichever moment a call comes."""
+
+import asyncio
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+from agentrpc import clock
+from agentrpc.claude.launcher import Isolation
+from agentrpc.domain.gate import ToolCall
+from agentrpc.services.session_host import actor as actor_module
+from agentrpc.services.session_host.actor import SessionActor
+from agentrpc.services.session_host.gate import SessionGate
+from agentrpc.services.session_host.process import Environment
+from agentrpc.store.leases import OwnedSession
+from agentrpc.v1 import session_pb2
+
+OPTIONS = session_pb2.SessionOptions(allowed_tools=["Bash"])
+
+
+class Writer:
+    """Stands in for the session's writer: keeps what began."""
+
+    def __init__(self):
+        self.started = []
+
+    async def commit(self, _, started):
+        self.started.append(started.tool_use_id)
+
+
+@pytest.fixture
+def writer():
+    return Writer()
+
+
+@pytest.fixture
+def gate(writer, tmp_path):
+    hold = SimpleNamespace(writer=writer, session_id=clock.uuid7(), database=None, epoch=1)
+    translator = MagicMock(**{"parent_of.return_value": ""})
+    gate = SessionGate(hold, translator, workspace=str(tmp_path), may_begin=lambda: True)
+    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    return gate
+
+
+def call(gate, tool_use_id="toolu_1"):
+    gate.saw_block(tool_use_id)
+    return asyncio.create_task(gate(ToolCall(tool_use_id, "Bash", {"command": "date"})))
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0.002)
+
+
+async def test_a_call_that_waited_for_its_line_when_the_hold_came_waits_on(gate, writer):
+    lines = set()
+    gate.in_transcript = lines.__contains__
+    task = call(gate)
+    await settle()
+    gate.hold(held=True)
+    lines.add("toolu_1")
+    await settle()
+    assert gate.at_gate == {"toolu_1"}
+    assert (gate.starting, writer.started) == (0, [])
+    gate.hold(held=False)
+    assert (await task).allow
+    assert writer.started == ["toolu_1"]
+
+
+async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
+    gate.hold(held=True)
+    task = call(gate)
+    await settle()
+    gate.seal()
+    gate.hold(held=False)
+    await settle()
+    assert (gate.at_gate, writer.started) == ({"toolu_1"}, [])
+    gate.end_run()
+    assert not (await task).allow
+    assert writer.started == []
+    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    assert (await call(gate, "toolu_2")).allow
+    assert writer.started == ["toolu_2"]
+
+
+class Leaving:
+    """Stands in for a process that takes its time to end; meanwhile somebody resumes the session."""
+
+    halted = True
+
+    def __init__(self, resume):
+        self._resume = resume
+        self.stopped = False
+
+    async def stop(self, *, grace):
+        assert grace == 0
+        await self._resume()
+        self.stopped = True
+
+
+async def test_a_session_that_is_resumed_while_its_process_goes_begins_nothing(
+    database, bus, settings, monkeypatch, tmp_path
+):
+    session, run = SimpleNamespace(id=clock.uuid7(), claude_session_id=clock.uuid7()), SimpleNamespace(id=clock.uuid7())
+    claim = SimpleNamespace(session=session, run=run, epoch=1, batch=0, last_sequence=0)
+    workspaces = SimpleNamespace(path=lambda _: tmp_path)
+    actor = SessionActor(
+        Environment(database, bus, settings, None, Isolation.SUBREAPER, workspaces, None, lambda: True), claim
+    )
+    actor.run, actor._writer, gate = run, MagicMock(lost=actor.lost), actor._gate
+    gate._writer, gate.in_transcript = Writer(), lambda _: True
+
+    async def flush():
+        return None
+
+    async def stays(*_, **__):
+        return False
+
+    async def resume():
+        await actor.look(OwnedSession(session.id, 1, run.id, 0, None, None, paused=False, inputs=0, closed=None))
+        await settle()
+
+    actor._writer.flush = flush
+    monkeypatch.setattr(actor_module.lifecycle, "park", stays)
+    monkeypatch.setattr(actor_module.lifecycle, "hand_over", stays)
+    actor._process = Leaving(resume)
+    gate.begin_run(run.id, OPTIONS, [])
+    await actor.look(OwnedSession(session.id, 1, run.id, 0, None, None, paused=True, inputs=0, closed=None))
+    task = call(gate)
+    await settle()
+    assert gate.at_gate
+    await actor._leave(run)
+    assert actor._process.stopped
+    assert gate._writer.started == []
+    assert not (await task).allow
