@@ -7,7 +7,6 @@ looking. `python -m tests.unit.cron_oracle` writes the golden file anew. The yea
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -64,7 +63,6 @@ def year_of(zone):
         at, before = at + MINUTE, local
 
 
-@lru_cache
 def walked(zone):
     """The instants at which the clock is changed, and by cron those at which it fires."""
     changes, found = [], {cron: [] for cron in CRONS}
