@@ -162,7 +162,7 @@ class SlotRow(Base):
     kind: Mapped[str] = mapped_column(CheckConstraint("kind IN ('SCHEDULE', 'BACKFILL')"), primary_key=True)
     nominal: Mapped[datetime] = mapped_column(primary_key=True)
     backfill_id: Mapped[UUID] = mapped_column(primary_key=True)
-    outcome: Mapped[str] = mapped_column(CheckConstraint("outcome IN ('FIRED', 'SKIPPED', 'MISSED', 'BUFFERED')"))
+    outcome: Mapped[str] = mapped_column(CheckConstraint("outcome IN ('FIRED', 'SKIPPED', 'BUFFERED')"))
     execution_id: Mapped[UUID | None]
     deal_time: Mapped[datetime] = mapped_column(server_default=text("now()"))
 

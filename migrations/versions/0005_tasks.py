@@ -85,7 +85,7 @@ _UP: tuple[str, ...] = (
         kind TEXT NOT NULL CHECK (kind IN ('SCHEDULE', 'BACKFILL')),
         nominal TIMESTAMP WITH TIME ZONE NOT NULL,
         backfill_id UUID NOT NULL,
-        outcome TEXT NOT NULL CHECK (outcome IN ('FIRED', 'SKIPPED', 'MISSED', 'BUFFERED')),
+        outcome TEXT NOT NULL CHECK (outcome IN ('FIRED', 'SKIPPED', 'BUFFERED')),
         execution_id UUID,
         deal_time TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
         PRIMARY KEY (task_id, kind, nominal, backfill_id)
