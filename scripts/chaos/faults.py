@@ -12,6 +12,7 @@ from uuid import uuid4
 import psutil
 
 from agentrpc.client import RpcError
+from agentrpc.ending import end_tasks
 from agentrpc.v1 import session_pb2
 from scripts.chaos.moment import Moment, Skip, fault
 from scripts.chaos.traffic import RunRecord, SessionRecord, bash
@@ -104,8 +105,7 @@ async def _kill_at_commit(moment: Moment, *, gate: bool) -> int:
         most = 3 if gate else 20
         return int(await world.wire.at_commit(act, gate=gate, skip=moment.random.randint(0, most), timeout=20))
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await end_tasks([keeping])
 
 
 async def _keep_busy(moment: Moment) -> None:

@@ -7,6 +7,7 @@ import time
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from agentrpc.ending import end_tasks
 from scripts.chaos.moment import Moment, fault
 
 __all__: list[str] = []
@@ -75,9 +76,7 @@ async def doorbells(moment: Moment) -> tuple[int, str]:
         # A bell rings for sessions that nobody holds: new ones.
         await moment.traffic.run(3 if moment.short else 6)
     finally:
-        for thief in thieves:
-            thief.cancel()
-        await asyncio.gather(*thieves, return_exceptions=True)
+        await end_tasks(thieves)
     return dropped + doubled, f"bells: {dropped} dropped, {doubled} doubled"
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from agentrpc.client import RpcError
+from agentrpc.ending import end_tasks
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2
 from scripts.chaos.world import World
 
@@ -139,9 +140,7 @@ class Traffic:
         while time.monotonic() < began + _CATCH_UP and not await self._caught_up():
             await asyncio.sleep(0.05)
         took = time.monotonic() - began
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         return took
 
     async def _caught_up(self) -> bool:

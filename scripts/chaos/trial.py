@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from agentrpc.ending import end_tasks
 from scripts.chaos.checker import check
 from scripts.chaos.moment import FAULTS, Moment, Skip
 from scripts.chaos.traffic import Traffic
@@ -62,8 +63,7 @@ async def try_fault(service: World, name: str, seed: int, size: Size) -> Trial:
     except Skip as reason:
         trial.skipped = str(reason)
     finally:
-        talking.cancel()
-        await asyncio.gather(talking, return_exceptions=True)
+        await end_tasks([talking])
         catching_up = await traffic.stop()
     if not trial.skipped:
         trial.violations = await check(service, traffic, waiting, catching_up, FAULTS[name].may)
