@@ -9,6 +9,8 @@ from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from agentrpc.clock import jitter
@@ -25,6 +27,8 @@ _EVENTS = b"agentrpc:events:"
 _WORKER = b"agentrpc:worker:"
 # RuntimeError: what uvloop says when the connection was closed in the moment of the call.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
+# For connections of Pub/Sub: one that the client mended by itself would not know what was just being told to it.
+_NEVER = Retry(NoBackoff(), 0, supported_errors=())
 _PAUSE = 1.0
 _LOG_PAUSE = 10.0
 
@@ -56,9 +60,11 @@ class Bus:
         self._quiet_until = 0.0
         self._take = self._redis.register_script(_TAKE)
 
-    def _connect(self) -> "Redis":
+    def _connect(self, retry: Retry | None = None) -> "Redis":
         # Short: a writer waits for a Redis that hangs, and its watchers with it.
-        return Redis.from_url(self._url, socket_timeout=0.5, socket_connect_timeout=0.5, health_check_interval=0)
+        return Redis.from_url(
+            self._url, socket_timeout=0.5, socket_connect_timeout=0.5, health_check_interval=0, retry=retry
+        )
 
     async def close(self) -> None:
         """Give up the connection."""
@@ -113,11 +119,11 @@ class Bus:
 
     def event_subscriptions(self, on_frame: Callable[[UUID, bytes], None]) -> "Subscriptions":
         """Subscriptions to sessions' batches."""
-        return Subscriptions(self._connect(), _EVENTS, on_frame)
+        return Subscriptions(self._connect(_NEVER), _EVENTS, on_frame)
 
     def worker_subscription(self, on_signal: Callable[[UUID], None]) -> "Subscriptions":
         """A worker's subscription to its signals: call `subscribe(worker_id)` on it."""
-        return Subscriptions(self._connect(), _WORKER, lambda _, payload: on_signal(UUID(bytes=payload)))
+        return Subscriptions(self._connect(_NEVER), _WORKER, lambda _, payload: on_signal(UUID(bytes=payload)))
 
 
 class Subscriptions:
@@ -135,9 +141,8 @@ class Subscriptions:
         self._on_message = on_message
         self._wanted: set[UUID] = set()
         self._confirmed: dict[UUID, asyncio.Event] = {}
-        self._pubsub: PubSub | None = None
+        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._some = asyncio.Event()
         self._quiet_until = 0.0
 
     async def close(self) -> None:
@@ -152,10 +157,8 @@ class Subscriptions:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="subscriptions")
         confirmed = self._confirmed.setdefault(key, asyncio.Event())
-        if key not in self._wanted:
-            self._wanted.add(key)
-            self._some.set()
-            await self._tell(key, subscribe=True)
+        self._wanted.add(key)
+        self._changed.set()
         try:
             async with asyncio.timeout(timeout):
                 await confirmed.wait()
@@ -163,22 +166,14 @@ class Subscriptions:
             return False
         return True
 
-    async def unsubscribe(self, key: UUID) -> None:
+    def unsubscribe(self, key: UUID) -> None:
         """The reverse."""
         self._wanted.discard(key)
-        self._confirmed.pop(key, None)
-        await self._tell(key, subscribe=False)
-
-    async def _tell(self, key: UUID, *, subscribe: bool) -> None:
-        if self._pubsub is None:
-            return
-        channel = self._prefix + key.bytes
-        with suppress(*_TROUBLE):
-            await (self._pubsub.subscribe(channel) if subscribe else self._pubsub.unsubscribe(channel))
+        self._changed.set()
 
     async def _run(self) -> None:
         while True:
-            await self._some.wait()
+            self._changed.set()
             try:
                 await self._listen()
             except _TROUBLE as error:
@@ -186,32 +181,57 @@ class Subscriptions:
                     self._quiet_until = time.monotonic() + _LOG_PAUSE
                     log.warning("redis_unreachable", doing="subscribe", error=type(error).__name__)
             finally:
-                self._pubsub = None
                 for confirmed in self._confirmed.values():
                     confirmed.clear()
             await asyncio.sleep(jitter(0.3))
 
     async def _listen(self) -> None:
+        """Hear what is wanted, until the connection is lost.
+
+        Nobody else touches the connection, and nothing is written while something is read: the client is not made for
+        two tasks.
+        """
+        told: set[UUID] = set()
         pubsub = self._redis.pubsub()
         try:
-            wanted = [self._prefix + key.bytes for key in self._wanted]
-            if not wanted:
-                self._some.clear()
-                return
-            await pubsub.subscribe(*wanted)
-            self._pubsub = pubsub
-            cut = len(self._prefix)
             while True:
-                message = await pubsub.get_message(timeout=None)
-                if message is None:
-                    continue
-                kind = message["type"]
-                key = UUID(bytes=message["channel"][cut:])
-                if kind == "message":
-                    self._on_message(key, message["data"])
-                elif kind == "subscribe" and key in self._confirmed:
-                    self._confirmed[key].set()
+                await self._changed.wait()
+                self._changed.clear()
+                wanted = set(self._wanted)
+                for key in self._confirmed.keys() - wanted:
+                    del self._confirmed[key]
+                if new := wanted - told:
+                    await pubsub.subscribe(*(self._prefix + key.bytes for key in new))
+                if gone := told - wanted:
+                    await pubsub.unsubscribe(*(self._prefix + key.bytes for key in gone))
+                told = wanted
+                if told:
+                    await self._read(pubsub)
         finally:
-            self._pubsub = None
             with suppress(*_TROUBLE):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _read(self, pubsub: "PubSub") -> None:
+        """Hand on what comes, until something else is wanted."""
+        reading = asyncio.create_task(self._hand_on(pubsub))
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+        finally:
+            # What has been read of a message stays with the client, for the next time.
+            await end_tasks([reading, changed])
+
+    async def _hand_on(self, pubsub: "PubSub") -> None:
+        cut = len(self._prefix)
+        while True:
+            message = await pubsub.get_message(timeout=None)
+            if message is None:
+                continue
+            kind = message["type"]
+            key = UUID(bytes=message["channel"][cut:])
+            if kind == "message":
+                self._on_message(key, message["data"])
+            elif kind == "subscribe" and key in self._confirmed:
+                self._confirmed[key].set()

@@ -211,7 +211,7 @@ class Hub:
             if now - since > _KEEP_IDLE:
                 del self._idle[session_id]
                 feed = self._feeds.pop(session_id)
-                await self._subscriptions.unsubscribe(session_id)
+                self._subscriptions.unsubscribe(session_id)
                 await feed.close()
                 if session_id in self._feeds:
                     # Somebody joined a new feed meanwhile.
