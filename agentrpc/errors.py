@@ -168,14 +168,20 @@ class Unavailable(AgentRpcError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot be reached."""
+    """The database cannot be reached.
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the database cannot be reached; nothing was changed: try again shortly",
-            reason="STORE_UNAVAILABLE",
-            retry_after=1.0,
+    Args:
+        unsure: It could not be any more when all was to be committed: that may have been done, or not.
+    """
+
+    def __init__(self, *, unsure: bool = False) -> None:
+        told = (
+            "it is not known whether this was done: look, or send it again with the same request_id"
+            if unsure
+            else "nothing was changed: try again shortly"
         )
+        super().__init__(f"the database cannot be reached; {told}", reason="STORE_UNAVAILABLE", retry_after=1.0)
+        self.unsure = unsure
 
 
 class LeaseLostError(Exception):

@@ -35,6 +35,8 @@ from agentrpc.v1 import session_pb2
 __all__ = ["AgentCrashedError", "AgentProcess", "AgentSpec", "AgentStartError", "bundled_cli"]
 
 _STDERR_LINES = 50
+# How long a CLI may leave a message unread.
+_SAY_SECONDS = 30.0
 # Longer than the longest approval: some hook time-outs fail open, and the gate has a deadline of its own.
 _HOOK_TIMEOUT = 40 * 86400
 
@@ -252,7 +254,7 @@ class AgentProcess:
         """Begin a turn. `uuid` becomes the prompt's place in the transcript.
 
         Raises:
-            AgentCrashedError: The CLI does not read any more.
+            AgentCrashedError: The CLI does not read any more. What it has read of this is not to be used.
         """
         self._prompts += 1
         message = {
@@ -264,8 +266,9 @@ class AgentProcess:
             "client_composed": True,
         }
         try:
-            await self._transport.write(json.dumps(message) + "\n")
-        except CLIConnectionError as error:
+            async with asyncio.timeout(_SAY_SECONDS):
+                await self._transport.write(json.dumps(message) + "\n")
+        except (CLIConnectionError, TimeoutError) as error:
             raise AgentCrashedError(None, self.stderr_tail) from error
 
     async def interrupt(self) -> None:

@@ -153,6 +153,11 @@ class Approvals:
         return len(due)
 
 
+async def is_asked(tx: Transaction, approval: approval_pb2.Approval) -> bool:
+    """Whether this question is stored already."""
+    return await tx.get(Approval, parse_approval(approval.name)[1]) is not None
+
+
 async def request_approval(
     tx: Transaction, head: SessionHead, run: Run, approval: approval_pb2.Approval
 ) -> Sequence[StoredEvent]:

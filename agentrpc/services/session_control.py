@@ -5,7 +5,7 @@ that changes the session; if the session has moved on meanwhile, the copy is thr
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid4
@@ -16,7 +16,7 @@ from agentrpc.claude.forks import fork_transcript
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import StopKind
-from agentrpc.errors import FailedPrecondition, InvalidArgument
+from agentrpc.errors import FailedPrecondition, InvalidArgument, StoreUnavailable
 from agentrpc.names import parse_run, parse_session
 from agentrpc.services.access import require_visible, require_write
 from agentrpc.services.approvals import session_state_event
@@ -195,6 +195,10 @@ class SessionControl:
         made: UUID | None = None
         try:
             made = await self._store_fork(principal, request, request_id, fork, lines, head.last_sequence)
+        except StoreUnavailable as error:
+            if not error.unsure or not await self._settled(source_id, lambda: self._exists(fork_id)):
+                raise
+            made = fork_id
         finally:
             if copies and made != fork_id:
                 await asyncio.to_thread(self._workspaces.remove, fork_id)
@@ -232,6 +236,24 @@ class SessionControl:
             await tx.flush()
             await copy_transcript(tx, fork.id, lines)
         return fork.id
+
+    async def _exists(self, session_id: UUID) -> bool:
+        async with self._database.transaction() as tx:
+            return await tx.get(Session, session_id) is not None
+
+    async def _settled(self, session_id: UUID, look: Callable[[], Awaitable[_T]]) -> _T:
+        """Look at what became of a transaction of this session whose COMMIT was not answered, when that is settled.
+
+        With the lock of the head row, which that transaction had, nothing of it is under way any more. Takes as long as
+        the database is away.
+        """
+        while True:
+            try:
+                async with self._database.transaction() as tx:
+                    await lock_head(tx, session_id)
+                    return await look()
+            except StoreUnavailable:
+                await asyncio.sleep(clock.jitter(0.5))
 
     async def _forked_lines(self, session_id: UUID, claude_session_id: UUID, until: str) -> list[tuple[str, bytes]]:
         stored = await read_transcript(self._database, session_id)
@@ -309,6 +331,18 @@ class SessionControl:
         last_sequence: int,
     ) -> None:
         exchanged = False
+        events: list[StoredEvent] = []
+        worker: UUID | None = None
+
+        async def undone() -> bool:
+            """Take the files back, unless it was done after all."""
+            newest = await read_events(self._database, session_id, after=last_sequence, kinds=[_REWOUND], limit=1)
+            if events and [event.data for event in newest] == [events[0].data]:
+                return False
+            if exchanged and fresh is not None:
+                await _with_files(self._workspaces.exchange, session_id, fresh)
+            return True
+
         try:
             async with self._database.transaction() as tx:
                 head, _ = await _lock(tx, principal, session_id)
@@ -319,12 +353,15 @@ class SessionControl:
                 disown(head)
                 await tx.flush()
                 event = _rewound(run, workspace_restored=fresh is not None)
-                events = await append_control(tx, session_id, [event])
+                events += await append_control(tx, session_id, [event])
                 worker = head.worker
                 if fresh is not None:
                     # Under the lock: nobody begins a run between the files and the conversation.
                     await _with_files(self._workspaces.exchange, session_id, fresh)
                     exchanged = True
+        except StoreUnavailable:
+            if await self._settled(session_id, undone):
+                raise
         except BaseException:
             if exchanged and fresh is not None:
                 await _with_files(self._workspaces.exchange, session_id, fresh)

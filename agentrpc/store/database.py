@@ -112,14 +112,17 @@ class Database:
         """A unit of work: commits at the end of the block, rolls back when it raises.
 
         Raises:
-            StoreUnavailable: The database cannot be reached. Raised by COMMIT itself, the outcome is not known.
+            StoreUnavailable: The database cannot be reached. `unsure` when COMMIT said so: its outcome is not known.
         """
+        committing = False
         try:
             async with self._sessions() as session, session.begin():
                 yield session
+                await session.flush()
+                committing = True
         except Exception as error:
             if is_unreachable(error):
-                raise StoreUnavailable from error
+                raise StoreUnavailable(unsure=committing) from error
             raise
 
     @asynccontextmanager

@@ -250,13 +250,21 @@ FOR UPDATE OF h SKIP LOCKED
 
 # Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s. The third
 # loss is the last one: what is claimed then fails, and has nothing to wait for.
+# As above: whom another worker has taken over since has another epoch. Without this the recheck of a row that was
+# changed would not find its new worker, and take it for one that is gone.
 _LOST = text("""
+WITH lost AS MATERIALIZED (
+    SELECT h.session_id, h.epoch
+    FROM session_heads h
+    LEFT JOIN workers w ON w.id = h.worker
+    WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
+      AND (w.id IS NULL
+           OR w.dead_time + make_interval(secs => CASE h.losses WHEN 1 THEN 5 ELSE 0 END) <= now())
+)
 SELECT h.*
 FROM session_heads h
-LEFT JOIN workers w ON w.id = h.worker
+JOIN lost ON lost.session_id = h.session_id AND lost.epoch = h.epoch
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
-  AND (w.id IS NULL
-       OR w.dead_time + make_interval(secs => CASE h.losses WHEN 1 THEN 5 ELSE 0 END) <= now())
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)

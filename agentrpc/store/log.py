@@ -406,9 +406,10 @@ async def copy_transcript(transaction: AsyncSession, session_id: UUID, lines: Se
         )
 
 
-async def drop_transcript(transaction: AsyncSession, session_id: UUID, position: int) -> None:
-    """Remove the lines from a position on; the caller holds the head row's lock."""
-    await transaction.execute(
-        text("DELETE FROM session_transcripts WHERE session_id = :session_id AND position >= :position"),
+async def drop_transcript(transaction: AsyncSession, session_id: UUID, position: int) -> bool:
+    """Remove the lines from a position on; the caller holds the head row's lock. False: there are none."""
+    dropped = await transaction.execute(
+        text("DELETE FROM session_transcripts WHERE session_id = :session_id AND position >= :position RETURNING 1"),
         {"session_id": session_id, "position": position},
     )
+    return dropped.first() is not None

@@ -96,7 +96,19 @@ async def between_calls(stack, client):
     return session, name
 
 
-SITUATIONS = [starting, in_a_tool, writing, asking, deaf_and_hanging, between_calls]
+async def being_told(stack, client):
+    """A process that does not read what it is told, which is more than a pipe takes."""
+    session = await create(client)
+    await run(client, session, "[[text: warm]]")
+    for process in stack.agents(session):
+        process.suspend()
+    name = await begin(client, session, "[[text: never]]\n" + "word " * 190_000)
+    await seen(client, session, "run_started", name)
+    await asyncio.sleep(0.3)
+    return session, name
+
+
+SITUATIONS = [starting, in_a_tool, writing, asking, deaf_and_hanging, between_calls, being_told]
 
 
 async def check_stopped(stack, client, session, name, *, receipt, processes=1):
@@ -109,7 +121,8 @@ async def check_stopped(stack, client, session, name, *, receipt, processes=1):
         check_receipt(found.stop_receipt, processes)
         await until(lambda: not stack.agents(session), 1)
     events = await log(client, session)
-    assert [ended.state for ended in of(events, "run_ended")] == [run_pb2.Run.STATE_CANCELLED]
+    ends = of([event for event in events if event.run == name], "run_ended")
+    assert [ended.state for ended in ends] == [run_pb2.Run.STATE_CANCELLED]
     started = {call.tool_use_id for call in of(events, "tool_call_started")}
     assert started <= {call.tool_use_id for call in of(events, "tool_call_finished")}
     before = stack.lines(session)

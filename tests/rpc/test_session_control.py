@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,8 +11,9 @@ from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
 from agentrpc.domain.states import RunState
-from agentrpc.errors import LeaseLostError
+from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import parse_run, parse_session
+from agentrpc.services import session_control as module
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.beginnings import first_events
@@ -450,6 +452,74 @@ async def test_rewind_brings_the_files_back(client, edge, session, worker):
     await client.rewind_session(run.name, restore_workspace=True)
     assert (files / "a").read_text() == "one"
     assert (await events_of(client, session.name))[-1].conversation_rewound.workspace_restored
+    assert sorted(path.name for path in files.parent.iterdir()) == ["checkpoints", "files", "id"]
+
+
+# ---- A COMMIT that is not answered ----
+
+
+@pytest.fixture
+def unanswered(edge, monkeypatch):
+    """Cuts the next transaction that calls this function of the module: after its COMMIT, or just before it.
+
+    The client, told that this is not known, says it again by itself.
+    """
+
+    def cut(name, *, committed):
+        whole, called = edge.database.transaction, getattr(module, name)
+        due = []
+
+        def mark(*args):
+            due.append(name)
+            monkeypatch.setattr(module, name, called)
+            return called(*args)
+
+        @asynccontextmanager
+        async def transaction():
+            async with whole() as tx:
+                yield tx
+                if due and not committed:
+                    due.clear()
+                    raise StoreUnavailable(unsure=True)
+            if due:
+                due.clear()
+                raise StoreUnavailable(unsure=True)
+
+        monkeypatch.setattr(module, name, mark)
+        monkeypatch.setattr(edge.database, "transaction", transaction)
+
+    return cut
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_fork_has_its_files_or_is_not_there(client, edge, session, worker, unanswered, committed):
+    await worker.carry_out(client, session, "one")
+    make_files(edge, session, a="one")
+    await note_files(edge, session)
+    unanswered("copy_transcript", committed=committed)
+    fork = await client.fork_session(session.name, copy_workspace=True)
+    workspaces_of(edge).open(parse_session(fork.name))
+    assert len(list(edge.settings.workspaces.iterdir())) == 2
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_files_go_back_with_the_conversation(client, edge, session, worker, unanswered, committed):
+    make_files(edge, session, a="one")
+    await note_files(edge, session)
+    run = await client.create_run(session.name, "one")
+    claim = await worker.claim()
+    workspaces_of(edge).checkpoint(parse_session(session.name), claim.run.id)
+    files = workspaces_of(edge).path(parse_session(session.name))
+    (files / "a").write_text("two")
+    await worker.talk(claim, "1")
+    await worker.end(claim)
+    unanswered("disown", committed=committed)
+    await client.rewind_session(run.name, restore_workspace=True)
+    # Exchanged once, or there and back and there.
+    assert (files / "a").read_text() == "one"
+    assert await conversation(edge, session) == []
+    rewinds = [event for event in await events_of(client, session.name) if event.HasField("conversation_rewound")]
+    assert len(rewinds) == 1
     assert sorted(path.name for path in files.parent.iterdir()) == ["checkpoints", "files", "id"]
 
 

@@ -4,10 +4,12 @@ import asyncio
 
 import psutil
 import pytest
+from sqlalchemy import text
 
 from agentrpc import clock
 from agentrpc.services.session_host.memory import MemoryBound, machine_memory
-from agentrpc.store.leases import claim_next, register_worker
+from agentrpc.store import leases
+from agentrpc.store.leases import claim_next, declare_dead, register_worker
 from agentrpc.store.tables import Run, SessionHead
 
 
@@ -60,6 +62,26 @@ async def test_of_one_tenant_what_the_worker_holds_comes_first(database, worker,
         served.append(taken.session.id)
         await end(database, taken)
     assert served == [held, held, held, other]
+
+
+async def test_who_looks_for_lost_runs_does_not_take_one_that_another_worker_has_just_taken_up(
+    database, worker, add_session, monkeypatch
+):
+    """The other one commits between this one's look at all rows and its lock of the row."""
+    await add_session(queued=1)
+    await claim(database, worker)
+    await declare_dead(database, [worker])
+    quick, slow = clock.uuid7(), clock.uuid7()
+    for each in (quick, slow):
+        await register_worker(database, each, host="h", pid=1, version="0", ttl=300)
+    statement = leases._LOST
+    nap = "  AND (SELECT pg_sleep(1)) IS NOT NULL\nLIMIT 1"
+    monkeypatch.setattr(leases, "_LOST", text(statement.text.replace("LIMIT 1", nap)))
+    looking = asyncio.create_task(claim(database, slow))
+    await asyncio.sleep(0.4)
+    monkeypatch.setattr(leases, "_LOST", statement)
+    assert (await claim(database, quick)).losses == 1
+    assert await looking is None
 
 
 async def test_each_run_is_claimed_once_by_many_workers(database, add_session):

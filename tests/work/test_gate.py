@@ -9,12 +9,15 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.launcher import Isolation
 from agentrpc.domain.gate import ToolCall
+from agentrpc.errors import StoreUnavailable
 from agentrpc.services.session_host import actor as actor_module
+from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.gate import SessionGate
+from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.process import Environment
 from agentrpc.store.leases import OwnedSession
-from agentrpc.v1 import session_pb2
+from agentrpc.v1 import approval_pb2, session_pb2
 
 OPTIONS = session_pb2.SessionOptions(allowed_tools=["Bash"])
 
@@ -28,6 +31,12 @@ class Writer:
     async def commit(self, _, started):
         self.started.append(started.tool_use_id)
 
+    async def flush(self):
+        return None
+
+    def committed(self, _):
+        return None
+
 
 @pytest.fixture
 def writer():
@@ -35,9 +44,10 @@ def writer():
 
 
 @pytest.fixture
-def gate(writer, tmp_path):
-    hold = SimpleNamespace(writer=writer, session_id=clock.uuid7(), database=None, epoch=1)
-    translator = MagicMock(**{"parent_of.return_value": ""})
+async def gate(writer, tmp_path):
+    writer.lost = asyncio.get_running_loop().create_future()
+    hold = Hold(None, None, writer, clock.uuid7(), 1)
+    translator = MagicMock(**{"parent_of.return_value": "", "input_of.return_value": ""})
     gate = SessionGate(hold, translator, workspace=str(tmp_path), may_begin=lambda: True)
     gate.begin_run(clock.uuid7(), OPTIONS, [])
     return gate
@@ -82,6 +92,29 @@ async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
     gate.begin_run(clock.uuid7(), OPTIONS, [])
     assert (await call(gate, "toolu_2")).allow
     assert writer.started == ["toolu_2"]
+
+
+async def test_an_answer_that_came_in_time_counts_though_nobody_has_looked(gate, writer, monkeypatch):
+    """Nor does it matter that the store was away when it was asked."""
+    asked = []
+
+    async def request(*args):
+        asked.append(args[-1].name)
+        if len(asked) == 1:
+            raise StoreUnavailable(unsure=True)
+        return []
+
+    async def resolutions(_, __, approval_ids):
+        return {approval_id: ("ALLOWED", approval_pb2.Resolution()) for approval_id in approval_ids}
+
+    monkeypatch.setattr(lifecycle, "request_approval", request)
+    monkeypatch.setattr(lifecycle, "resolutions", resolutions)
+    options = session_pb2.SessionOptions()
+    options.approval_timeout.FromMilliseconds(1)
+    gate.begin_run(clock.uuid7(), options, [])
+    assert (await call(gate)).allow
+    assert writer.started == ["toolu_1"]
+    assert asked[0] == asked[1]
 
 
 class Leaving:

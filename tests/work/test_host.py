@@ -1,4 +1,4 @@
-"""The host's runs: one after the other in a session, whatever the end of one still waits for."""
+"""The host's runs: one after the other in a session, drained, and left alone by what was known of them before."""
 
 import asyncio
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.launcher import Isolation
 from agentrpc.services.session_host import host as module
-from agentrpc.store.leases import Origin
+from agentrpc.store.leases import Origin, OwnedSession
 
 
 class Actor:
@@ -18,6 +18,8 @@ class Actor:
         self.session_id, self.epoch = claim.session.id, claim.epoch
         self.done = []
         self.ends = {}
+        self.has_process, self.idle_since = True, 0.0
+        self.told = []
 
     async def carry_out(self, claim):
         self.done.append(("begin", claim.run.id))
@@ -26,7 +28,16 @@ class Actor:
         return self.ends[claim.run.id].is_set() and getattr(self, "stays", True)
 
     async def close(self):
-        return None
+        self.told.append("close")
+
+    def drain(self):
+        self.told.append("drain")
+
+    def abandon(self):
+        self.told.append("abandon")
+
+    def fail(self, reason, _):
+        self.told.append(reason)
 
 
 @pytest.fixture
@@ -70,3 +81,68 @@ async def test_it_is_left_when_that_one_ended_in_trouble(host):
     assert actor.done == [("begin", first.run.id), ("end", first.run.id)]
     # Found as what this worker holds and does nothing for.
     assert host._left_over
+
+
+def begin(host):
+    [claim] = claims(1)
+    host._begin(claim)
+    return claim, host._actors[claim.session.id]
+
+
+async def test_a_run_whose_claim_was_on_its_way_is_drained_too(host, monkeypatch):
+    monkeypatch.setattr(host._lease, "valid", lambda: True)
+    monkeypatch.setattr(host._lease, "stop", lambda: None)
+    claim, first = begin(host)
+    await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(host.stop(30))
+    await asyncio.sleep(0.01)
+    late, second = begin(host)
+    await asyncio.sleep(0.01)
+    assert (first.told, second.told) == (["drain"], ["drain"])
+    first.ends[claim.run.id].set()
+    await asyncio.sleep(0.05)
+    assert second.told == ["drain"]
+    second.ends[late.run.id].set()
+    await stopping
+    assert second.told == ["drain", "close"]
+
+
+@pytest.mark.parametrize("since", ["ended", "taken"])
+async def test_a_warm_process_is_not_given_up_for_a_run_that_has_ended(host, monkeypatch, since):
+    claim, actor = begin(host)
+    await asyncio.sleep(0.01)
+    seen = OwnedSession(claim.session.id, 1, claim.run.id, 0, None, None, paused=False, inputs=0, closed=None)
+    actor.ends[claim.run.id].set()
+    await host._runs[claim.session.id]
+    now = OwnedSession(claim.session.id, 1, None, 0, None, None, paused=False, inputs=0, closed=None)
+
+    async def owned(*_):
+        return {claim.session.id: now} if since == "ended" else {}
+
+    monkeypatch.setattr(module, "owned_sessions", owned)
+    await host._give_up(seen)
+    assert actor.told == []
+    assert host._actors[claim.session.id] is actor
+
+
+async def test_an_idle_process_that_has_to_go_does_not_cost_a_run_that_has_just_begun(host, monkeypatch):
+    claim, actor = begin(host)
+    await asyncio.sleep(0.01)
+    actor.ends[claim.run.id].set()
+    await host._runs[claim.session.id]
+    excess = [(actor, "too much")]
+
+    async def measure(_):
+        return None
+
+    monkeypatch.setattr(host._memory, "measure", measure)
+    monkeypatch.setattr(host._memory, "pick_excess", lambda *_: excess.pop() if excess else None)
+    async with host._choosing:
+        bounding = asyncio.create_task(host._bound_memory())
+        await asyncio.sleep(0.01)
+        run = SimpleNamespace(id=clock.uuid7())
+        host._begin(SimpleNamespace(session=claim.session, run=run, epoch=1, origin=Origin.QUEUED))
+    await bounding
+    assert actor.told == []
+    actor.ends[run.id].set()
+    await host._runs[claim.session.id]

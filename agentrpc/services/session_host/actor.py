@@ -199,7 +199,10 @@ class SessionActor:
             options = session_pb2.SessionOptions.FromString(
                 await self._hold.patiently(lambda: lifecycle.load_options(self._env.database, self.session_id))
             )
-            self._heed(await self._hold.patiently(self._head))
+            head = await self._hold.patiently(self._head)
+            if head.active_run != run.id:
+                raise LeaseLostError(f"run {run.id} is not this session's active one any more")
+            self._heed(head)
             if self._intents.stop is not None:
                 return await self._halt(usage)
             if plan is None:
@@ -236,7 +239,8 @@ class SessionActor:
         self._gate.begin_run(run.id, options, granted)
         self._gate.hold(held=self._leaving)
         self._gate.expect(plan.answers, plan.attempts)
-        if again and self._process.alive:
+        if again:
+            # If the process has ended meanwhile, `turns` says so.
             return await self._drive(run, usage)
         conversation = plan.conversation
         if conversation is not None or not self._process.fits(options):
@@ -250,7 +254,7 @@ class SessionActor:
             start = self._process.start(options, self._claude_session_id, conversation, carry=carry, step=step)
             await self._intents.unless_stopped(start)
             if step:
-                return await self._step(run)
+                return await self._step(run, usage)
         self._process.forget_turns()
         # The turn that goes on from a carried call names no message.
         self._unanswered = {"carried"} if plan.carry else set()
@@ -258,7 +262,7 @@ class SessionActor:
             await self._say(uuid, text)
         return await self._drive(run, usage)
 
-    async def _step(self, run: Run) -> Parked | Changed | AgentCrashedError:
+    async def _step(self, run: Run, usage: Ending) -> Ending | Parked | Changed | AgentCrashedError:
         """Wait for the one call that the process was started for; the next process reads its result in the store."""
         done = asyncio.ensure_future(self._process.stepped())
         try:
@@ -270,6 +274,8 @@ class SessionActor:
                     raise Stopped
                 if self._may_leave():
                     return await self._leave(run)
+                if self._inactive(run):
+                    return await self._give_up(run, usage)
         finally:
             done.cancel()
         await self._process.stop(grace=0)
@@ -356,13 +362,14 @@ class SessionActor:
     async def _say(self, uuid: str, text: str) -> None:
         self._unanswered.add(uuid)
         self._active = time.monotonic()
-        await self._process.send_prompt(text, uuid=uuid)
+        await self._intents.unless_stopped(self._process.send_prompt(text, uuid=uuid))
 
     async def _deliver(self, run: Run) -> None:
         """Give further messages to the process, which has taken in those before."""
         self._intents.inputs = 0
+        tried: set[UUID] = set()
         inputs, events = await self._hold.patiently(
-            lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch)
+            lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch, tried)
         )
         await self._hold.show(events)
         for input_id, text in inputs:
@@ -489,8 +496,9 @@ class SessionActor:
         self._gate.end_run()
         await self._writer.flush()
         losses, events = await self._hold.patiently(
-            lambda: lifecycle.note_loss(self._env.database, self.session_id, run.id, self.epoch)
+            lambda: lifecycle.note_loss(self._env.database, self.session_id, run.id, self.epoch, run.attempt)
         )
+        run.attempt += 1
         await self._hold.show(events)
         await self._intents.wait_out(_BACK_OFF.get(losses, 0.0))
         return losses

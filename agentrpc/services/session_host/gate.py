@@ -279,12 +279,20 @@ class SessionGate:
         try:
             held = self._held
             try:
-                if self._run_id != run_id or not self._may_begin():
-                    return self._deny(call, "the run was stopped", "policy")
-                await self._writer.flush()
-                asked = await lifecycle.request_approval(held.database, self._session_id, run_id, held.epoch, approval)
+                # For as long as the lease holds: with the question stored and its call denied, somebody would answer
+                # and nothing would come of it.
+                asked = None
+                if self._run_id == run_id and self._may_begin():
+                    await self._writer.flush()
+                    asked = await held.patiently(
+                        lambda: lifecycle.request_approval(
+                            held.database, self._session_id, run_id, held.epoch, approval
+                        )
+                    )
             finally:
                 self.starting -= 1
+            if asked is None:
+                return self._deny(call, "the run was stopped", "policy")
             await held.show(asked)
             # By no clock of this machine: the deadline is one of the database's.
             wait = (approval.expire_time.ToDatetime() - approval.create_time.ToDatetime()).total_seconds()
@@ -292,8 +300,12 @@ class SessionGate:
                 async with asyncio.timeout(wait + 2):
                     state, resolution = await answered
             except TimeoutError:
-                # The scheduler writes the expiry; this worker need not wait for it to deny.
-                state, resolution = "EXPIRED", approval_pb2.Resolution()
+                # The scheduler writes the expiry; this worker need not wait for it to deny. What was answered in time
+                # counts, even if nobody has looked since.
+                found = await held.patiently(
+                    lambda: lifecycle.resolutions(held.database, self._session_id, [approval_id])
+                )
+                state, resolution = found.get(approval_id, ("EXPIRED", approval_pb2.Resolution()))
         finally:
             self._waiting.pop(approval_id, None)
         if state == "ALLOWED" and resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:

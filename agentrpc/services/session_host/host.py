@@ -148,7 +148,10 @@ class SessionHost:
             log.info("worker_draining", runs=len(self._runs))
             for actor in self._actors.values():
                 actor.drain()
-            await asyncio.wait(list(self._runs.values()), timeout=grace)
+            deadline = time.monotonic() + grace
+            # Also for one whose claim was on its way.
+            while self._runs and (left := deadline - time.monotonic()) > 0:
+                await asyncio.wait(list(self._runs.values()), timeout=left)
         if self._runs and self._lease.valid():
             for actor in self._actors.values():
                 actor.abandon()
@@ -256,6 +259,8 @@ class SessionHost:
             actor = None
         if actor is None:
             actor = self._actors[session_id] = SessionActor(self._env, claim)
+        if self._draining:
+            actor.drain()
         before = self._runs.get(session_id)
         task = asyncio.create_task(self._carry_out(actor, claim, before), name=f"run-{claim.run.id}")
         self._runs[session_id] = task
@@ -353,6 +358,9 @@ class SessionHost:
                 return
             self._left_over = True
             if (actor := self._actors.get(head.session_id)) is not None:
+                now = (await owned_sessions(self._database, self.worker_id)).get(head.session_id)
+                if now is None or (now.epoch, now.active_run) != (head.epoch, head.active_run):
+                    return
                 await self._drop(actor)
             if await give_up(self._database, self.worker_id, head):
                 log.warning("run_given_up", session=str(head.session_id), run=str(head.active_run))
@@ -380,8 +388,9 @@ class SessionHost:
         await self._memory.measure(self._actors)
         while excess := self._memory.pick_excess(self._actors, self._runs):
             actor, why = excess
-            log.warning("out_of_memory", session=str(actor.session_id), running=actor.session_id in self._runs)
-            if not await self._evict(actor):
+            running = actor.session_id in self._runs
+            log.warning("out_of_memory", session=str(actor.session_id), running=running)
+            if not await self._evict(actor) and running:
                 actor.fail("REASON_OUT_OF_MEMORY", why)
 
     async def _evict(self, actor: SessionActor) -> bool:

@@ -109,10 +109,21 @@ async def end_run(
 
 async def request_approval(
     database: Database, session_id: UUID, run_id: UUID, epoch: int, approval: approval_pb2.Approval
-) -> Sequence[StoredEvent]:
-    """Store an approval and let the run wait for it. Raises LeaseLostError."""
+) -> Sequence[StoredEvent] | None:
+    """Store an approval and let the run wait for it.
+
+    Returns:
+        The events, to be published. None: the run has ended or is to stop, and nobody is asked.
+
+    Raises:
+        LeaseLostError: Another epoch has begun.
+    """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
+        if await approvals.is_asked(tx, approval):
+            return []
+        if head.active_run != run_id or head.stop_run == run_id:
+            return None
         return await approvals.request_approval(tx, head, run, approval)
 
 
@@ -176,6 +187,8 @@ async def park(database: Database, session_id: UUID, run_id: UUID, epoch: int) -
     """Give the session back while the run waits for approvals. False: it waits no more, or is to stop: carry on."""
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
+        if head.worker is None:
+            return True
         if not head.pending_approvals or head.stop_run == run_id:
             return False
         head.worker = None
@@ -195,6 +208,8 @@ async def hand_over(database: Database, session_id: UUID, run_id: UUID, epoch: i
     """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
+        if head.worker is None:
+            return True
         if head.stop_run == run_id:
             return False
         if not clean:
@@ -223,14 +238,25 @@ async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSess
 
 
 async def take_inputs(
-    database: Database, session_id: UUID, run_id: UUID, epoch: int
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, tried: set[UUID]
 ) -> tuple[list[tuple[UUID, str]], list[StoredEvent]]:
-    """The further messages that wait, from now on counted as delivered, and their events."""
+    """The further messages that wait, from now on counted as delivered, and their events.
+
+    Args:
+        database: The store.
+        session_id: The session.
+        run_id: Its run.
+        epoch: The epoch under which this worker holds it.
+        tried: What attempts before may have taken without knowing it: it is given again. Empty at first.
+    """
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
-        rows = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None]
+        rows = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None or row.id in tried]
         events = []
         for row in rows:
+            if row.deliver_time is not None:
+                continue
+            tried.add(row.id)
             row.deliver_time = clock.utcnow()
             message = event_pb2.UserMessage(
                 transcript_uuid=str(row.id), origin=event_pb2.UserMessage.ORIGIN_STEER, blocks=[text_block(row.text)]
@@ -260,7 +286,8 @@ async def rewind(database: Database, session_id: UUID, to: UUID, epoch: int, pos
     """Drop the conversation from the beginning of the run `to` on, which is at `position` of the transcript."""
     async with database.transaction() as tx:
         _, run = await _held(tx, session_id, to, epoch)
-        await drop_transcript(tx, session_id, position)
+        if not await drop_transcript(tx, session_id, position):
+            return []
         rewound = event_pb2.ConversationRewound(to_sequence=run.first_sequence - 1)
         event = event_pb2.Event(conversation_rewound=rewound)
         event.time.FromDatetime(clock.utcnow())
@@ -295,13 +322,17 @@ async def await_decision(
         return await append_control(tx, session_id, events)
 
 
-async def note_loss(database: Database, session_id: UUID, run_id: UUID, epoch: int) -> tuple[int, list[StoredEvent]]:
-    """The CLI process was lost under the run: how many were in a row, and the beginning of the next attempt.
+async def note_loss(
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, attempt: int
+) -> tuple[int, list[StoredEvent]]:
+    """The CLI process was lost under this attempt of the run: how many were in a row, and the beginning of the next.
 
     After the last one that is borne there is none.
     """
     async with database.transaction() as tx:
         head, run = await _held(tx, session_id, run_id, epoch)
+        if run.attempt > attempt:
+            return head.losses, []
         head.losses += 1
         if head.losses >= MAX_LOSSES:
             return head.losses, []
