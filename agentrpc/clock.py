@@ -41,6 +41,14 @@ def uuid7() -> UUID:
     return UUID(int=(milliseconds << 80) | (0x7 << 76) | (counter << 64) | (0x2 << 62) | tail)
 
 
+def follow(other: UUID) -> None:
+    """Let every UUIDv7 that this process makes from now on be greater than one that it was shown."""
+    global _last_stamp
+    stamp = other.int >> 80 << 12 | other.int >> 64 & 0xFFF
+    with _lock:
+        _last_stamp = max(_last_stamp, stamp)
+
+
 def jitter(seconds: float, spread: float = 0.5) -> float:
     """`seconds` more or less: uniform in `seconds * (1 ± spread)`, so that many clients do not come back at once."""
     return seconds * (1 + random.uniform(-spread, spread))  # noqa: S311 - not a secret

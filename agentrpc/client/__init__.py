@@ -6,8 +6,8 @@ async for event in client.run(session.name, "List the files here"):
 print(event)
 """
 
-from agentrpc.client.client import AgentRpcClient
+from agentrpc.client.client import AgentRpcClient, TokenStore
 from agentrpc.client.errors import RpcError
 from agentrpc.client.preview import Preview
 
-__all__ = ["AgentRpcClient", "Preview", "RpcError"]
+__all__ = ["AgentRpcClient", "Preview", "RpcError", "TokenStore"]

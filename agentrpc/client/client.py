@@ -5,7 +5,8 @@ import hashlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -41,7 +42,7 @@ from agentrpc.v1 import (
     webhook_service_pb2_grpc,
 )
 
-__all__ = ["AgentRpcClient"]
+__all__ = ["AgentRpcClient", "TokenStore"]
 
 _T = TypeVar("_T", bound=Message)
 _Stream = session_service_pb2.WatchSessionResponse | run_service_pb2.StreamRunResponse
@@ -71,6 +72,20 @@ _FINAL = {
     _End.REASON_FINISHED,
 }
 _REFRESH_BEFORE = 30.0
+_RENEW_TIMEOUT = 10.0
+
+
+class TokenStore(Protocol):
+    """Keeps the tokens of one login for several processes: a refresh token is good once, its reuse ends the login."""
+
+    def locked(self) -> AbstractAsyncContextManager[None]:
+        """Nobody else renews the tokens meanwhile."""
+
+    def load(self) -> auth_pb2.Tokens | None:
+        """The newest tokens. None: there are none."""
+
+    def store(self, tokens: auth_pb2.Tokens) -> None:
+        """Keep new ones in their place."""
 
 
 class AgentRpcClient:
@@ -84,7 +99,7 @@ class AgentRpcClient:
         refresh_token: Instead of a password.
         tls_ca: PEM of the certificate authority; with it, or with `tls`, the connection is encrypted.
         tls: Encrypt and trust the system's authorities.
-        on_tokens: Called with new tokens, to store them.
+        store: Where the tokens of a login are kept, for other processes too.
     """
 
     def __init__(
@@ -97,7 +112,7 @@ class AgentRpcClient:
         refresh_token: str = "",
         tls: bool = False,
         tls_ca: bytes | None = None,
-        on_tokens: Callable[[auth_pb2.Tokens], None] | None = None,
+        store: "TokenStore | None" = None,
     ) -> None:
         if tls or tls_ca is not None:
             credentials = grpc.ssl_channel_credentials(root_certificates=tls_ca)
@@ -122,7 +137,7 @@ class AgentRpcClient:
         self._expires = float("inf") if token else 0.0
         self._refresh_token = refresh_token
         self._login = (username, password) if username else None
-        self._on_tokens = on_tokens
+        self._store = store
         self._refreshing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -146,30 +161,47 @@ class AgentRpcClient:
         self._keep(response.tokens)
         return response.user
 
-    def _keep(self, tokens: auth_pb2.Tokens) -> None:
+    def _take(self, tokens: auth_pb2.Tokens) -> None:
         self._token = tokens.access_token
         left = tokens.access_expire_time.ToDatetime().timestamp() - _utc()
         self._expires = time.monotonic() + left
         self._refresh_token = tokens.refresh_token
-        if self._on_tokens is not None:
-            self._on_tokens(tokens)
+
+    def _keep(self, tokens: auth_pb2.Tokens) -> None:
+        self._take(tokens)
+        if self._store is not None:
+            self._store.store(tokens)
 
     async def _metadata(self, *, stale: str = "") -> list[tuple[str, str]]:
         """The authorization of a call; a token that is nearly over, or was refused, is renewed first, once for all."""
         async with self._refreshing:
-            if not self._token or self._token == stale or time.monotonic() > self._expires - _REFRESH_BEFORE:
-                await self._renew(required=not self._token or self._token == stale)
+            if self._is_worn(stale):
+                async with self._store.locked() if self._store is not None else nullcontext():
+                    if self._store is not None and (tokens := self._store.load()) is not None:
+                        # Somebody else may have renewed them.
+                        self._take(tokens)
+                    if self._is_worn(stale):
+                        await self._renew(required=not self._token or self._token == stale)
             return [("authorization", f"Bearer {self._token}")]
+
+    def _is_worn(self, stale: str) -> bool:
+        return not self._token or self._token == stale or time.monotonic() > self._expires - _REFRESH_BEFORE
 
     async def _renew(self, *, required: bool) -> None:
         if self._refresh_token:
             try:
                 request = auth_service_pb2.RefreshTokenRequest(refresh_token=self._refresh_token)
-                self._keep((await self.auth.RefreshToken(request)).tokens)
+                self._keep((await self.auth.RefreshToken(request, timeout=_RENEW_TIMEOUT)).tokens)
             except grpc.aio.AioRpcError as error:
+                failure = decode(error)
+                if failure.code != "UNAUTHENTICATED":
+                    # Nobody answers, or not now: the token is as good as before.
+                    if required:
+                        raise failure from None
+                    return
                 self._refresh_token = ""
                 if not self._login:
-                    raise decode(error) from None
+                    raise failure from None
             else:
                 return
         if self._login:
@@ -193,11 +225,11 @@ class AgentRpcClient:
         stale = ""
         attempt = 0
         while True:
-            metadata = await self._metadata(stale=stale)
             try:
+                metadata = await self._metadata(stale=stale)
                 return await method(request, metadata=metadata, timeout=timeout)
-            except grpc.aio.AioRpcError as error:
-                failure = decode(error)
+            except (grpc.aio.AioRpcError, RpcError) as error:
+                failure = error if isinstance(error, RpcError) else decode(error)
                 attempt += 1
                 if failure.reason == "CREDENTIALS_EXPIRED" and not stale:
                     stale = self._token
@@ -335,7 +367,7 @@ class AgentRpcClient:
             call: Any = self.reports.DownloadReport(request, metadata=await self._metadata(stale=stale))
             try:
                 while (response := await asyncio.wait_for(call.read(), _SILENCE)) is not grpc.aio.EOF:
-                    attempt = 0
+                    attempt, stale = 0, ""
                     if size is None:
                         size, digest = response.size_bytes, response.sha256
                     offset += len(response.data)
@@ -415,14 +447,44 @@ class AgentRpcClient:
             include_deltas=include_deltas,
             event_types=event_types,
         )
-        async for response in self.watch_responses(self.runs.StreamRun, request):
-            if on_run is not None and response.HasField("run"):
-                on_run(response.run)
+        name = ""
+
+        def watch_it(response: Any) -> tuple[Callable[..., Any], Any] | None:  # noqa: ANN401
+            # A request_id is good for a day, and a run may take longer: from now on it has a name.
+            nonlocal name
+            if name or not response.HasField("run"):
+                return None
+            name = response.run.name
+            return self.sessions.WatchSession, session_service_pb2.WatchSessionRequest(
+                name=session, run=name, include_deltas=include_deltas, event_types=request.event_types
+            )
+
+        untold = False
+        async for response in self.watch_responses(self.runs.StreamRun, request, then=watch_it):
+            untold = response.end.reason == _End.REASON_RUN_ENDED
+            if isinstance(response, run_service_pb2.StreamRunResponse) and response.HasField("run"):
+                untold = False
+                if on_run is not None:
+                    on_run(response.run)
             for event in response.events:
                 yield event
+        if on_run is not None and untold:
+            on_run(await self.get_run(name))
 
-    async def watch_responses(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:  # noqa: ANN401
-        """The responses of a stream, resumed until a final end; `request.after_sequence`, if it has one, moves on."""
+    async def watch_responses(
+        self,
+        method: Callable[..., Any],
+        request: Any,  # noqa: ANN401 - of whichever stream
+        *,
+        then: Callable[[Any], tuple[Callable[..., Any], Any] | None] = lambda _: None,
+    ) -> AsyncIterator[Any]:
+        """The responses of a stream, resumed until a final end.
+
+        Args:
+            method: The stub's method.
+            request: `after_sequence`, if it has one, moves on.
+            then: Gets each response; may give another method and request with which to resume.
+        """
         stale = ""
         attempt = 0
         while True:
@@ -433,6 +495,7 @@ class AgentRpcClient:
                     async for response in _alive(call):
                         attempt = 0
                         stale = ""
+                        method, request = then(response) or (method, request)
                         if hasattr(request, "after_sequence"):
                             request.after_sequence = max(request.after_sequence, response.resume_after_sequence)
                         yield response
@@ -469,12 +532,16 @@ class AgentRpcClient:
     async def watch_approvals(self, parent: str = "sessions/-") -> AsyncIterator[approval_pb2.Approval]:
         """Pending approvals, then each one that is asked or answered; begins anew after a lost connection."""
         request = approval_service_pb2.WatchApprovalsRequest(parent=parent)
-        sent: dict[str, int] = {}
+        pending: set[str] = set()
         async for response in self.watch_responses(self.approvals.WatchApprovals, request):
             for approval in response.approvals:
-                if sent.get(approval.name) != approval.state:
-                    sent[approval.name] = approval.state
-                    yield approval
+                if approval.state != approval_pb2.Approval.STATE_PENDING:
+                    pending.discard(approval.name)
+                elif approval.name in pending:
+                    continue
+                else:
+                    pending.add(approval.name)
+                yield approval
 
 
 async def _alive(call: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - a streaming call

@@ -18,7 +18,7 @@ _RETRYABLE = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "UNKNOWN"}
 
 # Methods and messages of one RPC or of its twin.
 _Any: TypeAlias = Any
-_Metadata: TypeAlias = Callable[[], Awaitable[list[tuple[str, str]]]]
+_Metadata: TypeAlias = Callable[..., Awaitable[list[tuple[str, str]]]]
 
 
 class FileTransfers:
@@ -26,7 +26,7 @@ class FileTransfers:
 
     Args:
         files: Its stub.
-        metadata: The authorization of a call.
+        metadata: The authorization of a call; `stale` is a token that was refused as expired.
     """
 
     def __init__(self, files: file_service_pb2_grpc.FileServiceStub, metadata: _Metadata) -> None:
@@ -150,12 +150,14 @@ class FileTransfers:
         digest = hashlib.sha256()
         expected = ""
         attempt = 0
+        stale = ""
         while not expected:
+            metadata = await self._metadata(stale=stale)
             try:
-                async for response in method(request, metadata=await self._metadata()):
+                async for response in method(request, metadata=metadata):
                     note(response)
                     if response.data:
-                        attempt = 0
+                        attempt, stale = 0, ""
                         digest.update(response.data)
                         await asyncio.to_thread(target.write, response.data)
                         request.offset += len(response.data)
@@ -164,6 +166,9 @@ class FileTransfers:
                     raise RpcError("DATA_LOSS", "", "the download has ended before its end: try again")
             except grpc.aio.AioRpcError as error:
                 failure = decode(error)
+                if failure.reason == "CREDENTIALS_EXPIRED" and not stale:
+                    stale = metadata[0][1].removeprefix("Bearer ")
+                    continue
                 attempt += 1
                 if failure.code not in _RETRYABLE or attempt >= _ATTEMPTS:
                     raise failure from None

@@ -149,18 +149,19 @@ class Hub:
         *,
         kinds: frozenset[int] | None,
         limit: int,
+        run_id: UUID | None = None,
     ) -> list[StoredEvent]:
         """A page of the log. Watchers that ask for the same page share one read."""
-        key = (session_id, after, up_to, kinds, limit)
+        key = (session_id, after, up_to, kinds, limit, run_id)
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.create_task(self._page(session_id, after, up_to, kinds, limit))
+            flight = asyncio.create_task(self._page(*key))
             self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
         return await asyncio.shield(flight)
 
     async def _page(
-        self, session_id: UUID, after: int, up_to: int, kinds: frozenset[int] | None, limit: int
+        self, session_id: UUID, after: int, up_to: int, kinds: frozenset[int] | None, limit: int, run_id: UUID | None
     ) -> list[StoredEvent]:
         async with self._reads:
             return await read_events(
@@ -169,6 +170,7 @@ class Hub:
                 after=after,
                 up_to=up_to,
                 kinds=None if kinds is None else sorted(kinds),
+                run_id=run_id,
                 limit=limit,
             )
 

@@ -127,7 +127,9 @@ class _SessionStream(Stream):
         while True:
             try:
                 return list(
-                    await self._hub.read(self._feed.session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS)
+                    await self._hub.read(
+                        self._feed.session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS, run_id=self._run_id
+                    )
                 )
             except StoreUnavailable:
                 await self.check()
@@ -268,14 +270,17 @@ class Streams:
         kinds = event_kinds(request.event_types)
         if request.after_sequence < 0:
             raise InvalidArgument.field("after_sequence", "must not be negative")
-        run = await self._runs.create(principal, request)
+        run, begin = await self._runs.stream(principal, request)
         session_id, run_id = parse_run(run.name)
         set_metadata("agentrpc-run", run.name)
         if run.state >= _TERMINAL:
             require_readable(await self._sessions.get(principal, session_id))
-        after = request.after_sequence or max(run.first_sequence - 1, 0)
-        await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, after,
-                          session=None, run=run, with_run=True)  # fmt: skip
+        try:
+            await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas,
+                              request.after_sequence or begin, session=None, run=run, with_run=True)  # fmt: skip
+        except StoreUnavailable:
+            # The run is there.
+            raise StoreUnavailable(unsure=True) from None
 
     async def _watch(
         self,

@@ -1,7 +1,6 @@
 """Accepting a run: the limits of the queue, and what becomes of the runs before it."""
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
@@ -13,19 +12,22 @@ from agentrpc.services.sessions import busy, not_active
 from agentrpc.services.views import head_state
 from agentrpc.store.database import Transaction
 from agentrpc.store.log import StoredEvent, append_control
-from agentrpc.store.runs import superseding_queued
+from agentrpc.store.runs import newest_queued, superseding_queued
 from agentrpc.store.tables import Run, SessionHead
 from agentrpc.v1 import run_pb2
 
 __all__ = ["accept", "check_acceptable", "new_run"]
 
 
-def new_run(principal: Principal, session_id: UUID, given: run_pb2.Run) -> Run:
-    """A queued run as a caller wants it."""
+async def new_run(tx: Transaction, principal: Principal, head: SessionHead, given: run_pb2.Run) -> Run:
+    """A queued run as a caller wants it, after all that wait. The caller holds the head row's lock."""
+    if head.queued and (newest := await newest_queued(tx, head.session_id)) is not None:
+        # By the clock of another edge, perhaps. Runs are carried out in the order of their ids.
+        clock.follow(newest)
     policy = run_pb2.Run.ConflictPolicy.Name(given.conflict_policy).removeprefix("CONFLICT_POLICY_")
     return Run(
         id=clock.uuid7(),
-        session_id=session_id,
+        session_id=head.session_id,
         creator=principal.user_id,
         state=RunState.QUEUED,
         prompt=given.prompt,

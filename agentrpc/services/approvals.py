@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
+import structlog
+
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import ApprovalState, RunState, SessionState, may_follow
-from agentrpc.errors import FailedPrecondition, InvalidArgument
+from agentrpc.errors import AgentRpcError, FailedPrecondition, InvalidArgument
 from agentrpc.names import approval_name, parse_approval, parse_run, parse_session_or_wildcard, run_name, user_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.pages import Pager, page_size
@@ -34,6 +36,8 @@ from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
 from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2
 
 __all__ = ["Approvals", "cancel_pending", "request_approval", "run_state_event", "session_state_event"]
+
+log = structlog.get_logger()
 
 _EXPIRE_AT_ONCE = 50
 _ALLOW = approval_pb2.Resolution.DECISION_ALLOW
@@ -141,13 +145,20 @@ class Approvals:
         async with self._database.transaction() as tx:
             due = await due_approvals(tx, _EXPIRE_AT_ONCE)
         for session_id, approval_id in due:
-            async with self._database.transaction() as tx:
-                head = await lock_head(tx, session_id)
-                row = await tx.get(Approval, approval_id)
-                if head is None or row is None or row.state != ApprovalState.PENDING:
-                    continue
-                events = await _settle(tx, head, row, ApprovalState.EXPIRED, None)
-                worker = head.worker
+            try:
+                async with self._database.transaction() as tx:
+                    head = await lock_head(tx, session_id)
+                    row = await tx.get(Approval, approval_id)
+                    if head is None or row is None or row.state != ApprovalState.PENDING:
+                        continue
+                    events = await _settle(tx, head, row, ApprovalState.EXPIRED, None)
+                    worker = head.worker
+            except AgentRpcError:
+                raise
+            except Exception:
+                # One that cannot expire does not keep the others.
+                log.exception("approval_not_expired", approval=approval_name(session_id, approval_id))
+                continue
             await publish(self._bus, session_id, events)
             await self._doorbell.ring(session_id, worker)
         return len(due)

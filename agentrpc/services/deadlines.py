@@ -3,9 +3,13 @@
 from datetime import timedelta
 from uuid import UUID
 
+import structlog
+
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, StopKind
+from agentrpc.errors import AgentRpcError
+from agentrpc.names import run_name
 from agentrpc.services.run_end import Ending, conclude, stop_run
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.settings import Settings
@@ -17,6 +21,8 @@ from agentrpc.store.tables import Run
 from agentrpc.v1 import run_pb2
 
 __all__ = ["Deadlines"]
+
+log = structlog.get_logger()
 
 _AT_ONCE = 50
 
@@ -38,7 +44,9 @@ class Deadlines:
         self._patience = timedelta(seconds=settings.decision_timeout)
 
     async def enforce(self) -> int:
-        """End runs past their time-out, and those about which nobody has decided; how many were looked at.
+        """End runs past their time-out or that were to stop, and those about which nobody has decided.
+
+        Returns how many were looked at.
 
         Any number of schedulers may do this.
         """
@@ -46,8 +54,15 @@ class Deadlines:
             now = clock.utcnow()
             overdue = await overdue_runs(tx, now, doubt_before=now - self._patience, limit=_AT_ONCE)
         for session_id, run_id in overdue:
-            async with self._database.transaction() as tx:
-                events, worker = await self._end(tx, session_id, run_id)
+            try:
+                async with self._database.transaction() as tx:
+                    events, worker = await self._end(tx, session_id, run_id)
+            except AgentRpcError:
+                raise
+            except Exception:
+                # One that cannot be ended does not keep the others.
+                log.exception("run_not_ended", run=run_name(session_id, run_id))
+                continue
             await self._doorbell.ring(session_id, worker)
             await publish(self._bus, session_id, events)
         return len(overdue)
@@ -59,7 +74,10 @@ class Deadlines:
             return [], None
         now = clock.utcnow()
         events: list[StoredEvent] = []
-        if run.timeout is not None and run.start_time is not None and now >= run.start_time + run.timeout:
+        if head.stop_run == run_id and head.stop_kind is not None:
+            # Whoever was to stop it is dead.
+            events = await stop_run(tx, head, run, StopKind(head.stop_kind))
+        elif run.timeout is not None and run.start_time is not None and now >= run.start_time + run.timeout:
             events = await stop_run(tx, head, run, StopKind.EXPIRE)
         elif run.doubt_time is not None and now >= run.doubt_time + self._patience:
             events = await conclude(tx, head, run, _undecided(self._patience))

@@ -156,7 +156,7 @@ async def begin_execution(
     for name in ("timeout", "inactivity_timeout"):
         if spec.HasField(name):
             getattr(wanted, name).CopyFrom(getattr(spec, name))
-    run = new_run(principal, session.id, wanted)
+    run = await new_run(tx, principal, head, wanted)
     execution.state = "STARTED"
     execution.session_id, execution.run_id = session.id, run.id
     execution.agent = resolved.agent_version_name

@@ -9,7 +9,7 @@ from uuid import UUID
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import TERMINAL_RUN_STATES, StopKind
-from agentrpc.errors import InvalidArgument
+from agentrpc.errors import FailedPrecondition, InvalidArgument
 from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, run_name, session_name
 from agentrpc.services.acceptance import accept, check_acceptable, new_run
 from agentrpc.services.access import require_visible, require_write, visible_owner
@@ -40,10 +40,18 @@ class Runs:
         self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
 
-    async def create(
+    async def create(self, principal: Principal, request: run_service_pb2.CreateRunRequest) -> run_pb2.Run:
+        """CreateRun: a known request_id gives the run that it made."""
+        run, _ = await self._create(principal, request)
+        return run
+
+    async def stream(self, principal: Principal, request: run_service_pb2.StreamRunRequest) -> tuple[run_pb2.Run, int]:
+        """The first half of StreamRun: as `create`, and a place in the log before everything of the run."""
+        return await self._create(principal, request)
+
+    async def _create(
         self, principal: Principal, request: run_service_pb2.CreateRunRequest | run_service_pb2.StreamRunRequest
-    ) -> run_pb2.Run:
-        """CreateRun, and the first half of StreamRun: a known request_id gives the run that it made."""
+    ) -> tuple[run_pb2.Run, int]:
         session_id = parse_session(request.parent, field="parent")
         require_write(principal, "runs.create")
         check_run(request.run)
@@ -58,18 +66,27 @@ class Runs:
             owner = session.owner if session is not None and session.delete_time is None else None
             require_visible(principal, owner, "Session", session_name(session_id))
             assert head is not None
-            run = new_run(principal, session_id, request.run)
+            run = await new_run(tx, principal, head, request.run)
             if only_check:
                 await check_acceptable(tx, head, run, self._settings.max_queued_runs)
-                return run_message(run)
+                return run_message(run), 0
             if known := await known_request(tx, key, run.id):
-                return await describe_run(tx, await tx.get_one(Run, known), head)
+                run = await tx.get_one(Run, known)
+                begin = run.first_sequence - 1 if run.first_sequence else head.last_sequence
+                return await describe_run(tx, run, head), begin
+            if isinstance(request, run_service_pb2.StreamRunRequest) and request.after_sequence:
+                raise FailedPrecondition(
+                    "no run of this request_id is known (any more: it is for 24 hours) with which to go on after "
+                    "after_sequence: watch the run with WatchSession, or leave after_sequence out to begin another",
+                    reason="STATE_INVALID",
+                    metadata={"state": "REQUEST_UNKNOWN"},
+                )
             events = await accept(tx, head, run, self._settings.max_queued_runs)
             message = await describe_run(tx, run, head, changed=True)
-            worker = head.worker
+            begin, worker = head.last_sequence, head.worker
         await self._doorbell.ring(session_id, worker)
         await publish(self._bus, session_id, events)
-        return message
+        return message, begin
 
     async def get(self, principal: Principal, name: str) -> run_pb2.Run:
         """GetRun."""

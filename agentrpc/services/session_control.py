@@ -109,7 +109,7 @@ class SessionControl:
             await self._signal(session_id, worker)
         else:
             await self._doorbell.ring(session_id, worker)
-        return await self._sessions.get(principal, session_id)
+        return await self._changed(principal, session_id)
 
     async def _signal(self, session_id: UUID, worker: UUID | None) -> None:
         if worker is not None:
@@ -142,7 +142,14 @@ class SessionControl:
             worker = head.worker
         await publish(self._bus, session_id, events)
         await self._signal(session_id, worker)
-        return await self._sessions.get(principal, session_id)
+        return await self._changed(principal, session_id)
+
+    async def _changed(self, principal: Principal, session_id: UUID) -> session_pb2.Session:
+        """The session after a change that was committed."""
+        try:
+            return await self._sessions.get(principal, session_id)
+        except StoreUnavailable:
+            raise StoreUnavailable(unsure=True) from None
 
     # ---- Forking ----
 
@@ -155,7 +162,7 @@ class SessionControl:
         faults.text("transcript_uuid", request.transcript_uuid, 100)
         faults.done()
         made = await self._to_the_end(self._fork(principal, request))
-        return await self._sessions.get(principal, made)
+        return await self._changed(principal, made)
 
     async def _fork(self, principal: Principal, request: session_service_pb2.ForkSessionRequest) -> UUID:
         source_id, fork_id, claude_session_id = parse_session(request.name), clock.uuid7(), uuid4()
@@ -281,7 +288,7 @@ class SessionControl:
             raise InvalidArgument.field("run", "belongs to another session")
         require_write(principal, "sessions.rewind")
         await self._to_the_end(self._rewind(principal, session_id, run_id, restore=request.restore_workspace))
-        return await self._sessions.get(principal, session_id)
+        return await self._changed(principal, session_id)
 
     async def _rewind(self, principal: Principal, session_id: UUID, run_id: UUID, *, restore: bool) -> None:
         async with self._database.transaction() as tx:

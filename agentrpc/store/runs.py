@@ -80,7 +80,8 @@ FROM runs r
 JOIN session_heads h ON h.active_run = r.id AND h.session_id = r.session_id
 LEFT JOIN workers w ON w.id = h.worker
 WHERE r.state IN ('RUNNING', 'REQUIRES_ACTION', 'UNKNOWN_OUTCOME')
-  AND (r.start_time + r.timeout <= :now AND (w.id IS NULL OR w.dead_time IS NOT NULL) OR r.doubt_time <= :doubt_before)
+  AND ((r.start_time + r.timeout <= :now OR h.stop_run = r.id) AND (w.id IS NULL OR w.dead_time IS NOT NULL)
+       OR r.doubt_time <= :doubt_before)
 LIMIT :limit
 """)
 
@@ -88,7 +89,7 @@ LIMIT :limit
 async def overdue_runs(
     tx: Transaction, now: datetime, *, doubt_before: datetime, limit: int
 ) -> list[tuple[UUID, UUID]]:
-    """(session, run) of those that nobody drives and whose time-out has passed, or that are in doubt for too long."""
+    """(session, run) of those that nobody drives though they are to stop or out of time; and of long doubt."""
     rows = await tx.execute(_OVERDUE, {"now": now, "doubt_before": doubt_before, "limit": limit})
     return [(row[0], row[1]) for row in rows]
 
@@ -99,6 +100,13 @@ async def superseding_queued(tx: Transaction, session_id: UUID) -> list[Run]:
         Run.session_id == session_id, Run.state == "QUEUED", Run.conflict_policy.in_(SUPERSEDING)
     )
     return list(await tx.scalars(statement.order_by(Run.id)))
+
+
+async def newest_queued(tx: Transaction, session_id: UUID) -> UUID | None:
+    """The last one of those that wait in a session."""
+    statement = select(Run.id).where(Run.session_id == session_id, Run.state == "QUEUED")
+    found: UUID | None = await tx.scalar(statement.order_by(Run.id.desc()).limit(1))
+    return found
 
 
 async def oldest_queued(tx: Transaction, session_id: UUID) -> datetime | None:

@@ -64,24 +64,18 @@ class Scheduler:
         # Slots come first: what they have made begins when all of them are stored.
         self._dealt = asyncio.Event()
         self._dealt.set()
+        self._next_housekeeping = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
-        next_housekeeping = 0.0
         while True:
-            try:
-                await self._approvals.expire_due()
-                await self._deadlines.enforce()
-                await self._measure()
-                if clock.monotonic() >= next_housekeeping:
-                    await ensure_partitions(self._database, clock.utcnow())
-                    await forget_requests(self._database)
-                    await self._firing.forget()
-                    next_housekeeping = clock.monotonic() + _HOUSEKEEPING
-            except AgentRpcError as error:
-                log.warning("scheduler_paused", reason=error.reason)
-            except Exception:
-                log.exception("scheduler_failed")
+            for step in (self._approvals.expire_due, self._deadlines.enforce, self._measure, self._keep_house):
+                try:
+                    await step()
+                except AgentRpcError as error:
+                    log.warning("scheduler_paused", reason=error.reason)
+                except Exception:
+                    log.exception("scheduler_failed")
             await asyncio.sleep(clock.jitter(_TICK, 0.2))
 
     async def tell(self) -> None:
@@ -122,6 +116,14 @@ class Scheduler:
                 pass
         finally:
             self._dealt.set()
+
+    async def _keep_house(self) -> None:
+        if clock.monotonic() < self._next_housekeeping:
+            return
+        await ensure_partitions(self._database, clock.utcnow())
+        await forget_requests(self._database)
+        await self._firing.forget()
+        self._next_housekeeping = clock.monotonic() + _HOUSEKEEPING
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)

@@ -219,6 +219,20 @@ def deadlines(edge):
     return make
 
 
+async def test_a_run_that_was_to_be_cancelled_by_a_worker_that_is_dead_ends(client, begun, hand, deadlines):
+    run, _ = begun
+    await client.cancel(run.name)
+    assert await deadlines().enforce() == 0
+    await hand.die()
+    impatient = deadlines()
+    assert await impatient.enforce() == 1
+    found = await client.get_run(run.name)
+    assert found.state == Run.STATE_CANCELLED
+    assert found.stop_receipt.confirmed
+    assert impatient.rung
+    assert await deadlines().enforce() == 0
+
+
 async def create_with_timeout(client, session, seconds=1):
     run = Run(prompt="x")
     run.timeout.FromSeconds(seconds)
