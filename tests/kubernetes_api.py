@@ -184,6 +184,8 @@ class KubernetesApi:
         started.set()
         await self._ended.wait()
         await runner.cleanup()
+        # Sockets are closed by what is called soon, not at once.
+        await asyncio.sleep(0.05)
 
     # Its answers.
 
