@@ -572,7 +572,7 @@ async def test_objects_with_nothing_in_them_are_shown(tools, api):
 @pytest.mark.parametrize("fault", [{"hang": True}, {"drip": True}])
 async def test_a_hanging_server_stops_nobody_else(tools, api, fault):
     api.fault("/pods$", times=99, **fault)
-    slow = tools(times=Times(connect=2, read=1, call=1.5))
+    slow = tools(times=Times(connect=5, read=1, call=4))
     await slow.list_nodes()
     beats = 0
 
