@@ -171,6 +171,14 @@ class KubernetesApi:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
+        transports = set()
+
+        @web.middleware
+        async def noted(request: web.Request, handler: Any) -> web.StreamResponse:
+            transports.add(request.transport)
+            return await handler(request)
+
+        app.middlewares.append(noted)
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -184,8 +192,10 @@ class KubernetesApi:
         started.set()
         await self._ended.wait()
         await runner.cleanup()
-        # Sockets are closed by what is called soon, not at once.
-        await asyncio.sleep(0.05)
+        for transport in transports:
+            # A polite end would wait for a client that does not read.
+            transport.abort()
+        await asyncio.sleep(0)
 
     # Its answers.
 
