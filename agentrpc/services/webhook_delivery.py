@@ -144,6 +144,10 @@ class WebhookDeliveries:
                 if error.reason == "STORE_UNAVAILABLE":
                     raise
                 outcome = _Outcome(start, error=error.message, ours=True)
+            except Exception:
+                # What is recorded nowhere would be repeated as soon as its lease passes, for ever.
+                log.exception("delivery_failed", delivery=str(delivery_id))
+                outcome = _Outcome(start, error="a fault of the service", ours=True)
             await self._record(delivery_id, lease, outcome)
         except AgentRpcError as error:
             # The lease passes.
@@ -152,7 +156,7 @@ class WebhookDeliveries:
             await give_back(self._database, lease)
             raise
         except Exception:
-            log.exception("delivery_failed", delivery=str(delivery_id))
+            log.exception("delivery_not_recorded", delivery=str(delivery_id))
 
     async def _request(self, delivery_id: UUID, now: datetime) -> _Request | None:
         async with self._database.transaction() as tx:

@@ -246,6 +246,11 @@ async def _endless(request):
         (lambda r: web.Response(status=404), "answered 404"),
         (lambda r: asyncio.sleep(30), "no answer within 1 s"),
         (lambda r: r.transport.abort(), "RemoteProtocolError"),
+        (lambda r: web.Response(status=429, headers={"Retry-After": "soon"}), "answered 429"),
+        (
+            lambda r: web.Response(status=503, headers={"Retry-After": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}),
+            "answered 503",
+        ),
     ],
 )
 async def test_what_is_no_success_is_tried_again_and_told(part, receiver, answer, error):
@@ -268,6 +273,22 @@ async def test_what_is_no_success_is_tried_again_and_told(part, receiver, answer
     told = await part.get(webhook)
     assert (told.consecutive_failures, told.HasField("failing_since")) == (0, False)
     assert len({headers["webhook-id"] for headers, _, _ in receiver.requests}) == 1
+
+
+async def test_a_fault_of_the_service_is_recorded_and_held_against_nobody(part, receiver, monkeypatch):
+    webhook = await part.create(receiver.url)
+    name = (await part.test(webhook)).name
+    worker = part.worker(webhook_retry_delay=3600)
+
+    async def post(*_):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(worker, "_post", post)
+    await worker.drain()
+    found = await part.delivery(name)
+    assert [attempt.error for attempt in found.attempts] == ["a fault of the service"]
+    assert found.next_attempt_time.ToDatetime() > found.create_time.ToDatetime()
+    assert (await part.get(webhook)).consecutive_failures == 0
 
 
 async def test_an_answer_without_end_is_not_read(part, receiver):
