@@ -257,6 +257,10 @@ class Archives:
             "workspace": None if look is None else {"files": look.file_count, "bytes": look.size},
         }
         await objects.put_bytes(key.replace(".tar.gz", ".json"), json.dumps(manifest, indent=2).encode())
+        # What earlier attempts have left, and an archive before this one. They are listed while the lease is held, as
+        # the commit proves: whatever is written later, by whoever has the job next, is none of them.
+        stem = key.removesuffix(".tar.gz")
+        others = [one for one in await objects.keys(f"{job.session_id}/") if not one.startswith(stem)]
         async with self._database.transaction() as tx:
             _, _, row = await held_archive(tx, job)
             row.object, row.size, row.sha256 = key, writer.size, writer.sha256
@@ -270,8 +274,7 @@ class Archives:
                 row.files_left = look is not None
             if not row.files_left:
                 row.lease = row.lease_expire_time = None
-        # What earlier attempts have left, and an archive before this one.
-        await objects.delete_others(f"{job.session_id}/", key.removesuffix(".tar.gz"))
+        await objects.delete(others)
         if self._settings.archive_drop and look is not None:
             await self._remove_files(job)
 

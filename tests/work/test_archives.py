@@ -277,7 +277,7 @@ def kill(edge, monkeypatch):
 STORE_POINTS = [
     (Objects, "put", 1, False), (Objects, "put", 1, True), (Objects, "put_bytes", 1, True),
     (archives_module, "held_archive", 2, False), (archives_module, "drop_log", 1, True),
-    (Objects, "delete_others", 1, False), (Archives, "_remove_files", 1, False), (Archives, "_remove_files", 1, True),
+    (Objects, "delete", 1, False), (Archives, "_remove_files", 1, False), (Archives, "_remove_files", 1, True),
 ]  # fmt: skip
 RESTORE_POINTS = [
     (archives_module, "held_archive", 1, False), (archives_module, "drop_log", 1, True),
@@ -340,6 +340,37 @@ async def test_a_lease_that_was_lost_changes_nothing(edge, client, closed, archi
     await now_due(edge)
     await work(archives)
     assert (await found(client, closed)).state == State.STATE_STORED
+
+
+@only_folder
+async def test_a_worker_that_comes_late_leaves_the_archive_of_another(
+    edge, client, closed, archives, monkeypatch, tmp_path
+):
+    """Frozen behind the commit, while others bring the session back and store it again."""
+    before = await everything(edge, closed)
+    folder = tmp_path / "archive storage" / closed.removeprefix("sessions/")
+    folder.mkdir(parents=True)
+    (folder / "left.tar.gz").write_bytes(b"x")
+    original = Objects.delete
+
+    async def late(*args):
+        monkeypatch.setattr(Objects, "delete", original)
+        await now_due(edge)
+        other = Archives(edge.database, edge.settings)
+        await work(other)
+        await restore(client, closed)
+        await work(other)
+        await store(client, closed)
+        await work(other)
+        await original(*args)
+
+    monkeypatch.setattr(Objects, "delete", late)
+    await store(client, closed)
+    await archives.drain()
+    assert len(list(folder.iterdir())) == 2
+    await restore(client, closed)
+    await work(archives)
+    assert await everything(edge, closed) == before
 
 
 @only_folder
