@@ -23,7 +23,7 @@ from agentrpc import clock
 from agentrpc.claude.workspace_archives import IncomingArchive, look_at_tree, unpack
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.domain.principal import Principal
-from agentrpc.errors import AgentRpcError, FailedPrecondition, NotFound
+from agentrpc.errors import AgentRpcError, FailedPrecondition, NotFound, StoreUnavailable
 from agentrpc.names import archive_name, parse_session
 from agentrpc.services.access import require_write
 from agentrpc.services.archive_format import FORMAT, WORKSPACE, ArchiveWriter, read_events, read_transcript
@@ -177,7 +177,8 @@ class Archives:
             log.info("archive_given_up", session=str(job.session_id))
         except asyncio.CancelledError:
             # The worker ends: another one goes on at once.
-            await asyncio.shield(self._give_back(job, "", 0.0, _MAX_ATTEMPTS + job.attempts))
+            with suppress(StoreUnavailable):
+                await asyncio.shield(self._give_back(job, "", 0.0, _MAX_ATTEMPTS + job.attempts))
             raise
         except (ObjectError, WorkspaceError, AgentRpcError, OSError) as error:
             log.warning("archive_failed", session=str(job.session_id), state=job.state, error=repr(error))

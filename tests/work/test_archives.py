@@ -12,6 +12,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
+from agentrpc.errors import StoreUnavailable
 from agentrpc.names import parse_session
 from agentrpc.services import archives as archives_module
 from agentrpc.services.archives import Archives
@@ -371,6 +372,28 @@ async def test_a_worker_that_comes_late_leaves_the_archive_of_another(
     await restore(client, closed)
     await work(archives)
     assert await everything(edge, closed) == before
+
+
+@only_folder
+async def test_a_worker_that_ends_while_the_database_is_away_ends(edge, client, closed, archives, monkeypatch):
+    began = asyncio.Event()
+
+    async def hang(*_):
+        began.set()
+        await asyncio.sleep(60)
+
+    async def away(*_):
+        raise StoreUnavailable
+
+    monkeypatch.setattr(Objects, "put", hang)
+    monkeypatch.setattr(archives, "_give_back", away)
+    await store(client, closed)
+    draining = asyncio.create_task(archives.drain())
+    async with asyncio.timeout(20):
+        await began.wait()
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
 
 
 @only_folder
