@@ -456,6 +456,35 @@ async def test_the_connection_is_made_to_the_address_that_was_judged(part, recei
     assert receiver.requests[0][0]["Host"] == f"hook.invalid:{port}"
 
 
+async def test_slow_names_of_one_owner_hold_up_nobody_else(part, edge, receiver):
+    """However many of them there are: a look-up that nobody waits for any more still counts."""
+    release, asked = asyncio.Event(), []
+
+    async def resolve(host, port):
+        if host.endswith(".invalid"):
+            asked.append(host)
+            await release.wait()
+        return ["127.0.0.1"]
+
+    worker = part.worker(webhook_timeout=2, webhook_retry_delay=3600)
+    worker._resolve = resolve
+    slow = [await part.create(f"http://slow{at}.invalid/") for at in range(3)]
+    for webhook in slow * 3:
+        await part.test(webhook)
+    async with edge.client("bob") as bob:
+        others = Part(edge, bob)
+        good = await others.create(receiver.url)
+        await others.test(good)
+        assert await worker.drain() == 10
+        assert (await others.deliveries(good))[0].state == STATE.STATE_SUCCEEDED
+    assert len(asked) == 4
+    release.set()
+    for webhook in slow:
+        assert [one.attempts[0].error for one in await part.deliveries(webhook)] == [
+            "there was no answer within 2 s"
+        ] * 3
+
+
 async def test_a_certificate_has_to_be_for_the_name(part, new_receiver, tmp_path):
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=hook.invalid",
