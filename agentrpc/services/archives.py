@@ -358,7 +358,7 @@ async def _verified(chunks: AsyncIterator[bytes], size: int, sha256: str) -> Asy
 
 def _unpack_files(tar: Path, fresh: Path, wanted: Callable[[], bool]) -> None:
     with tar.open("rb") as file:
-        unpack(file, fresh, max_members=_EVERYTHING, wanted=wanted, prefix=WORKSPACE, ours=True)
+        unpack(file, fresh, max_members=_EVERYTHING, room=_EVERYTHING, wanted=wanted, prefix=WORKSPACE, ours=True)
 
 
 async def _insert_log(tx: Transaction, session_id: UUID, path: Path) -> None:
