@@ -280,8 +280,13 @@ class Archives:
             await self._remove_files(job)
 
     async def _remove_files(self, job: ArchiveJob) -> None:
-        """Remove the workspace of a session that is stored. Nobody restores it while the lease is held."""
-        await in_thread(self._store.remove, job.session_id)
+        """Remove the workspace of a session that is stored."""
+        await in_thread(self._store.remove_aside, job.session_id)
+        async with self._database.transaction() as tx:
+            # It is taken away while nobody can restore the session: whoever comes late leaves what was brought back.
+            await held_archive(tx, job)
+            await in_thread(self._store.set_aside, job.session_id)
+        await in_thread(self._store.remove_aside, job.session_id)
         async with self._database.transaction() as tx:
             session, _, row = await held_archive(tx, job)
             session.clean_time = clock.utcnow()
