@@ -17,13 +17,18 @@ log = structlog.get_logger()
 _AGAIN = 1.0
 
 
-async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
-    """Cancel tasks, and wait until all are done. What they raise is not raised here."""
+async def end_tasks(tasks: Iterable["asyncio.Future[Any]"], again: float = _AGAIN) -> None:
+    """Cancel tasks, and wait until all are done. What they raise is not raised here.
+
+    Args:
+        tasks: The tasks.
+        again: Seconds until those that are left are cancelled once more: longer than they need to tidy up.
+    """
     left = set(tasks)
     while left:
         for task in left:
             task.cancel()
-        done, left = await asyncio.wait(left, timeout=_AGAIN)
+        done, left = await asyncio.wait(left, timeout=again)
         for task in done:
             if not task.cancelled():
                 task.exception()

@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     max_workspace_size: int = Field(
         default=10 * 1024**3, ge=1, description="Uploads stop there, as do downloads of folders; agents do not."
     )
-    max_archive_members: int = Field(default=100_000, ge=1, description="Of an uploaded archive.")
+    max_archive_members: int = Field(
+        default=100_000, ge=1, description="Of an uploaded archive; folders that their names imply count too."
+    )
     upload_stall_timeout: Seconds = Field(default=30, description="An upload of which nothing comes for so long ends.")
     drain_grace: Seconds = Field(default=10, description="How long serve and worker wait for what is under way.")
 

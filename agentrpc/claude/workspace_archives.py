@@ -43,6 +43,8 @@ _MAGIC = b"\x1f\x8b"
 _MAX_RATIO, _RATIO_FROM = 200, 64 * 1024 * 1024
 _MAX_HEADER = 1024 * 1024
 _MAX_TARGET = 4095
+# What a folder takes at least on most file systems.
+_FOLDER_SIZE = 4096
 
 
 # ---- Out ----
@@ -282,11 +284,58 @@ class _Guarded:
         return self._file.tell()
 
 
+class _Bounds:
+    """How much an archive may make: a short name implies as many folders as it has slashes.
+
+    Args:
+        members: Members, and folders that are none.
+        room: Bytes of all folders.
+    """
+
+    def __init__(self, members: int, room: int) -> None:
+        self._max_members = members
+        self._max_folders = room // _FOLDER_SIZE
+        self._room = room
+        self._members = 0
+        self._folders = 0
+        self._is_member = False
+
+    def member(self, info: tarfile.TarInfo) -> None:
+        """The next member comes. Raises LIMIT_REACHED."""
+        self._is_member = info.isdir()
+        self._count()
+
+    def folder(self) -> None:
+        """A folder was made for it, or is what it is. Raises LIMIT_REACHED."""
+        self._folders += 1
+        if self._folders > self._max_folders:
+            raise ResourceExhausted(
+                f"the archive's folders take more than {self._room} bytes, which is what fits: leave something out",
+                reason="LIMIT_REACHED",
+                metadata={"limit": str(self._room)},
+            )
+        if self._is_member:
+            self._is_member = False
+        else:
+            self._count()
+
+    def _count(self) -> None:
+        self._members += 1
+        if self._members > self._max_members:
+            raise ResourceExhausted(
+                f"the archive has more than {self._max_members} members, with the folders on the way to them: "
+                f"send it in parts",
+                reason="LIMIT_REACHED",
+                metadata={"limit": str(self._max_members)},
+            )
+
+
 def unpack(
     archive: BinaryIO,
     target: Path,
     *,
     max_members: int,
+    room: int,
     wanted: Callable[[], bool] = lambda: True,
     prefix: str = "",
     ours: bool = False,
@@ -296,7 +345,8 @@ def unpack(
     Args:
         archive: The tar, not compressed, at its beginning.
         target: The folder. Something may be left in it when this raises.
-        max_members: How many it may have.
+        max_members: How many it may have, with the folders that their names imply.
+        room: Bytes that its folders may take.
         wanted: False: give it up.
         prefix: Only members whose names begin so, without it: empty, or with a slash at its end.
         ours: Made by `tar_blocks`: links come back wherever they point, and modes as they were.
@@ -307,9 +357,9 @@ def unpack(
     Raises:
         InvalidArgument: PATH_INVALID for what is no file, folder or link in it, or leads out; FIELD_INVALID for what is
             no archive.
-        ResourceExhausted: LIMIT_REACHED: it has too many members.
+        ResourceExhausted: LIMIT_REACHED: it has too many members, or folders.
     """
-    files, size, members = 0, 0, 0
+    files, size, bounds = 0, 0, _Bounds(max_members, room)
     modes: list[tuple[str, tarfile.TarInfo]] = []
     folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -322,20 +372,14 @@ def unpack(
             while wanted() and (member := tar.next()) is not None:
                 # It would keep all that it has seen.
                 tar.members.clear()  # type: ignore[attr-defined]
-                members += 1
-                if members > max_members:
-                    raise ResourceExhausted(
-                        f"the archive has more than {max_members} members: send it in parts",
-                        reason="LIMIT_REACHED",
-                        metadata={"limit": str(max_members)},
-                    )
+                bounds.member(member)
                 if member.name.startswith(prefix):
                     member.name = member.name.removeprefix(prefix)
                     if not member.isdir():
                         files, size = files + 1, size + member.size
                     elif ours:
                         modes.append((member.name, member))
-                    _unpack_member(tar, member, folder, ours=ours)
+                    _unpack_member(tar, member, folder, bounds, ours=ours)
         # Last and from within: a folder may be read-only, and what is put into it changes its time.
         for path, member in reversed(modes):
             made = make_folders(folder, path)
@@ -349,17 +393,17 @@ def unpack(
     return files, size
 
 
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, *, ours: bool) -> None:
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, bounds: _Bounds, *, ours: bool) -> None:
     path = parse_path(member.name, root=member.isdir())
     if member.size < 0 or member.issparse():
         raise path_invalid(path, "is a sparse file: send it as a plain one")
     if member.isdir():
-        made = make_folders(folder, path)
+        made = make_folders(folder, path, bounds.folder)
         os.fchmod(made, member.mode & 0o777 | 0o700)
         os.close(made)
         return
     head, _, name = path.rpartition("/")
-    parent = make_folders(folder, head)
+    parent = make_folders(folder, head, bounds.folder)
     try:
         if member.isreg():
             _unpack_file(tar, member, parent, name, 0 if ours else 0o600)

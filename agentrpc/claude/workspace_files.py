@@ -275,13 +275,17 @@ def _stat_at(folder: int, name: str) -> os.stat_result | None:
         return None
 
 
-def make_folders(folder: int, path: str) -> int:
-    """A descriptor of the folder at a path, which is made, with those on the way. Raises PATH_INVALID."""
+def make_folders(folder: int, path: str, made: Callable[[], None] = lambda: None) -> int:
+    """A descriptor of the folder at a path, which is made, with those on the way; `made` is called for each of them.
+
+    Raises PATH_INVALID, and what `made` raises.
+    """
     at = os.dup(folder)
     try:
         for name in path.split("/") if path else ():
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=at)
+                made()
             try:
                 below = os.open(name, _FOLDER, dir_fd=at)
             except OSError as error:

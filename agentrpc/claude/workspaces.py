@@ -145,6 +145,22 @@ class WorkspaceStore:
     def remove(self, session_id: UUID) -> None:
         """Remove a workspace and its checkpoints."""
         _remove(self._folder(session_id))
+        self.remove_aside(session_id)
+
+    def set_aside(self, session_id: UUID) -> None:
+        """Take a workspace and its checkpoints away, if there are any, by one rename. Raises WorkspaceError.
+
+        `remove_aside` goes before it, and after: that takes its time, and harms no workspace that is made meanwhile.
+        """
+        with _told("remove the workspace"), contextlib.suppress(FileNotFoundError):
+            self._folder(session_id).rename(self._aside(session_id))
+
+    def remove_aside(self, session_id: UUID) -> None:
+        """Remove what was set aside."""
+        _remove(self._aside(session_id))
+
+    def _aside(self, session_id: UUID) -> Path:
+        return self._root / f"{session_id}.removed"
 
     # ---- Checkpoints ----
 

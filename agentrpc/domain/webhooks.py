@@ -58,6 +58,6 @@ def retry_after(value: str, now: datetime) -> timedelta | None:
     else:
         try:
             wait = parsedate_to_datetime(text).replace(tzinfo=UTC) - now
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(timedelta(0), min(wait, timedelta(days=1)))

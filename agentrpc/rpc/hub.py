@@ -210,7 +210,8 @@ class Hub:
     async def _measure(self) -> None:
         now = time.monotonic()
         for session_id, since in list(self._idle.items()):
-            if now - since > _KEEP_IDLE:
+            # While another was closed somebody may have joined this one.
+            if now - since > _KEEP_IDLE and self._idle.get(session_id) == since:
                 del self._idle[session_id]
                 feed = self._feeds.pop(session_id)
                 self._subscriptions.unsubscribe(session_id)

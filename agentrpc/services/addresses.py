@@ -8,6 +8,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -19,6 +21,9 @@ __all__ = ["Resolver", "any_addresses", "check_url", "is_public", "public_addres
 Resolver: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_URL = 2048
+# Apart from the event loop's, of which two do all look-ups (libuv): a slow name server of one caller would keep the
+# whole process from its own database.
+_THREADS = ThreadPoolExecutor(32, thread_name_prefix="names")
 # RFC 6052: IPv4 addresses behind a NAT64.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -55,7 +60,11 @@ async def public_addresses(host: str, port: int) -> list[str]:
 
 async def any_addresses(host: str, port: int) -> list[str]:
     """The addresses of a host. Raises OSError if there are none."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(_THREADS, look)
+    except UnicodeError as error:
+        raise OSError("the host has a name that nobody can have") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -23,7 +23,7 @@ from agentrpc import clock
 from agentrpc.claude.workspace_archives import IncomingArchive, look_at_tree, unpack
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.domain.principal import Principal
-from agentrpc.errors import AgentRpcError, FailedPrecondition, NotFound
+from agentrpc.errors import AgentRpcError, FailedPrecondition, NotFound, StoreUnavailable
 from agentrpc.names import archive_name, parse_session
 from agentrpc.services.access import require_write
 from agentrpc.services.archive_format import FORMAT, WORKSPACE, ArchiveWriter, read_events, read_transcript
@@ -177,7 +177,8 @@ class Archives:
             log.info("archive_given_up", session=str(job.session_id))
         except asyncio.CancelledError:
             # The worker ends: another one goes on at once.
-            await asyncio.shield(self._give_back(job, "", 0.0, _MAX_ATTEMPTS + job.attempts))
+            with suppress(StoreUnavailable):
+                await asyncio.shield(self._give_back(job, "", 0.0, _MAX_ATTEMPTS + job.attempts))
             raise
         except (ObjectError, WorkspaceError, AgentRpcError, OSError) as error:
             log.warning("archive_failed", session=str(job.session_id), state=job.state, error=repr(error))
@@ -257,6 +258,10 @@ class Archives:
             "workspace": None if look is None else {"files": look.file_count, "bytes": look.size},
         }
         await objects.put_bytes(key.replace(".tar.gz", ".json"), json.dumps(manifest, indent=2).encode())
+        # What earlier attempts have left, and an archive before this one. They are listed while the lease is held, as
+        # the commit proves: whatever is written later, by whoever has the job next, is none of them.
+        stem = key.removesuffix(".tar.gz")
+        others = [one for one in await objects.keys(f"{job.session_id}/") if not one.startswith(stem)]
         async with self._database.transaction() as tx:
             _, _, row = await held_archive(tx, job)
             row.object, row.size, row.sha256 = key, writer.size, writer.sha256
@@ -270,14 +275,18 @@ class Archives:
                 row.files_left = look is not None
             if not row.files_left:
                 row.lease = row.lease_expire_time = None
-        # What earlier attempts have left, and an archive before this one.
-        await objects.delete_others(f"{job.session_id}/", key.removesuffix(".tar.gz"))
+        await objects.delete(others)
         if self._settings.archive_drop and look is not None:
             await self._remove_files(job)
 
     async def _remove_files(self, job: ArchiveJob) -> None:
-        """Remove the workspace of a session that is stored. Nobody restores it while the lease is held."""
-        await in_thread(self._store.remove, job.session_id)
+        """Remove the workspace of a session that is stored."""
+        await in_thread(self._store.remove_aside, job.session_id)
+        async with self._database.transaction() as tx:
+            # It is taken away while nobody can restore the session: whoever comes late leaves what was brought back.
+            await held_archive(tx, job)
+            await in_thread(self._store.set_aside, job.session_id)
+        await in_thread(self._store.remove_aside, job.session_id)
         async with self._database.transaction() as tx:
             session, _, row = await held_archive(tx, job)
             session.clean_time = clock.utcnow()
@@ -354,7 +363,7 @@ async def _verified(chunks: AsyncIterator[bytes], size: int, sha256: str) -> Asy
 
 def _unpack_files(tar: Path, fresh: Path, wanted: Callable[[], bool]) -> None:
     with tar.open("rb") as file:
-        unpack(file, fresh, max_members=_EVERYTHING, wanted=wanted, prefix=WORKSPACE, ours=True)
+        unpack(file, fresh, max_members=_EVERYTHING, room=_EVERYTHING, wanted=wanted, prefix=WORKSPACE, ours=True)
 
 
 async def _insert_log(tx: Transaction, session_id: UUID, path: Path) -> None:

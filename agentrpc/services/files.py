@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -244,7 +245,7 @@ class Files:
             incoming.finish()
             _check_digest(start.sha256, incoming.sha256)
             async with self._heavy:
-                files, size = await while_wanted(lambda wanted: self._unpack(incoming.path, fresh, wanted))
+                files, size = await while_wanted(partial(self._unpack, incoming.path, fresh, room - incoming.size))
             await self._change(
                 principal, session_id, lambda folder: place_tree(fresh, folder, path, overwrite=start.overwrite)
             )
@@ -253,11 +254,12 @@ class Files:
             await in_thread(incoming.close)
             await in_thread(shutil.rmtree, fresh, ignore_errors=True)
 
-    def _unpack(self, archive: Path, fresh: Path, wanted: Callable[[], bool]) -> tuple[int, int]:
+    def _unpack(self, archive: Path, fresh: Path, room: int, wanted: Callable[[], bool]) -> tuple[int, int]:
+        members = self._settings.max_archive_members
         try:
             fresh.mkdir(mode=0o700)
             with archive.open("rb") as file:
-                return unpack(file, fresh, max_members=self._settings.max_archive_members, wanted=wanted)
+                return unpack(file, fresh, max_members=members, room=room, wanted=wanted)
         except OSError as error:
             raise unreadable("the archive", error) from error
 

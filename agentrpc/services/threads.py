@@ -18,9 +18,7 @@ async def in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([working])
-        with suppress(Exception):
-            working.result()
+        await _outlast(working)
         raise
 
 
@@ -32,7 +30,14 @@ async def while_wanted(work: Callable[[Callable[[], bool]], _T]) -> _T:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         given_up.set()
-        await asyncio.wait([working])
-        with suppress(Exception):
-            working.result()
+        await _outlast(working)
         raise
+
+
+async def _outlast(working: "asyncio.Future[_T]") -> None:
+    """Wait for it however often that is cancelled: whoever ends tasks for good repeats it."""
+    while not working.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([working])
+    with suppress(Exception):
+        working.result()

@@ -10,6 +10,7 @@ import ssl  # noqa: TC003 - beside its siblings
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import httpx
 import structlog
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 _AT_ONCE = 64
 _PER_WEBHOOK = 4
+_LOOKUPS_PER_OWNER = 4
 _LOOK = 0.5
 _ATTEMPTS_KEPT = 20
 _MAX_ERROR = 200
@@ -52,6 +54,7 @@ _FORGET_EVERY = 600.0
 class _Request:
     """What is sent."""
 
+    owner: UUID
     url: str
     headers: dict[str, str]
     body: bytes
@@ -89,6 +92,7 @@ class WebhookDeliveries:
         self._settings = settings
         self._box = SecretBox(settings.secret_keys)
         self._resolve: Resolver = resolver(allow_private=settings.allow_private_addresses)
+        self._turns: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
         self._lease = timedelta(seconds=settings.webhook_timeout) + _MARGIN
         self._trust: ssl.SSLContext | None = None
         self._forget_at = 0.0
@@ -144,6 +148,10 @@ class WebhookDeliveries:
                 if error.reason == "STORE_UNAVAILABLE":
                     raise
                 outcome = _Outcome(start, error=error.message, ours=True)
+            except Exception:
+                # What is recorded nowhere would be repeated as soon as its lease passes, for ever.
+                log.exception("delivery_failed", delivery=str(delivery_id))
+                outcome = _Outcome(start, error="a fault of the service", ours=True)
             await self._record(delivery_id, lease, outcome)
         except AgentRpcError as error:
             # The lease passes.
@@ -152,7 +160,7 @@ class WebhookDeliveries:
             await give_back(self._database, lease)
             raise
         except Exception:
-            log.exception("delivery_failed", delivery=str(delivery_id))
+            log.exception("delivery_not_recorded", delivery=str(delivery_id))
 
     async def _request(self, delivery_id: UUID, now: datetime) -> _Request | None:
         async with self._database.transaction() as tx:
@@ -168,7 +176,7 @@ class WebhookDeliveries:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signatures(signing_keys(self._box, webhook, now), str(row.id), timestamp, body),
         }
-        return _Request(webhook.url, headers, body)
+        return _Request(webhook.owner, webhook.url, headers, body)
 
     async def _attempt(self, client: httpx.AsyncClient, request: _Request, start: datetime) -> _Outcome:
         limit = self._settings.webhook_timeout
@@ -196,7 +204,7 @@ class WebhookDeliveries:
         """Send it to the first address that can be reached. The answer's body is of no interest, and not read."""
         url = httpx.URL(request.url)
         port = url.port or (443 if url.scheme == "https" else 80)
-        addresses = await self._resolve(url.host, port)
+        addresses = await self._addresses(request.owner, url.host, port)
         for left, address in enumerate(addresses, 1 - len(addresses)):
             pinned = client.build_request(
                 "POST",
@@ -215,6 +223,14 @@ class WebhookDeliveries:
             await response.aclose()
             return response
         raise OSError("the host has no address")
+
+    async def _addresses(self, owner: UUID, host: str, port: int) -> list[str]:
+        """The addresses of an owner's host. It has its turn until the look-up has ended, whoever still waits for it."""
+        turns = self._turns.setdefault(owner, asyncio.Semaphore(_LOOKUPS_PER_OWNER))
+        await turns.acquire()
+        looking = asyncio.ensure_future(self._resolve(host, port))
+        looking.add_done_callback(lambda _: turns.release())
+        return await asyncio.shield(looking)
 
     # ---- What comes of it ----
 

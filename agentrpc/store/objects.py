@@ -1,6 +1,6 @@
 """Archive storage: objects in a folder or in an S3-compatible store."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,23 @@ class Objects:
         except (BaseError, OSError) as error:
             raise _told(error) from error
 
-    async def delete_others(self, prefix: str, keep: str) -> None:
-        """Delete what is below a prefix and does not begin with `keep`. Raises ObjectError."""
+    async def keys(self, prefix: str) -> list[str]:
+        """The keys below a prefix. Raises ObjectError."""
         try:
             found = await obstore.list(self._store, prefix=prefix).collect_async()
-            gone = [entry["path"] for entry in found if not entry["path"].startswith(keep)]
-            if gone:
-                await obstore.delete_async(self._store, gone)
         except (BaseError, OSError) as error:
             raise _told(error) from error
+        return [entry["path"] for entry in found]
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, of which some may have gone already. Raises ObjectError."""
+        for key in keys:
+            try:
+                await obstore.delete_async(self._store, key)
+            except (NotFoundError, FileNotFoundError):
+                continue
+            except (BaseError, OSError) as error:
+                raise _told(error) from error
 
 
 def _told(error: Exception) -> ObjectError:

@@ -124,7 +124,7 @@ class FileServiceServicer:
     def UploadArchive(self, request_iterator, context):
         """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
         changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, or is no file, folder or
-        link. LIMIT_REACHED: it has too many members, or unpacks to too much.
+        link. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
         Errors: as UploadFile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

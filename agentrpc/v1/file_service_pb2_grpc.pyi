@@ -63,7 +63,7 @@ class FileServiceStub:
     UploadArchive: _grpc.StreamUnaryMultiCallable[_file_service_pb2.UploadArchiveRequest, _file_service_pb2.UploadArchiveResponse]
     """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
     changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, or is no file, folder or
-    link. LIMIT_REACHED: it has too many members, or unpacks to too much.
+    link. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
     Errors: as UploadFile.
     """
     DownloadFile: _grpc.UnaryStreamMultiCallable[_file_service_pb2.DownloadFileRequest, _file_service_pb2.DownloadFileResponse]
@@ -117,7 +117,7 @@ class FileServiceAsyncStub(FileServiceStub):
     UploadArchive: _aio.StreamUnaryMultiCallable[_file_service_pb2.UploadArchiveRequest, _file_service_pb2.UploadArchiveResponse]  # type: ignore[assignment]
     """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
     changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, or is no file, folder or
-    link. LIMIT_REACHED: it has too many members, or unpacks to too much.
+    link. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
     Errors: as UploadFile.
     """
     DownloadFile: _aio.UnaryStreamMultiCallable[_file_service_pb2.DownloadFileRequest, _file_service_pb2.DownloadFileResponse]  # type: ignore[assignment]
@@ -192,7 +192,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_file_service_pb2.UploadArchiveResponse, _abc.Awaitable[_file_service_pb2.UploadArchiveResponse]]:
         """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
         changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, or is no file, folder or
-        link. LIMIT_REACHED: it has too many members, or unpacks to too much.
+        link. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
         Errors: as UploadFile.
         """
 

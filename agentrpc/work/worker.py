@@ -71,8 +71,8 @@ class WorkerProcess:
         self._tasks = [
             asyncio.create_task(bell, name="bell"),
             asyncio.create_task(self._reaper.run(), name="reaper"),
-            asyncio.create_task(self._jobs.run(), name="jobs"),
         ]
+        self._jobs.start()
 
     @property
     def fatal(self) -> "asyncio.Future[None]":
@@ -81,6 +81,6 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Stop clean, within the drain grace and the time that process trees take to end."""
-        await end_tasks(self._tasks)
+        await asyncio.gather(end_tasks(self._tasks), self._jobs.stop())
         await self._host.stop(self._settings.drain_grace if not self.fatal.done() else 0.001)
         await self._gateway.stop()

@@ -648,6 +648,16 @@ async def test_bombs_do_not_go_off(tight, session, folder):
     assert psutil.Process().memory_info().rss - before < 60 * 1024**2
     many = tar_of(*[(f"f{number}", b"") for number in range(101)])
     assert await failure(upload(session, "in", many)) == full
+    # Folders that are no members count as they do: 2 * 60 of them, where one name has 60 at most.
+    deep = tar_of(*[(f"{number}/" + "a/" * 59 + "f", b"") for number in range(2)])
+    assert await failure(upload(session, "in", deep)) == full
+    within = [(f"d{number}", {"type": tarfile.DIRTYPE}) for number in range(50)] * 2
+    assert (await upload(session, "whole", tar_of(*within))).file_count == 0
+    shutil.rmtree(folder / "whole")
+    # And they need room.
+    (folder / "large").write_bytes(bytes(80 * 1024**2 - 40 * 4096))
+    assert await failure(upload(session, "in", tar_of(*[(f"{number}/f", b"") for number in range(45)]))) == full
+    (folder / "large").unlink()
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt"]
     assert untouched(folder)
 

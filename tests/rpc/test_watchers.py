@@ -7,6 +7,7 @@ from uuid import UUID
 import psutil
 
 from agentrpc.bus.live import LiveBatch
+from agentrpc.rpc import hub as hubs
 from agentrpc.store.log import Batch, LogEvent, append, number_events
 from agentrpc.store.tables import SessionHead
 from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
@@ -110,3 +111,27 @@ async def test_a_position_that_another_edge_told_is_not_refused(edge, client):
 
 async def _collect(events, count):
     return [event async for event in _first(events, count)]
+
+
+async def test_a_feed_that_is_joined_while_another_is_closed_stays(edge, client, monkeypatch):
+    hub = hubs.Hub(edge.database, edge.bus, 1)
+    monkeypatch.setattr(hubs, "_KEEP_IDLE", 0.0)
+    try:
+        first, second = [
+            await hub.join(UUID((await client.create_session(session_pb2.Session())).name.removeprefix("sessions/")))
+            for _ in range(2)
+        ]
+        hub.leave(first)
+        hub.leave(second)
+        original = first.close
+
+        async def close():
+            assert await hub.join(second.session_id) is second
+            await original()
+
+        monkeypatch.setattr(first, "close", close)
+        await asyncio.sleep(0.01)
+        await hub._measure()
+        assert hub._feeds == {second.session_id: second}
+    finally:
+        await hub.close()

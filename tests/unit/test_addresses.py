@@ -1,11 +1,15 @@
 """Which addresses are called, and how secrets are kept."""
 
+import asyncio
+import socket
+import threading
+
 import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr, ValidationError
 
 from agentrpc.errors import FailedPrecondition, InvalidArgument
-from agentrpc.services.addresses import check_url, is_public, public_addresses
+from agentrpc.services.addresses import any_addresses, check_url, is_public, public_addresses
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.validation import Faults
 from agentrpc.settings import Settings
@@ -27,6 +31,33 @@ async def test_spellings_of_this_machine_are_refused_when_they_are_called(host):
     with pytest.raises(InvalidArgument) as caught:
         await public_addresses(host.strip("[]"), 80)
     assert caught.value.reason == "ADDRESS_REFUSED"
+
+
+async def test_slow_name_servers_hold_up_no_other_look_up(monkeypatch):
+    """Neither of what callers name nor, in the loop's own threads, of the database's host."""
+    release = threading.Event()
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if host == "slow.invalid":
+            release.wait(30)
+        return original("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    slow = [asyncio.create_task(any_addresses("slow.invalid", 80)) for _ in range(20)]
+    try:
+        async with asyncio.timeout(5):
+            assert await any_addresses("a.invalid", 80) == ["127.0.0.1"]
+            assert await asyncio.get_running_loop().getaddrinfo("b.invalid", 80)
+        assert not any(task.done() for task in slow)
+    finally:
+        release.set()
+        await asyncio.gather(*slow)
+
+
+async def test_a_name_that_nobody_can_have_has_no_addresses():
+    with pytest.raises(OSError, match="nobody can have"):
+        await any_addresses(f"{'a' * 64}.invalid", 80)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
+from agentrpc.errors import StoreUnavailable
 from agentrpc.names import parse_session
 from agentrpc.services import archives as archives_module
 from agentrpc.services.archives import Archives
@@ -277,7 +278,7 @@ def kill(edge, monkeypatch):
 STORE_POINTS = [
     (Objects, "put", 1, False), (Objects, "put", 1, True), (Objects, "put_bytes", 1, True),
     (archives_module, "held_archive", 2, False), (archives_module, "drop_log", 1, True),
-    (Objects, "delete_others", 1, False), (Archives, "_remove_files", 1, False), (Archives, "_remove_files", 1, True),
+    (Objects, "delete", 1, False), (Archives, "_remove_files", 1, False), (Archives, "_remove_files", 1, True),
 ]  # fmt: skip
 RESTORE_POINTS = [
     (archives_module, "held_archive", 1, False), (archives_module, "drop_log", 1, True),
@@ -340,6 +341,61 @@ async def test_a_lease_that_was_lost_changes_nothing(edge, client, closed, archi
     await now_due(edge)
     await work(archives)
     assert (await found(client, closed)).state == State.STATE_STORED
+
+
+@only_folder
+@pytest.mark.parametrize("again", [True, False], ids=["stored again", "restored"])
+async def test_a_worker_that_comes_late_leaves_what_others_have_made(
+    edge, client, closed, archives, monkeypatch, tmp_path, again
+):
+    """Frozen behind the commit, while others bring the session back and may store it again."""
+    before = await everything(edge, closed)
+    folder = tmp_path / "archive storage" / closed.removeprefix("sessions/")
+    folder.mkdir(parents=True)
+    (folder / "left.tar.gz").write_bytes(b"x")
+    original = Objects.delete
+
+    async def late(*args):
+        monkeypatch.setattr(Objects, "delete", original)
+        await now_due(edge)
+        other = Archives(edge.database, edge.settings)
+        await work(other)
+        await restore(client, closed)
+        await work(other)
+        if again:
+            await store(client, closed)
+            await work(other)
+        await original(*args)
+
+    monkeypatch.setattr(Objects, "delete", late)
+    await store(client, closed)
+    await archives.drain()
+    assert len(list(folder.iterdir())) == 2
+    await restore(client, closed)
+    await work(archives)
+    assert await everything(edge, closed) == before
+
+
+@only_folder
+async def test_a_worker_that_ends_while_the_database_is_away_ends(edge, client, closed, archives, monkeypatch):
+    began = asyncio.Event()
+
+    async def hang(*_):
+        began.set()
+        await asyncio.sleep(60)
+
+    async def away(*_):
+        raise StoreUnavailable
+
+    monkeypatch.setattr(Objects, "put", hang)
+    monkeypatch.setattr(archives, "_give_back", away)
+    await store(client, closed)
+    draining = asyncio.create_task(archives.drain())
+    async with asyncio.timeout(20):
+        await began.wait()
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
 
 
 @only_folder

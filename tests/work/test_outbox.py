@@ -1,10 +1,13 @@
 """What happened is told to others once it is committed, in the transaction of those who deal with it."""
 
 import asyncio
+import threading
 
 import pytest
 
+from agentrpc.errors import StoreUnavailable
 from agentrpc.services.outbox import Outbox
+from agentrpc.services.threads import in_thread
 from agentrpc.v1 import session_pb2
 from agentrpc.work.jobs import Jobs
 
@@ -60,11 +63,49 @@ async def test_jobs_are_done_when_rung_and_go_on_after_a_failure():
         return count
 
     jobs = Jobs({"reports": drain})
-    running = asyncio.create_task(jobs.run())
+    jobs.start()
     assert [await done.get() for _ in range(2)] == [1, 0]
     jobs.ring("reports")
     jobs.ring("of another version")
     assert [await done.get() for _ in range(2)] == [1, 0]
-    running.cancel()
+    await jobs.stop()
+
+
+async def test_jobs_end_though_what_was_cancelled_fails_in_its_own_way():
+    """As one that cannot give its job back, for the database is away."""
+    started, calls = asyncio.Event(), []
+
+    async def drain():
+        calls.append(1)
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise StoreUnavailable from None
+        return 0
+
+    jobs = Jobs({"archives": drain})
+    jobs.start()
+    async with asyncio.timeout(5):
+        await started.wait()
+        await jobs.stop()
+    assert calls == [1]
+
+
+async def test_work_in_a_thread_is_waited_for_however_often_it_is_cancelled():
+    release, ended = threading.Event(), threading.Event()
+
+    def work():
+        release.wait(10)
+        ended.set()
+
+    working = asyncio.create_task(in_thread(work))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        working.cancel()
+    await asyncio.sleep(0.01)
+    assert not working.done()
+    release.set()
     with pytest.raises(asyncio.CancelledError):
-        await running
+        await working
+    assert ended.is_set()

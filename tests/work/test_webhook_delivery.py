@@ -246,6 +246,11 @@ async def _endless(request):
         (lambda r: web.Response(status=404), "answered 404"),
         (lambda r: asyncio.sleep(30), "no answer within 1 s"),
         (lambda r: r.transport.abort(), "RemoteProtocolError"),
+        (lambda r: web.Response(status=429, headers={"Retry-After": "soon"}), "answered 429"),
+        (
+            lambda r: web.Response(status=503, headers={"Retry-After": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}),
+            "answered 503",
+        ),
     ],
 )
 async def test_what_is_no_success_is_tried_again_and_told(part, receiver, answer, error):
@@ -268,6 +273,22 @@ async def test_what_is_no_success_is_tried_again_and_told(part, receiver, answer
     told = await part.get(webhook)
     assert (told.consecutive_failures, told.HasField("failing_since")) == (0, False)
     assert len({headers["webhook-id"] for headers, _, _ in receiver.requests}) == 1
+
+
+async def test_a_fault_of_the_service_is_recorded_and_held_against_nobody(part, receiver, monkeypatch):
+    webhook = await part.create(receiver.url)
+    name = (await part.test(webhook)).name
+    worker = part.worker(webhook_retry_delay=3600)
+
+    async def post(*_):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(worker, "_post", post)
+    await worker.drain()
+    found = await part.delivery(name)
+    assert [attempt.error for attempt in found.attempts] == ["a fault of the service"]
+    assert found.next_attempt_time.ToDatetime() > found.create_time.ToDatetime()
+    assert (await part.get(webhook)).consecutive_failures == 0
 
 
 async def test_an_answer_without_end_is_not_read(part, receiver):
@@ -433,6 +454,35 @@ async def test_the_connection_is_made_to_the_address_that_was_judged(part, recei
     await worker.drain()
     assert asked == [("hook.invalid", port)]
     assert receiver.requests[0][0]["Host"] == f"hook.invalid:{port}"
+
+
+async def test_slow_names_of_one_owner_hold_up_nobody_else(part, edge, receiver):
+    """However many of them there are: a look-up that nobody waits for any more still counts."""
+    release, asked = asyncio.Event(), []
+
+    async def resolve(host, port):
+        if host.endswith(".invalid"):
+            asked.append(host)
+            await release.wait()
+        return ["127.0.0.1"]
+
+    worker = part.worker(webhook_timeout=2, webhook_retry_delay=3600)
+    worker._resolve = resolve
+    slow = [await part.create(f"http://slow{at}.invalid/") for at in range(3)]
+    for webhook in slow * 3:
+        await part.test(webhook)
+    async with edge.client("bob") as bob:
+        others = Part(edge, bob)
+        good = await others.create(receiver.url)
+        await others.test(good)
+        assert await worker.drain() == 10
+        assert (await others.deliveries(good))[0].state == STATE.STATE_SUCCEEDED
+    assert len(asked) == 4
+    release.set()
+    for webhook in slow:
+        assert [one.attempts[0].error for one in await part.deliveries(webhook)] == [
+            "there was no answer within 2 s"
+        ] * 3
 
 
 async def test_a_certificate_has_to_be_for_the_name(part, new_receiver, tmp_path):
