@@ -26,6 +26,7 @@ from agentrpc.store.database import Transaction, database_time
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent
 from agentrpc.store.outbox import Message, tell
+from agentrpc.store.runs import has_unknown_calls
 from agentrpc.store.tables import Run
 from agentrpc.store.tasks import (
     ExecutionRow,
@@ -232,7 +233,7 @@ async def end_execution(
     if run is not None:
         _add_up(task, run)
     retry = None
-    if task.delete_time is None and run is not None and _may_retry(state, run):
+    if task.delete_time is None and run is not None and await _may_retry(tx, state, run):
         retry = await _retry(tx, task, execution)
     tell(tx, _TOPIC, execution.creator, execution_name(task.id, execution.id))
     if task.delete_time is None:
@@ -249,10 +250,13 @@ def _add_up(task: TaskRow, run: Run) -> None:
         task.usage = total.SerializeToString()
 
 
-def _may_retry(state: RunState, run: Run) -> bool:
-    if state is RunState.EXPIRED:
-        return True
-    return state is RunState.FAILED and run.error is not None and run_pb2.RunError.FromString(run.error).retryable
+async def _may_retry(tx: Transaction, state: RunState, run: Run) -> bool:
+    """Whether the same prompt may be tried again without asking anybody."""
+    failed = state is RunState.FAILED and run.error is not None
+    if state is not RunState.EXPIRED and not (failed and run_pb2.RunError.FromString(run.error or b"").retryable):
+        return False
+    # What has perhaps been done already is for people to decide.
+    return run.doubt_time is None and not await has_unknown_calls(tx, run.session_id, run.id)
 
 
 async def _retry(tx: Transaction, task: TaskRow, execution: ExecutionRow) -> ExecutionRow | None:
