@@ -123,6 +123,7 @@ def new_execution(
         attempt=attempt,
         retry_of=retry_of,
         tries=0,
+        stopped=False,
         create_time=clock.utcnow(),
     )
     tx.add(row)
@@ -171,6 +172,7 @@ async def stop_execution(tx: Transaction, execution: ExecutionRow, kind: StopKin
     The caller holds its row's lock. None: the run has ended already.
     """
     assert execution.session_id is not None
+    execution.stopped = True
     head = await lock_head(tx, execution.session_id)
     assert head is not None
     run = await tx.get_one(Run, execution.run_id, populate_existing=True)
@@ -233,7 +235,9 @@ async def end_execution(
     if run is not None:
         _add_up(task, run)
     retry = None
-    if task.delete_time is None and run is not None and await _may_retry(tx, state, run):
+    # What was to be stopped is not tried again, also when its run ended by itself just before.
+    wanted = task.delete_time is None and not execution.stopped
+    if wanted and run is not None and await _may_retry(tx, state, run):
         retry = await _retry(tx, task, execution)
     tell(tx, _TOPIC, execution.creator, execution_name(task.id, execution.id))
     if task.delete_time is None:

@@ -244,7 +244,7 @@ async def want_stopped(tx: Transaction, task_ids: Collection[UUID], kind: str) -
     await tx.execute(
         update(ExecutionRow)
         .where(ExecutionRow.task_id.in_(task_ids), ExecutionRow.state.in_(_OPEN), ~ExecutionRow.buffered)
-        .values(stop=kind)
+        .values(stop=kind, stopped=True)
     )
 
 

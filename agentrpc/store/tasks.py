@@ -150,6 +150,7 @@ class ExecutionRow(Base):
     end_time: Mapped[datetime | None]
     error: Mapped[bytes | None]  # agentrpc.v1.RunError: why it could not begin
     stop: Mapped[str | None] = mapped_column(CheckConstraint("stop IN ('INTERRUPT', 'CANCEL')"))  # for a later slot
+    stopped: Mapped[bool] = mapped_column(server_default=text("false"))  # it was to be, whether it ended so or not
 
 
 class SlotRow(Base):

@@ -15,6 +15,7 @@ from agentrpc.services.outbox import Outbox
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
+from agentrpc.store.outbox import Message
 from agentrpc.store.schedules import lock_due_tasks
 from agentrpc.store.tables import Run
 from agentrpc.store.tasks import NO_BACKFILL, SlotRow, TaskRow
@@ -118,6 +119,30 @@ async def test_overlap(client, firing, five, rows, policy, states):
     status = (await get(client, task)).schedule_status
     assert (status.fired_count, status.skipped_count) == (len(made), states.count(""))
     assert status.buffered_count == states.count("waits")
+
+
+@pytest.mark.parametrize("told", ["before it is stopped", "after it is stopped"])
+async def test_what_was_to_be_stopped_for_a_slot_is_not_tried_again(client, edge, firing, came, rows, told):
+    policy = task_pb2.RetryPolicy(max_attempts=2)
+    given = schedule(window=timedelta(hours=1), overlap_policy=Policy.OVERLAP_POLICY_TERMINATE_OTHER)
+    task = await create(client, given, retry_policy=policy)
+    await client.call(client.tasks.RunTask, api.RunTaskRequest(name=task.name))
+    await came(task, MINUTE)
+    await firing.fire()
+    # Its run has ended just before, and nobody has told yet.
+    async with edge.database.transaction() as tx:
+        await tx.execute(update(Run).values(state="EXPIRED", end_time=func.now()))
+        run = (await tx.scalars(select(Run))).one()
+    message = Message(1, "run_ended", run.creator, "", run.session_id, run.id, 1, run.end_time)
+    if told == "after it is stopped":
+        assert await firing.stop() == 1
+    async with edge.database.transaction() as tx:
+        await edge.use_cases.executions.settle(tx, message)
+    made, _ = await rows(task)
+    assert sorted((one.state, one.trigger, one.buffered) for one in made) == [
+        ("EXPIRED", "MANUAL", False),
+        ("PENDING", "SCHEDULE", False),
+    ]
 
 
 async def test_what_is_too_old_or_too_many_is_missed(client, firing, came, rows):
