@@ -161,6 +161,8 @@ class Executions:
         size = page_size(request.page_size, limit=100)
         faults = Faults()
         check_enums(request, faults)
+        created_from = faults.time(request, "create_time_from")
+        created_before = faults.time(request, "create_time_before")
         faults.done()
         if request.order_by.strip() not in {"", "create_time", "create_time asc", "create_time desc"}:
             raise InvalidArgument.field("order_by", "must be `create_time` or `create_time desc`")
@@ -170,10 +172,8 @@ class Executions:
             creator=visible_owner(principal),
             states=[run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states],
             triggers=[task_pb2.Execution.Trigger.Name(one).removeprefix("TRIGGER_") for one in request.triggers],
-            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
-            created_before=(
-                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
-            ),
+            created_from=created_from,
+            created_before=created_before,
             descending=request.order_by.strip() in {"", "create_time desc"},
             after=UUID(after[0]) if after is not None else None,
             limit=size + 1,
