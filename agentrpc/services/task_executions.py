@@ -58,6 +58,8 @@ _RETRYABLE = {RunState.FAILED, RunState.EXPIRED, RunState.CANCELLED}
 _BATCH = 64
 _AT_ONCE = 4
 _LONGEST = timedelta(minutes=5)
+# An hour, for faults of ours: what else the task is to do may wait for it.
+_MAX_TRIES = 20
 
 
 class Executions:
@@ -239,13 +241,15 @@ class Executions:
         try:
             touched = await self._begin(execution_id)
         except (InvalidArgument, NotFound, PermissionDenied) as error:
-            await self._fail(execution_id, error.message)
+            await self._fail(execution_id, run_pb2.RunError.REASON_TASK_INVALID, error.message)
         except StoreUnavailable:
             # Of one transaction among many: the next round finds out whether it was more.
             log.warning("execution_not_begun", execution=execution_id)
         except Exception:
             log.exception("execution_not_begun", execution=execution_id)
-            await put_off_execution(self._database, execution_id, _LONGEST)
+            if await put_off_execution(self._database, execution_id, _LONGEST) >= _MAX_TRIES:
+                why = f"a fault of the service; quote {execution_id} to its operator"
+                await self._fail(execution_id, run_pb2.RunError.REASON_INTERNAL, why)
         else:
             if touched is not None:
                 await touched.announce(self._bus, self._doorbell)
@@ -269,9 +273,9 @@ class Executions:
                 return None
             return await begin_execution(tx, task, locked, principal, prepared.prompt)
 
-    async def _fail(self, execution_id: UUID, why: str) -> None:
+    async def _fail(self, execution_id: UUID, reason: run_pb2.RunError.Reason, why: str) -> None:
         why = f"the execution could not begin: {why}"
-        error = run_pb2.RunError(reason=run_pb2.RunError.REASON_TASK_INVALID, message=why)
+        error = run_pb2.RunError(reason=reason, message=why)
         async with self._database.transaction() as tx:
             task = await lock_task(tx, (await tx.get_one(ExecutionRow, execution_id)).task_id)
             row = await lock_execution(tx, execution_id)

@@ -244,6 +244,29 @@ async def test_who_dies_while_it_begins_leaves_nothing(edge, executions, make, p
     assert (await rows())[0].state == "STARTED"
 
 
+async def test_what_never_begins_fails_after_so_many_tries(edge, client, executions, make, pending, rows, monkeypatch):
+    task = await make()
+    await pending(task)
+
+    def die(*_, **__):
+        raise RuntimeError("of our own")
+
+    monkeypatch.setattr(mechanics, "accept", die)
+    monkeypatch.setattr(task_executions, "_MAX_TRIES", 3)
+    states = []
+    for _ in range(4):
+        await executions.start_due()
+        states.append((await rows())[0].state)
+        await make_due(edge)
+    assert states == ["PENDING", "PENDING", "FAILED", "FAILED"]
+    (row,) = await rows()
+    error = run_pb2.RunError.FromString(row.error)
+    assert error.reason == run_pb2.RunError.REASON_INTERNAL
+    assert str(row.id) in error.message
+    assert "of our own" not in error.message
+    assert (await summary(client, task)).failed_count == 1
+
+
 async def test_who_dies_before_the_commit_of_run_task_has_made_nothing(client, edge, make, run, count, monkeypatch):
     task = await make()
     original = task_executions.describe_executions
