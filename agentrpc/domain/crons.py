@@ -65,10 +65,12 @@ class Cron:
     weekdays: frozenset[tuple[int, int]] | None
     by_clock: bool
 
-    def next_date(self, day: date) -> date | None:
-        """The first day from `day` on that it names, in so many years."""
+    def next_date(self, day: date, last: date | None = None) -> date | None:
+        """The first day from `day` on that it names, in so many years; it need not look beyond the month of `last`."""
         year, month, least = day.year, day.month, day.day
         for _ in range(_SEARCHED_YEARS * 12):
+            if last is not None and (year, month) > (last.year, last.month):
+                return None
             if month in self.months:
                 for found in _days(year, month, self.days, self.weekdays):
                     if found >= least:
@@ -78,13 +80,14 @@ class Cron:
 
     def within(self, begin: datetime, end: datetime) -> Iterator[tuple[date, Sequence[int]]]:
         """Local times from `begin` to before `end`, without zones: days, each with its minutes."""
-        day = self.next_date(begin.date())
-        while day is not None and day <= end.date():
+        until = end.date()
+        day = self.next_date(begin.date(), until)
+        while day is not None and day <= until:
             first = _minutes(begin) if day == begin.date() else 0
-            last = _minutes(end) if day == end.date() else _DAY
+            last = _minutes(end) if day == until else _DAY
             if times := self.times[bisect_left(self.times, first) : bisect_left(self.times, last)]:
                 yield day, times
-            day = self.next_date(day + timedelta(days=1))
+            day = self.next_date(day + timedelta(days=1), until)
 
 
 @lru_cache(4096)
@@ -222,11 +225,17 @@ class Timetable:
         at = max(begin, _FIRST, self.start or _FIRST)
         seconds, last = _ceiling(at), _ceiling(min(_LAST, self.end or _LAST))
         span = _SHORT if any(len(cron.times) > _OFTEN for cron in self.crons) else _DAY
+        dates: list[date | None] = [date.min] * len(self.crons)
         while seconds < last:
             offset = self._offset(seconds)
             day = _naive(seconds + offset).date()
-            # Two days earlier, so that nothing the clock does in between is passed over.
-            dates = [cron.next_date(day - timedelta(days=2)) for cron in self.crons]
+            # Two days earlier, so that nothing the clock does in between is passed over. To find a date may take a walk
+            # through many years: once for each.
+            least = day - timedelta(days=2)
+            dates = [
+                cron.next_date(least) if found is not None and found < least else found
+                for cron, found in zip(self.crons, dates, strict=True)
+            ]
             coming = [found for found in dates if found is not None]
             if not coming:
                 return

@@ -26,6 +26,7 @@ from agentrpc.store.database import Transaction, database_time
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import StoredEvent
 from agentrpc.store.outbox import Message, tell
+from agentrpc.store.runs import has_unknown_calls
 from agentrpc.store.tables import Run
 from agentrpc.store.tasks import (
     ExecutionRow,
@@ -122,6 +123,7 @@ def new_execution(
         attempt=attempt,
         retry_of=retry_of,
         tries=0,
+        stopped=False,
         create_time=clock.utcnow(),
     )
     tx.add(row)
@@ -170,6 +172,7 @@ async def stop_execution(tx: Transaction, execution: ExecutionRow, kind: StopKin
     The caller holds its row's lock. None: the run has ended already.
     """
     assert execution.session_id is not None
+    execution.stopped = True
     head = await lock_head(tx, execution.session_id)
     assert head is not None
     run = await tx.get_one(Run, execution.run_id, populate_existing=True)
@@ -232,7 +235,9 @@ async def end_execution(
     if run is not None:
         _add_up(task, run)
     retry = None
-    if task.delete_time is None and run is not None and _may_retry(state, run):
+    # What was to be stopped is not tried again, also when its run ended by itself just before.
+    wanted = task.delete_time is None and not execution.stopped
+    if wanted and run is not None and await _may_retry(tx, state, run):
         retry = await _retry(tx, task, execution)
     tell(tx, _TOPIC, execution.creator, execution_name(task.id, execution.id))
     if task.delete_time is None:
@@ -249,10 +254,13 @@ def _add_up(task: TaskRow, run: Run) -> None:
         task.usage = total.SerializeToString()
 
 
-def _may_retry(state: RunState, run: Run) -> bool:
-    if state is RunState.EXPIRED:
-        return True
-    return state is RunState.FAILED and run.error is not None and run_pb2.RunError.FromString(run.error).retryable
+async def _may_retry(tx: Transaction, state: RunState, run: Run) -> bool:
+    """Whether the same prompt may be tried again without asking anybody."""
+    failed = state is RunState.FAILED and run.error is not None
+    if state is not RunState.EXPIRED and not (failed and run_pb2.RunError.FromString(run.error or b"").retryable):
+        return False
+    # What has perhaps been done already is for people to decide.
+    return run.doubt_time is None and not await has_unknown_calls(tx, run.session_id, run.id)
 
 
 async def _retry(tx: Transaction, task: TaskRow, execution: ExecutionRow) -> ExecutionRow | None:

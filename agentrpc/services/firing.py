@@ -10,7 +10,7 @@ Any number may run: each passes over the tasks that another has locked. The only
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -42,6 +42,9 @@ from agentrpc.store.schedules import (
 from agentrpc.store.tasks import lock_execution, lock_task
 from agentrpc.v1 import task_pb2
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 __all__ = ["Firing"]
 
 log = structlog.get_logger()
@@ -50,7 +53,7 @@ _BATCH = 200
 _MAX_SLOTS = 1000
 _STOPPED_AT_ONCE = 64
 _FORGOTTEN_AT_ONCE = 5000
-_REST = timedelta(minutes=1)
+_REST_SECONDS = 60.0
 _SUPERSEDED = "the next slot of the schedule has come"
 
 
@@ -69,15 +72,20 @@ class Firing:
         self._bus = bus
         self._doorbell = doorbell
         self._ended = ended
+        # (task, next slot) of zones that this machine does not know, and until when it leaves them alone. They stay as
+        # they are: another scheduler may know the zone, or this one some day, and then deals with all of their slots.
+        self._unknown: dict[tuple[UUID, datetime], float] = {}
 
     async def fire(self) -> int:
         """Deal with slots that have come, of some tasks; how many tasks there were."""
+        now = clock.monotonic()
+        self._unknown = {key: until for key, until in self._unknown.items() if until > now}
         async with self._database.transaction() as tx:
-            tasks = await lock_due_tasks(tx, _BATCH)
+            tasks = await lock_due_tasks(tx, _BATCH, self._unknown)
             if not tasks:
                 return 0
             met = await overlaps(tx, [task.id for task in tasks])
-            plans = _plans(tasks, met)
+            plans, unknown = _plans(tasks, met)
             slots = [slot for plan in plans for slot in plan.slots]
             counts = await record_slots(
                 tx, slots, {plan.advance.task_id: plan.variables for plan in plans if plan.slots}
@@ -86,7 +94,8 @@ class Firing:
             for kind in (StopKind.INTERRUPT, StopKind.CANCEL):
                 if stopped := [plan.advance.task_id for plan in plans if plan.stop is kind]:
                     await want_stopped(tx, stopped, kind)
-        return len(plans)
+        self._unknown |= {(task.id, task.next_slot_time): now + _REST_SECONDS for task in unknown}
+        return len(plans) + len(unknown)
 
     async def stop(self) -> int:
         """Stop executions for which a later slot waits; how many there were."""
@@ -120,7 +129,7 @@ class Firing:
     async def seconds_to_next(self) -> float:
         """How long until the next slot of any task: below 0 when it has come, infinite when there is none."""
         async with self._database.transaction() as tx:
-            now, slot = await next_due(tx)
+            now, slot = await next_due(tx, self._unknown)
         return (slot - now).total_seconds() if slot is not None else float("inf")
 
     async def follow_clock(self) -> int:
@@ -159,27 +168,31 @@ class _Plan:
     stop: StopKind | None = None
 
 
-def _plans(tasks: Sequence[DueTask], met: Mapping[UUID, Overlap]) -> list[_Plan]:
-    """Of the first tasks: those behind so many slots are for the next transaction."""
+def _plans(tasks: Sequence[DueTask], met: Mapping[UUID, Overlap]) -> tuple[list[_Plan], list[DueTask]]:
+    """Of the first tasks: those behind so many slots are for the next transaction. And those of unknown zones."""
     plans: list[_Plan] = []
+    unknown: list[DueTask] = []
     count = 0
     for task in tasks:
         if count >= _MAX_SLOTS:
             break
-        plans.append(_plan(task, met.get(task.id, Overlap())))
-        count += len(plans[-1].slots)
-    return plans
+        if (plan := _plan(task, met.get(task.id, Overlap()))) is None:
+            unknown.append(task)
+        else:
+            plans.append(plan)
+            count += len(plan.slots)
+    return plans, unknown
 
 
-def _plan(task: DueTask, met: Overlap) -> _Plan:
+def _plan(task: DueTask, met: Overlap) -> _Plan | None:
+    """None: this machine does not know its zone."""
     spec = task_pb2.Task.FromString(task.spec)
     schedule = spec.schedule
     try:
         timetable = timetable_of(schedule)
     except ValueError as error:
-        # Its zone has gone from this machine: another scheduler may know it, and others' schedules go on.
         log.error("schedule_not_fired", task=str(task.id), error=str(error))  # noqa: TRY400 - the message says it
-        return _Plan(Advance(task.id, task.now + _REST, None))
+        return None
     come = due(timetable, task.next_slot_time, task.now, catchup_window(schedule))
     jitter = schedule.jitter.ToTimedelta()
     decisions = decide_each(overlap_policy(schedule.overlap_policy), len(come.slots), met.under_way, met.buffered)

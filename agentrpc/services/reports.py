@@ -2,8 +2,7 @@
 
 import asyncio
 import re
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import timedelta
 from uuid import UUID
 
 from agentrpc import clock
@@ -25,9 +24,6 @@ from agentrpc.store.database import Database, Transaction
 from agentrpc.store.reports import REPORT_ORDER, ReportQuery, ReportRow, count_reports, find_reports, read_chunk
 from agentrpc.store.tables import User
 from agentrpc.v1 import report_pb2, report_service_pb2
-
-if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["Reports", "check_room", "file_name", "new_report"]
 
@@ -79,8 +75,8 @@ class Reports:
         check_enums(request, faults)
         faults.no_nul("subject", request.subject)
         faults.labels("labels", request.labels.items())
-        created_from = _time(request, "create_time_from", "create_time_from", faults)
-        created_before = _time(request, "create_time_before", "create_time_before", faults)
+        created_from = faults.time(request, "create_time_from")
+        created_before = faults.time(request, "create_time_before")
         faults.done()
         order = parse_order(request.order_by, REPORT_ORDER)
         after = self._pager.read(request, principal.user_id)
@@ -227,26 +223,13 @@ def _check(given: report_pb2.Report) -> None:
 
 
 def _check_period(usage: report_pb2.UsagePeriod, faults: Faults) -> None:
-    begin = _time(usage, "start_time", "report.usage.start_time", faults)
-    end = _time(usage, "end_time", "report.usage.end_time", faults)
+    begin = faults.time(usage, "start_time", "report.usage.start_time")
+    end = faults.time(usage, "end_time", "report.usage.end_time")
     faults.check(usage.HasField("start_time"), "report.usage.start_time", "is required")
     faults.check(usage.HasField("end_time"), "report.usage.end_time", "is required")
     if begin is not None and end is not None:
         good = timedelta(0) < end - begin <= _LONGEST
         faults.check(good, "report.usage.end_time", f"must be after start_time, at most {_LONGEST.days} days")
-
-
-def _time(
-    message: "report_pb2.UsagePeriod | report_service_pb2.ListReportsRequest", name: str, path: str, faults: Faults
-) -> datetime | None:
-    if not message.HasField(name):
-        return None
-    value: Timestamp = getattr(message, name)
-    try:
-        return value.ToDatetime(UTC)
-    except (OverflowError, ValueError):
-        faults.add(path, "is not a time between the years 1 and 9999")
-        return None
 
 
 def _settable(given: report_pb2.Report) -> report_pb2.Report:

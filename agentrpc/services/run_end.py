@@ -76,7 +76,6 @@ async def conclude(tx: Transaction, head: SessionHead, run: Run, ending: Ending)
     run.error = ending.error.SerializeToString() if ending.error is not None else None
     run.usage = event_pb2.RunEnded(usage=ending.usage, model_usage=ending.model_usage).SerializeToString()
     run.cost_usd = ending.usage.cost_usd
-    run.doubt_time = None
     head.active_run = None
     head.losses = head.inputs = 0
     head.in_doubt = False

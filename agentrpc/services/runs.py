@@ -3,7 +3,6 @@
 A QUEUED row is its own outbox: once it is committed it will be run, whatever becomes of this process or of Redis.
 """
 
-from datetime import UTC
 from uuid import UUID
 
 from agentrpc.bus.redis_bus import Bus
@@ -103,6 +102,8 @@ class Runs:
         size = page_size(request.page_size)
         faults = Faults()
         check_enums(request, faults)
+        created_from = faults.time(request, "create_time_from")
+        created_before = faults.time(request, "create_time_before")
         faults.done()
         if request.order_by.strip() not in {"", "create_time", "create_time asc", "create_time desc"}:
             raise InvalidArgument.field("order_by", "must be `create_time` or `create_time desc`")
@@ -113,10 +114,8 @@ class Runs:
             owner=visible_owner(principal),
             states=[run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states],
             labels=request.labels,
-            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
-            created_before=(
-                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
-            ),
+            created_from=created_from,
+            created_before=created_before,
             descending=descending,
             after=UUID(after[0]) if after is not None else None,
             limit=size + 1,

@@ -1,5 +1,6 @@
 """Schedules: when tasks are carried out by themselves. What fires them is in `firing.py`."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -85,7 +86,13 @@ class Schedules:
         if not scheduled:
             return {}
         met = await overlaps(tx, [task.id for task in scheduled])
-        return {task.id: _status(task, met[task.id].buffered if task.id in met else 0) for task in scheduled}
+        coming = {task.id: (task_spec(task).schedule, task.next_slot_time) for task in scheduled if task.next_slot_time}
+        # In a thread: there may be many tasks, with slots that are years apart.
+        shown = await asyncio.to_thread(lambda: {task_id: _shown(*given) for task_id, given in coming.items()})
+        return {
+            task.id: _status(task, met[task.id].buffered if task.id in met else 0, shown.get(task.id, ()))
+            for task in scheduled
+        }
 
     async def execution_ended(
         self, tx: Transaction, task: TaskRow, execution: ExecutionRow, retry: ExecutionRow | None
@@ -160,7 +167,8 @@ class Schedules:
             after = request.after.ToDatetime(UTC) if request.HasField("after") else await database_time(tx)
         timetable = _usable(schedule)
         response = task_service_pb2.PreviewScheduleResponse()
-        for slot in timetable.after(after, request.count or 10):
+        # In a thread: slots may be years apart.
+        for slot in await asyncio.to_thread(timetable.after, after, request.count or 10):
             shown = response.slots.add(local_time=slot.astimezone(timetable.zone).isoformat())
             shown.time.FromDatetime(slot)
         return response
@@ -249,7 +257,15 @@ def _usable(schedule: task_pb2.Schedule) -> Timetable:
         ) from None
 
 
-def _status(task: TaskRow, buffered: int) -> task_pb2.ScheduleStatus:
+def _shown(schedule: task_pb2.Schedule, slot: datetime) -> list[datetime]:
+    """A slot with those after it; alone when the zone has gone."""
+    following = []
+    with suppress(ValueError):
+        following = timetable_of(schedule).after(slot, _SHOWN - 1)
+    return [slot, *following]
+
+
+def _status(task: TaskRow, buffered: int, next_times: Sequence[datetime]) -> task_pb2.ScheduleStatus:
     status = task_pb2.ScheduleStatus(
         fired_count=task.fired_count,
         skipped_count=task.skipped_count,
@@ -259,12 +275,8 @@ def _status(task: TaskRow, buffered: int) -> task_pb2.ScheduleStatus:
     )
     if task.last_slot_time is not None:
         status.last_time.FromDatetime(task.last_slot_time)
-    if task.next_slot_time is not None:
-        following = []
-        with suppress(ValueError):
-            following = timetable_of(task_spec(task).schedule).after(task.next_slot_time, _SHOWN - 1)
-        for slot in (task.next_slot_time, *following):
-            status.next_times.add().FromDatetime(slot)
+    for slot in next_times:
+        status.next_times.add().FromDatetime(slot)
     return status
 
 

@@ -1,6 +1,5 @@
 """Sessions: what callers set, list and close. Their runs are in `runs.py`, their process on a worker."""
 
-from datetime import UTC
 from uuid import UUID, uuid4
 
 from agentrpc import clock
@@ -99,6 +98,8 @@ class Sessions:
         size = page_size(request.page_size)
         faults = Faults()
         check_enums(request, faults)
+        created_from = faults.time(request, "create_time_from")
+        created_before = faults.time(request, "create_time_before")
         faults.done()
         order = parse_order(request.order_by, SESSION_ORDER)
         after = self._pager.read(request, principal.user_id)
@@ -109,10 +110,8 @@ class Sessions:
             owners=[*owners, *([mine] if mine is not None else [])],
             states=frozenset(session_pb2.Session.State.Name(state).removeprefix("STATE_") for state in request.states),
             labels=request.labels,
-            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
-            created_before=(
-                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
-            ),
+            created_from=created_from,
+            created_before=created_before,
             show_deleted=request.show_deleted,
             agent=parse_agent_or_version(request.agent) if request.agent else None,
             order=order,

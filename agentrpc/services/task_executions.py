@@ -58,6 +58,8 @@ _RETRYABLE = {RunState.FAILED, RunState.EXPIRED, RunState.CANCELLED}
 _BATCH = 64
 _AT_ONCE = 4
 _LONGEST = timedelta(minutes=5)
+# An hour, for faults of ours: what else the task is to do may wait for it.
+_MAX_TRIES = 20
 
 
 class Executions:
@@ -161,6 +163,8 @@ class Executions:
         size = page_size(request.page_size, limit=100)
         faults = Faults()
         check_enums(request, faults)
+        created_from = faults.time(request, "create_time_from")
+        created_before = faults.time(request, "create_time_before")
         faults.done()
         if request.order_by.strip() not in {"", "create_time", "create_time asc", "create_time desc"}:
             raise InvalidArgument.field("order_by", "must be `create_time` or `create_time desc`")
@@ -170,10 +174,8 @@ class Executions:
             creator=visible_owner(principal),
             states=[run_pb2.Run.State.Name(state).removeprefix("STATE_") for state in request.states],
             triggers=[task_pb2.Execution.Trigger.Name(one).removeprefix("TRIGGER_") for one in request.triggers],
-            created_from=request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None,
-            created_before=(
-                request.create_time_before.ToDatetime(UTC) if request.HasField("create_time_before") else None
-            ),
+            created_from=created_from,
+            created_before=created_before,
             descending=request.order_by.strip() in {"", "create_time desc"},
             after=UUID(after[0]) if after is not None else None,
             limit=size + 1,
@@ -239,13 +241,15 @@ class Executions:
         try:
             touched = await self._begin(execution_id)
         except (InvalidArgument, NotFound, PermissionDenied) as error:
-            await self._fail(execution_id, error.message)
+            await self._fail(execution_id, run_pb2.RunError.REASON_TASK_INVALID, error.message)
         except StoreUnavailable:
             # Of one transaction among many: the next round finds out whether it was more.
             log.warning("execution_not_begun", execution=execution_id)
         except Exception:
             log.exception("execution_not_begun", execution=execution_id)
-            await put_off_execution(self._database, execution_id, _LONGEST)
+            if await put_off_execution(self._database, execution_id, _LONGEST) >= _MAX_TRIES:
+                why = f"a fault of the service; quote {execution_id} to its operator"
+                await self._fail(execution_id, run_pb2.RunError.REASON_INTERNAL, why)
         else:
             if touched is not None:
                 await touched.announce(self._bus, self._doorbell)
@@ -269,9 +273,9 @@ class Executions:
                 return None
             return await begin_execution(tx, task, locked, principal, prepared.prompt)
 
-    async def _fail(self, execution_id: UUID, why: str) -> None:
+    async def _fail(self, execution_id: UUID, reason: run_pb2.RunError.Reason, why: str) -> None:
         why = f"the execution could not begin: {why}"
-        error = run_pb2.RunError(reason=run_pb2.RunError.REASON_TASK_INVALID, message=why)
+        error = run_pb2.RunError(reason=reason, message=why)
         async with self._database.transaction() as tx:
             task = await lock_task(tx, (await tx.get_one(ExecutionRow, execution_id)).task_id)
             row = await lock_execution(tx, execution_id)

@@ -1,5 +1,6 @@
 """What callers send of tasks, checked against the limits that the contract states."""
 
+import asyncio
 import re
 from datetime import timedelta
 
@@ -80,7 +81,8 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
     for field, text in texts.items():
         check_json(field, text)
     if task.report.template:
-        check_report_template("task.report.template", task.report.template)
+        # In a thread: to parse a long one takes its time.
+        await asyncio.to_thread(check_report_template, "task.report.template", task.report.template)
     await check_spec(
         template=task.prompt_template,
         schema=task.variables_schema_json,

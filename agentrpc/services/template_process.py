@@ -88,6 +88,10 @@ def _faults_of(schema: VariableSchema) -> list[VariableFault]:
         return schema.faults()
     except RecursionError:
         return [VariableFault("", _ENDLESS)]
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - such as a reference to an item of a list by a name
+        return [VariableFault("", f"cannot be used: {error}"[:300])]
 
 
 def _checked(
@@ -99,6 +103,10 @@ def _checked(
         answer.variables("schema", [VariableFault("", _ENDLESS)])
     except Unresolvable as error:
         answer.variables("schema", [VariableFault("", f"a reference leads nowhere: {error}"[:300])])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - such as a number too large to be divided: what was given has done it
+        return [VariableFault("", f"cannot be checked against the schema: {error}"[:300])]
     return []
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
@@ -115,6 +115,16 @@ class Faults:
         except (OverflowError, ValueError):
             good = False
         self.check(good, field, f"must be between {least.total_seconds():g} s and {most.total_seconds():g} s")
+
+    def time(self, message: Message, name: str, path: str = "") -> datetime | None:
+        """The time in a field of a message, at `path`; None where it is not set, or none that one can reckon with."""
+        found: datetime | None = None
+        if message.HasField(name):
+            try:
+                found = getattr(message, name).ToDatetime(UTC)
+            except (OverflowError, ValueError):
+                self.add(path or name, "is not a time between the years 1 and 9999")
+        return found
 
     def done(self) -> None:
         """Raise FIELD_INVALID if there was a fault."""

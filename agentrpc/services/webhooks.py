@@ -8,7 +8,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from google.protobuf.message import Message as ProtoMessage
@@ -262,7 +262,9 @@ class Webhooks:
         """RedeliverWebhook."""
         webhook_id, delivery_id = parse_delivery_or_wildcard(request.name)
         require_write(principal, "webhooks.redeliver")
-        since = request.create_time_from.ToDatetime(UTC) if request.HasField("create_time_from") else None
+        faults = Faults()
+        since = faults.time(request, "create_time_from")
+        faults.done()
         now = clock.utcnow()
         async with self._database.transaction() as tx:
             webhook = await _load(tx, principal, webhook_id, lock=True, within=request.name)

@@ -10,12 +10,14 @@ from sqlalchemy import select, text, update
 from agentrpc.domain.states import SUPERSEDING
 from agentrpc.store.database import Transaction
 from agentrpc.store.tables import Run, RunInput, Session, SessionHead, ToolCallRow
+from agentrpc.v1 import event_pb2
 
 __all__ = [
     "LedgerRow",
     "RunQuery",
     "find_runs",
     "finish_calls",
+    "has_unknown_calls",
     "inputs_of_run",
     "ledger_of_run",
     "oldest_queued",
@@ -135,6 +137,12 @@ async def ledger_of_run(tx: Transaction, session_id: UUID, run_id: UUID) -> dict
         row.tool_use_id: LedgerRow(row.tool_use_id, row.tool_name, row.attempt, row.start_time, row.outcome)
         for row in rows
     }
+
+
+async def has_unknown_calls(tx: Transaction, session_id: UUID, run_id: UUID) -> bool:
+    """Whether nobody knows how a call of a run, in its newest attempt, has ended."""
+    unknown = {None, event_pb2.ToolCallFinished.OUTCOME_UNKNOWN}
+    return any(row.outcome in unknown for row in (await ledger_of_run(tx, session_id, run_id)).values())
 
 
 async def finish_calls(tx: Transaction, session_id: UUID, tool_use_ids: Sequence[str], outcome: int) -> None:

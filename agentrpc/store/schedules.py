@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text, update
 
 from agentrpc.store.database import Transaction
-from agentrpc.store.tasks import NO_BACKFILL, ExecutionRow, SlotRow, TaskRow
+from agentrpc.store.tasks import NO_BACKFILL, ExecutionRow, SlotRow
 
 __all__ = [
     "Advance",
@@ -51,15 +51,23 @@ _LOCK_DUE = text("""
 SELECT id, owner, spec, next_slot_time, now() AS now
 FROM tasks
 WHERE next_slot_time <= now() AND NOT paused
+  AND (id, next_slot_time) NOT IN
+    (SELECT * FROM unnest(CAST(:without_ids AS uuid[]), CAST(:without_slots AS timestamptz[])))
 ORDER BY next_slot_time
 LIMIT :limit
 FOR UPDATE SKIP LOCKED
 """)
 
 
-async def lock_due_tasks(tx: Transaction, limit: int) -> list[DueTask]:
-    """Tasks with a slot that has come, the oldest first."""
-    return [DueTask(*row) for row in await tx.execute(_LOCK_DUE, {"limit": limit})]
+async def lock_due_tasks(tx: Transaction, limit: int, without: Collection[tuple[UUID, datetime]] = ()) -> list[DueTask]:
+    """Tasks with a slot that has come, the oldest first.
+
+    Args:
+        tx: The transaction.
+        limit: At most so many.
+        without: Tasks to leave alone as long as this is their next slot.
+    """
+    return [DueTask(*row) for row in await tx.execute(_LOCK_DUE, {"limit": limit, **_left_out(without)})]
 
 
 _LOCK_AHEAD = text("""
@@ -76,11 +84,30 @@ async def lock_tasks_ahead(tx: Transaction, limit: int) -> list[DueTask]:
     return [DueTask(*row) for row in await tx.execute(_LOCK_AHEAD, {"limit": limit})]
 
 
-async def next_due(tx: Transaction) -> tuple[datetime, datetime | None]:
-    """The time of the database, and the next slot of any task. Index tasks_due."""
-    soonest = select(func.min(TaskRow.next_slot_time)).where(TaskRow.next_slot_time.is_not(None), ~TaskRow.paused)
-    row = (await tx.execute(select(func.clock_timestamp(), soonest.scalar_subquery()))).one()
+# Index tasks_due.
+_NEXT_DUE = text("""
+SELECT clock_timestamp(), (
+    SELECT next_slot_time
+    FROM tasks
+    WHERE next_slot_time IS NOT NULL AND NOT paused
+      AND (id, next_slot_time) NOT IN
+        (SELECT * FROM unnest(CAST(:without_ids AS uuid[]), CAST(:without_slots AS timestamptz[])))
+    ORDER BY next_slot_time
+    LIMIT 1
+)
+""")
+
+
+async def next_due(
+    tx: Transaction, without: Collection[tuple[UUID, datetime]] = ()
+) -> tuple[datetime, datetime | None]:
+    """The time of the database, and the next slot of any task, as `lock_due_tasks`."""
+    row = (await tx.execute(_NEXT_DUE, _left_out(without))).one()
     return row[0], row[1]
+
+
+def _left_out(without: Collection[tuple[UUID, datetime]]) -> dict[str, object]:
+    return {"without_ids": [one[0] for one in without], "without_slots": [one[1] for one in without]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +271,7 @@ async def want_stopped(tx: Transaction, task_ids: Collection[UUID], kind: str) -
     await tx.execute(
         update(ExecutionRow)
         .where(ExecutionRow.task_id.in_(task_ids), ExecutionRow.state.in_(_OPEN), ~ExecutionRow.buffered)
-        .values(stop=kind)
+        .values(stop=kind, stopped=True)
     )
 
 

@@ -239,7 +239,7 @@ class Run(Base):
     rewind_to: Mapped[UUID | None]  # the run to whose beginning the conversation goes back before this one
     stop_receipt: Mapped[bytes | None]  # agentrpc.v1.StopReceipt
     decision: Mapped[bytes | None]  # agentrpc.v1.ResolveRunRequest: the newest decision about calls in doubt
-    doubt_time: Mapped[datetime | None]
+    doubt_time: Mapped[datetime | None]  # since when it waits for a decision; kept when it ends without one
 
 
 class RunInput(Base):

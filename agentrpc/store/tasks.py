@@ -150,6 +150,7 @@ class ExecutionRow(Base):
     end_time: Mapped[datetime | None]
     error: Mapped[bytes | None]  # agentrpc.v1.RunError: why it could not begin
     stop: Mapped[str | None] = mapped_column(CheckConstraint("stop IN ('INTERRUPT', 'CANCEL')"))  # for a later slot
+    stopped: Mapped[bool] = mapped_column(server_default=text("false"))  # it was to be, whether it ended so or not
 
 
 class SlotRow(Base):
@@ -407,10 +408,10 @@ async def due_executions(database: Database, limit: int) -> list[UUID]:
     return [row[0] for row in rows]
 
 
-async def put_off_execution(database: Database, execution_id: UUID, longest: timedelta) -> None:
-    """Let one that could not begin for a reason of ours wait, twice as long each time."""
+async def put_off_execution(database: Database, execution_id: UUID, longest: timedelta) -> int:
+    """Let one that could not begin for a reason of ours wait, twice as long each time; how often it was tried."""
     async with database.transaction() as tx:
-        await tx.execute(
+        tries: int | None = await tx.scalar(
             update(ExecutionRow)
             .where(ExecutionRow.id == execution_id, ExecutionRow.state == "PENDING")
             .values(
@@ -418,4 +419,6 @@ async def put_off_execution(database: Database, execution_id: UUID, longest: tim
                 due_time=func.now()
                 + func.least(longest, timedelta(seconds=1) * func.power(2, func.least(ExecutionRow.tries, 20))),
             )
+            .returning(ExecutionRow.tries)
         )
+    return tries or 0

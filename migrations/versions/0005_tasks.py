@@ -70,6 +70,7 @@ _UP: tuple[str, ...] = (
         end_time TIMESTAMP WITH TIME ZONE,
         error BYTEA,
         stop TEXT CHECK (stop IN ('INTERRUPT', 'CANCEL')),
+        stopped BOOLEAN DEFAULT false NOT NULL,
         CONSTRAINT executions_started CHECK (state <> 'STARTED' OR run_id IS NOT NULL)
     )
     """,

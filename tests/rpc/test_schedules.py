@@ -1,5 +1,6 @@
 """Schedules over a real socket: how they are set, paused, previewed and back-filled, and what they make of failures."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import text
 
 from agentrpc.client import RpcError
+from agentrpc.domain.crons import Timetable
 from agentrpc.domain.states import RunState
 from agentrpc.services.executions import end_execution
 from agentrpc.store.tasks import lock_execution, lock_task
@@ -144,6 +146,23 @@ async def test_a_preview_of_any_schedule(client):
     assert not (await preview(client, schedule=over)).slots
     for fields in ({"count": -1, "schedule": given}, {"count": 1001, "schedule": given}, {}):
         await refused(preview(client, **fields), "INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+async def test_slots_are_reckoned_beside_the_loop(client, monkeypatch):
+    task, threads = await create(client, schedule("0 3 * 2 MON#5")), []
+    original = Timetable.after
+
+    def after(timetable, instant, count):
+        if count > 1:
+            threads.append(threading.current_thread())
+        return original(timetable, instant, count)
+
+    monkeypatch.setattr(Timetable, "after", after)
+    await preview(client, task=task.name, count=20)
+    (found,) = (await client.call(client.tasks.ListTasks, api.ListTasksRequest())).tasks
+    assert len(found.schedule_status.next_times) == 5
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 async def test_a_preview_of_a_task(client, edge):

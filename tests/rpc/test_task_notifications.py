@@ -1,10 +1,14 @@
 """Who is told of the end of executions: those who listen, and the webhooks that a task names, each once."""
 
+import threading
+
 import pytest
 
 from agentrpc.client import RpcError
 from agentrpc.domain.states import RunState
+from agentrpc.services import task_validation
 from agentrpc.services.outbox import Outbox
+from agentrpc.services.validation import check_report_template
 from agentrpc.v1 import (
     report_pb2,
     report_service_pb2,
@@ -71,10 +75,22 @@ async def test_a_report_is_made_of_each_execution_that_the_task_wants_one_of(edg
         found = (await client.call(client.reports.ListReports, request)).reports
         assert [one.format for one in found] == [report.format] * (state is RunState.SUCCEEDED)
     assert await edge.use_cases.report_maker.drain() == 1
+
+
+async def test_the_template_of_a_report_is_checked_beside_the_loop(client, monkeypatch):
+    threads = []
+
+    def check(*given):
+        threads.append(threading.current_thread())
+        check_report_template(*given)
+
+    monkeypatch.setattr(task_validation, "check_report_template", check)
     bad = task_pb2.TaskReport(template="{% for %}")
     with pytest.raises(RpcError) as caught:
         await create(client, report=bad)
     assert caught.value.reason == "TEMPLATE_INVALID"
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
 
 
 async def test_a_schedule_that_pauses_itself_is_told(edge, client, hand, tell):

@@ -8,6 +8,7 @@ import grpc
 import jwt
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
@@ -16,13 +17,17 @@ from agentrpc.v1 import (
     approval_service_pb2,
     auth_service_pb2,
     errors_pb2,
+    report_service_pb2,
     run_pb2,
     run_service_pb2,
     session_pb2,
     session_service_pb2,
+    task_service_pb2,
+    webhook_service_pb2,
 )
 
 NOWHERE = "sessions/00000000-0000-7000-8000-000000000000"
+DELIVERIES = "webhooks/00000000-0000-7000-8000-000000000000/deliveries/-"
 
 
 async def failure(awaitable):
@@ -225,6 +230,25 @@ async def test_pages(client, edge):
     assert await failure(client.call(client.sessions.ListSessions, negative)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     unknown = session_service_pb2.ListSessionsRequest(states=[77])  # type: ignore[list-item]
     assert await failure(client.call(client.sessions.ListSessions, unknown)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+async def test_times_that_are_none(client):
+    listings = [
+        (client.sessions.ListSessions, session_service_pb2.ListSessionsRequest()),
+        (client.runs.ListRuns, run_service_pb2.ListRunsRequest(parent="sessions/-")),
+        (client.tasks.ListExecutions, task_service_pb2.ListExecutionsRequest(parent="tasks/-")),
+        (client.reports.ListReports, report_service_pb2.ListReportsRequest()),
+        (client.webhooks.RedeliverWebhook, webhook_service_pb2.RedeliverWebhookRequest(name=DELIVERIES)),
+    ]
+    for method, request in listings:
+        for name in {"create_time_from", "create_time_before"}.intersection(request.DESCRIPTOR.fields_by_name):
+            for wrong in [Timestamp(seconds=10**15), Timestamp(seconds=-(10**15)), Timestamp(nanos=2 * 10**9)]:
+                asked = type(request)()
+                asked.CopyFrom(request)
+                getattr(asked, name).CopyFrom(wrong)
+                with pytest.raises(RpcError, match=name) as caught:
+                    await client.call(method, asked)
+                assert caught.value.reason == "FIELD_INVALID", (method, wrong)
 
 
 async def test_events_are_listed_and_bad_queries_refused(client):

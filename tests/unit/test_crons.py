@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from croniter import croniter
 
+from agentrpc import domain
 from agentrpc.domain.crons import Timetable, parse_cron, parse_zone
 from tests.unit.cron_oracle import CRONS, GOLDEN, YEAR, ZONES, entry, golden
 
@@ -136,6 +137,18 @@ def test_rare_ones_are_found():
     assert table("0 0 29 2 *").next(datetime(2096, 3, 1, tzinfo=UTC)) == datetime(2104, 2, 29, tzinfo=UTC)
     # A fifth Monday in February.
     assert table("0 0 * 2 MON#5").next(datetime(2072, 3, 1, tzinfo=UTC)) == datetime(2112, 2, 29, tzinfo=UTC)
+
+
+def test_years_are_searched_once_for_each_cron(monkeypatch):
+    looked, original = [], domain.crons._days
+    monkeypatch.setattr(domain.crons, "_days", lambda *month: looked.append(month) or original(*month))
+    days = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+    rare = table(*[f"{at} 3 * 2 {day}#5" for at, day in enumerate(days)])
+    slots = rare.after(datetime(2026, 1, 1, tzinfo=UTC), 100)
+    years = slots[-1].year - 2026 + 28
+    assert len(slots) == 100
+    # Once each, and the days around the slots.
+    assert len(looked) < len(days) * (years + 10 * len(slots))
 
 
 @pytest.mark.parametrize(

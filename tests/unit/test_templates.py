@@ -164,6 +164,7 @@ async def test_time_is_bounded_also_inside_of_one_step(template):
         ({"$schema": 7}, "2020-12"),
         ({"allOf": [{"$ref": 7}]}, "not of type"),
         ({"other": {"properties": {"a": {"$ref": 7}}}}, "nothing is fetched"),
+        ({"properties": {"a": {"$ref": "#/properties/b/enum/z"}, "b": {"enum": [1]}}}, "cannot be used"),
     ],
 )
 async def test_schemas(schema, says):
@@ -211,6 +212,15 @@ async def test_variables_of_a_schedule_have_to_suffice():
     for given, reason in [("{}", "VARIABLES_INVALID"), ('{"a": "x"}', "VARIABLES_INVALID"),
                           ('{"a": 0}', "TEMPLATE_INVALID")]:  # fmt: skip
         assert (await refused(checked("{{ 1 // a }}", schema, scheduled=given))).reason == reason
+
+
+async def test_a_number_that_cannot_be_reckoned_with_is_a_fault_of_what_was_given():
+    schema = json.dumps({"properties": {"a": {"multipleOf": 0.5}}})
+    error = await refused(rendered("x", {"a": 10**400}, schema))
+    assert error.reason == "VARIABLES_INVALID"
+    assert [v.field for v in error.violations] == ["variables_json"]
+    error = await refused(checked("x", schema, json.dumps({"a": 10**400})))
+    assert [v.field for v in error.violations] == ["task.default_variables_json"]
 
 
 async def test_patterns_that_backtrack_for_ever_end():

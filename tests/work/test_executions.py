@@ -13,21 +13,24 @@ from agentrpc import clock
 from agentrpc.domain.states import RunState
 from agentrpc.services import executions as mechanics
 from agentrpc.services import task_executions
+from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.executions import new_execution
 from agentrpc.services.outbox import Outbox
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.beginnings import first_events
+from agentrpc.services.signals import Doorbell
 from agentrpc.store.leases import claim_next, register_worker
 from agentrpc.store.outbox import Message, OutboxRow
-from agentrpc.store.tables import Run, Session, User
+from agentrpc.store.tables import Run, Session, ToolCallRow, User
 from agentrpc.store.tasks import ExecutionRow, TaskRow, lock_task
-from agentrpc.v1 import common_pb2, run_pb2, task_pb2
+from agentrpc.v1 import common_pb2, event_pb2, run_pb2, task_pb2
 from agentrpc.v1 import task_service_pb2 as api
 from tests.rpc.test_unary import failure
 
 RETRYABLE = run_pb2.RunError(reason=run_pb2.RunError.REASON_PROVIDER_UNAVAILABLE, retryable=True)
 FINAL = run_pb2.RunError(reason=run_pb2.RunError.REASON_MAX_TURNS)
+Finished = event_pb2.ToolCallFinished
 
 
 @pytest.fixture
@@ -68,10 +71,10 @@ def pending(edge):
 
 
 @pytest.fixture
-def carry_out(edge):
-    """Takes the next run and ends it as a worker does."""
+def take(edge):
+    """Takes the next run as a worker does: its claim."""
 
-    async def carry_out(state=RunState.SUCCEEDED, error=None):
+    async def take():
         worker_id = clock.uuid7()
         await register_worker(edge.database, worker_id, host="host", pid=7, version="0", ttl=600)
         claim = await claim_next(
@@ -81,12 +84,36 @@ def carry_out(edge):
             begin=lambda session, run, origin: first_events(session, run, origin=origin, warm=False),
         )
         assert claim is not None
+        return claim
+
+    return take
+
+
+@pytest.fixture
+def carry_out(edge, take):
+    """Takes the next run and ends it as a worker does."""
+
+    async def carry_out(state=RunState.SUCCEEDED, error=None, calls=()):
+        claim = await take()
+        await begin_calls(edge, claim, calls)
         usage = common_pb2.Usage(output_tokens=7, cost_usd=0.5)
         ending = Ending(state, error=error, usage=usage, complete=True)
         await lifecycle.end_run(edge.database, claim.session.id, claim.run.id, claim.epoch, ending)
         return claim.run
 
     return carry_out
+
+
+async def begin_calls(edge, claim, outcomes):
+    """Attempts of one tool call, which ended so; None: nobody has told."""
+    async with edge.database.transaction() as tx:
+        for attempt, outcome in enumerate(outcomes, 1):
+            tx.add(
+                ToolCallRow(
+                    session_id=claim.session.id, tool_use_id="t1", attempt=attempt, run_id=claim.run.id,
+                    epoch=claim.epoch, tool_name="Bash", start_time=clock.utcnow(), outcome=outcome,
+                )
+            )  # fmt: skip
 
 
 @pytest.fixture
@@ -123,6 +150,10 @@ def count(edge):
             return await tx.scalar(select(func.count()).select_from(table))
 
     return count
+
+
+async def nobody():
+    return None
 
 
 async def summary(client, task):
@@ -213,6 +244,29 @@ async def test_who_dies_while_it_begins_leaves_nothing(edge, executions, make, p
     assert (await rows())[0].state == "STARTED"
 
 
+async def test_what_never_begins_fails_after_so_many_tries(edge, client, executions, make, pending, rows, monkeypatch):
+    task = await make()
+    await pending(task)
+
+    def die(*_, **__):
+        raise RuntimeError("of our own")
+
+    monkeypatch.setattr(mechanics, "accept", die)
+    monkeypatch.setattr(task_executions, "_MAX_TRIES", 3)
+    states = []
+    for _ in range(4):
+        await executions.start_due()
+        states.append((await rows())[0].state)
+        await make_due(edge)
+    assert states == ["PENDING", "PENDING", "FAILED", "FAILED"]
+    (row,) = await rows()
+    error = run_pb2.RunError.FromString(row.error)
+    assert error.reason == run_pb2.RunError.REASON_INTERNAL
+    assert str(row.id) in error.message
+    assert "of our own" not in error.message
+    assert (await summary(client, task)).failed_count == 1
+
+
 async def test_who_dies_before_the_commit_of_run_task_has_made_nothing(client, edge, make, run, count, monkeypatch):
     task = await make()
     original = task_executions.describe_executions
@@ -296,6 +350,43 @@ async def test_only_what_may_well_succeed_is_tried_again(make, run, carry_out, t
     await carry_out(state, error)
     await told()
     assert len(await rows()) == 1 + tried_again
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "outcomes", "tried_again"),
+    [
+        (RunState.EXPIRED, None, [Finished.OUTCOME_INTERRUPTED], True),
+        (RunState.EXPIRED, None, [Finished.OUTCOME_UNKNOWN, Finished.OUTCOME_FAILED], True),
+        (RunState.EXPIRED, None, [None], False),
+        (RunState.FAILED, RETRYABLE, [Finished.OUTCOME_UNKNOWN], False),
+    ],
+)
+async def test_a_call_whose_outcome_nobody_knows_is_not_made_again_by_the_retry_policy(
+    make, run, carry_out, told, rows, state, error, outcomes, tried_again
+):
+    task = await make(retry_policy=task_pb2.RetryPolicy(max_attempts=2))
+    await run(task)
+    await carry_out(state, error, outcomes)
+    await told()
+    assert len(await rows()) == 1 + tried_again
+
+
+@pytest.mark.parametrize("how", ["timeout", "undecided"])
+async def test_what_ends_in_doubt_is_tried_again_by_people_alone(edge, client, make, run, take, told, rows, how):
+    task = await make(retry_policy=task_pb2.RetryPolicy(max_attempts=2), timeout=Duration(seconds=3600))
+    made = await run(task)
+    claim = await take()
+    # As with a conversation that cannot be read: no call is in doubt.
+    await lifecycle.await_decision(edge.database, claim.session.id, claim.run.id, claim.epoch, [], "in doubt")
+    column = {"timeout": "start_time", "undecided": "doubt_time"}[how]
+    async with edge.database.transaction() as tx:
+        await tx.execute(text(f"UPDATE runs SET {column} = {column} - interval '2 days'"))
+    assert await Deadlines(edge.database, edge.bus, Doorbell(edge.bus, nobody), edge.settings).enforce() == 1
+    await told()
+    (ended,) = await rows()
+    assert ended.state == {"timeout": "EXPIRED", "undecided": "FAILED"}[how]
+    retry = await client.call(client.tasks.RetryExecution, api.RetryExecutionRequest(name=made.name))
+    assert retry.retry_of == made.name
 
 
 async def test_the_hook_hears_of_each_end_with_its_retry(edge, executions, make, run, pending, carry_out, told, monkeypatch):  # fmt: skip

@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select, text, update
 
+from agentrpc import clock
 from agentrpc.client import RpcError
+from agentrpc.services import firing as firing_module
 from agentrpc.services.firing import Firing
 from agentrpc.services.outbox import Outbox
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
+from agentrpc.store.outbox import Message
 from agentrpc.store.schedules import lock_due_tasks
 from agentrpc.store.tables import Run
 from agentrpc.store.tasks import NO_BACKFILL, SlotRow, TaskRow
@@ -118,6 +121,30 @@ async def test_overlap(client, firing, five, rows, policy, states):
     status = (await get(client, task)).schedule_status
     assert (status.fired_count, status.skipped_count) == (len(made), states.count(""))
     assert status.buffered_count == states.count("waits")
+
+
+@pytest.mark.parametrize("told", ["before it is stopped", "after it is stopped"])
+async def test_what_was_to_be_stopped_for_a_slot_is_not_tried_again(client, edge, firing, came, rows, told):
+    policy = task_pb2.RetryPolicy(max_attempts=2)
+    given = schedule(window=timedelta(hours=1), overlap_policy=Policy.OVERLAP_POLICY_TERMINATE_OTHER)
+    task = await create(client, given, retry_policy=policy)
+    await client.call(client.tasks.RunTask, api.RunTaskRequest(name=task.name))
+    await came(task, MINUTE)
+    await firing.fire()
+    # Its run has ended just before, and nobody has told yet.
+    async with edge.database.transaction() as tx:
+        await tx.execute(update(Run).values(state="EXPIRED", end_time=func.now()))
+        run = (await tx.scalars(select(Run))).one()
+    message = Message(1, "run_ended", run.creator, "", run.session_id, run.id, 1, run.end_time)
+    if told == "after it is stopped":
+        assert await firing.stop() == 1
+    async with edge.database.transaction() as tx:
+        await edge.use_cases.executions.settle(tx, message)
+    made, _ = await rows(task)
+    assert sorted((one.state, one.trigger, one.buffered) for one in made) == [
+        ("EXPIRED", "MANUAL", False),
+        ("PENDING", "SCHEDULE", False),
+    ]
 
 
 async def test_what_is_too_old_or_too_many_is_missed(client, firing, came, rows):
@@ -231,21 +258,28 @@ async def test_jitter_is_of_the_run_and_the_same_for_the_same_slot(client, firin
     assert len(set(waits)) > len(waits) // 2
 
 
-async def test_a_zone_that_is_gone_holds_nobody_up(client, edge, firing, came, rows):
+async def test_a_zone_that_is_gone_holds_nobody_up(client, edge, firing, came, rows, monkeypatch):
     broken, good = await create(client, schedule()), await create(client, schedule())
     async with edge.database.transaction() as tx:
         row = await tx.get_one(TaskRow, id_of(broken))
         spec = task_pb2.Task.FromString(row.spec)
         spec.schedule.time_zone = "Old/Zone"
         row.spec = spec.SerializeToString()
-    await came(broken, 0.5 * MINUTE)
+    slot = await came(broken, 3 * MINUTE) - 3 * MINUTE
     await came(good, MINUTE)
     assert await firing.fire() == 2
     assert len((await rows(good))[1]) >= 1
     assert not (await rows(broken))[1]
     assert await firing.fire() == 0
+    assert await firing.seconds_to_next() > 0
     async with edge.database.transaction() as tx:
-        assert (await tx.get_one(TaskRow, id_of(broken))).next_slot_time > datetime.now(UTC)
+        assert (await tx.get_one(TaskRow, id_of(broken))).next_slot_time == slot
+    # After a while it looks again.
+    start = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: start + 120)
+    assert await firing.seconds_to_next() > 0
+    assert await firing.fire() == 1
+    assert await firing.fire() == 0
     # Its owner is told, and can mend it.
     assert len((await get(client, broken)).schedule_status.next_times) == 1
     with pytest.raises(RpcError, match="Old/Zone"):
@@ -253,6 +287,28 @@ async def test_a_zone_that_is_gone_holds_nobody_up(client, edge, firing, came, r
     mended = task_pb2.Task(name=broken.name, schedule=schedule())
     mended = await client.call(client.tasks.UpdateTask, api.UpdateTaskRequest(task=mended))
     assert len(mended.schedule_status.next_times) == 5
+    # That is another slot, which it does not leave alone.
+    await came(broken, MINUTE)
+    assert await firing.fire() == 1
+    assert (await rows(broken))[1]
+
+
+async def test_slots_are_left_to_a_scheduler_that_knows_the_zone(client, edge, firing, came, rows, monkeypatch):
+    given = schedule(window=timedelta(hours=1), overlap_policy=Policy.OVERLAP_POLICY_ALLOW_ALL, time_zone="Asia/Tokyo")
+    task = await create(client, given)
+    now = await came(task, 3 * MINUTE)
+    known = firing_module.timetable_of
+
+    def gone(_):
+        raise ValueError("Asia/Tokyo")
+
+    monkeypatch.setattr(firing_module, "timetable_of", gone)
+    assert await firing.fire() == 1
+    assert await firing.fire() == 0
+    monkeypatch.setattr(firing_module, "timetable_of", known)
+    assert await Process(edge, edge.database).firing.fire() == 1
+    expected = minutes(now, 3 * MINUTE)
+    assert [one.nominal for one in (await rows(task))[1]][: len(expected)] == expected
 
 
 # ---- A scheduler ends anywhere ----
