@@ -35,7 +35,7 @@ from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
 from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2
 
-__all__ = ["Approvals", "cancel_pending", "request_approval", "run_state_event", "session_state_event"]
+__all__ = ["Approvals", "cancel_pending", "is_asked", "request_approval", "run_state_event", "session_state_event"]
 
 log = structlog.get_logger()
 

@@ -46,9 +46,7 @@ class Deadlines:
     async def enforce(self) -> int:
         """End runs past their time-out or that were to stop, and those about which nobody has decided.
 
-        Returns how many were looked at.
-
-        Any number of schedulers may do this.
+        Returns how many were looked at. Any number of schedulers may do this.
         """
         async with self._database.transaction() as tx:
             now = clock.utcnow()

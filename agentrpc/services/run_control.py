@@ -22,7 +22,7 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run
+from agentrpc.store.runs import LedgerRow, ledger_of_run, newest_input
 from agentrpc.store.tables import Run, RunInput, SessionHead
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2
 
@@ -110,8 +110,8 @@ class RunControl:
             run, _ = await load_run(tx, principal, session_id, run_id)
             assert head is not None
             # Made under the lock, and after those of other edges: they are delivered in the order of their ids.
-            if head.inputs:
-                clock.follow((await inputs_of_run(tx, run_id))[-1].id)
+            if head.inputs and (newest := await newest_input(tx, run_id)) is not None:
+                clock.follow(newest)
             input_id = clock.uuid7()
             if await known_request(tx, key, input_id):
                 return await describe_run(tx, run, head)

@@ -41,16 +41,13 @@ class Runs:
 
     async def create(self, principal: Principal, request: run_service_pb2.CreateRunRequest) -> run_pb2.Run:
         """CreateRun: a known request_id gives the run that it made."""
-        run, _ = await self._create(principal, request)
+        run, _ = await self.stream(principal, request)
         return run
 
-    async def stream(self, principal: Principal, request: run_service_pb2.StreamRunRequest) -> tuple[run_pb2.Run, int]:
-        """The first half of StreamRun: as `create`, and a place in the log before everything of the run."""
-        return await self._create(principal, request)
-
-    async def _create(
+    async def stream(
         self, principal: Principal, request: run_service_pb2.CreateRunRequest | run_service_pb2.StreamRunRequest
     ) -> tuple[run_pb2.Run, int]:
+        """The first half of StreamRun: as `create`, and a place in the log before everything of the run."""
         session_id = parse_session(request.parent, field="parent")
         require_write(principal, "runs.create")
         check_run(request.run)

@@ -337,17 +337,20 @@ class SessionControl:
         fresh: Path | None,
         last_sequence: int,
     ) -> None:
-        exchanged = False
+        exchanged: Path | None = None
         events: list[StoredEvent] = []
         worker: UUID | None = None
+
+        async def take_back() -> None:
+            if exchanged is not None:
+                await _with_files(self._workspaces.exchange, session_id, exchanged)
 
         async def undone() -> bool:
             """Take the files back, unless it was done after all."""
             newest = await read_events(self._database, session_id, after=last_sequence, kinds=[_REWOUND], limit=1)
             if events and [event.data for event in newest] == [events[0].data]:
                 return False
-            if exchanged and fresh is not None:
-                await _with_files(self._workspaces.exchange, session_id, fresh)
+            await take_back()
             return True
 
         try:
@@ -365,13 +368,12 @@ class SessionControl:
                 if fresh is not None:
                     # Under the lock: nobody begins a run between the files and the conversation.
                     await _with_files(self._workspaces.exchange, session_id, fresh)
-                    exchanged = True
+                    exchanged = fresh
         except StoreUnavailable:
             if await self._settled(session_id, undone):
                 raise
         except BaseException:
-            if exchanged and fresh is not None:
-                await _with_files(self._workspaces.exchange, session_id, fresh)
+            await take_back()
             raise
         await publish(self._bus, session_id, events)
         await self._doorbell.ring(session_id, worker)

@@ -118,6 +118,7 @@ class Database:
         try:
             async with self._sessions() as session, session.begin():
                 yield session
+                # So that nothing but COMMIT is left.
                 await session.flush()
                 committing = True
         except Exception as error:

@@ -20,6 +20,8 @@ __all__ = [
     "has_unknown_calls",
     "inputs_of_run",
     "ledger_of_run",
+    "newest_input",
+    "newest_queued",
     "oldest_queued",
     "overdue_runs",
     "session_options",
@@ -162,6 +164,13 @@ async def finish_calls(tx: Transaction, session_id: UUID, tool_use_ids: Sequence
 async def inputs_of_run(tx: Transaction, run_id: UUID) -> list[RunInput]:
     """The further messages to a run, in order. Index run_inputs_by_run."""
     return list(await tx.scalars(select(RunInput).where(RunInput.run_id == run_id).order_by(RunInput.id)))
+
+
+async def newest_input(tx: Transaction, run_id: UUID) -> UUID | None:
+    """The last one of the further messages to a run. Index run_inputs_by_run."""
+    statement = select(RunInput.id).where(RunInput.run_id == run_id)
+    found: UUID | None = await tx.scalar(statement.order_by(RunInput.id.desc()).limit(1))
+    return found
 
 
 async def session_options(tx: Transaction, session_id: UUID) -> bytes:

@@ -4,7 +4,8 @@ Any number may run: each step takes its rows under locks and is found done by th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -70,12 +71,8 @@ class Scheduler:
         """Until cancelled."""
         while True:
             for step in (self._approvals.expire_due, self._deadlines.enforce, self._measure, self._keep_house):
-                try:
+                with _going_on():
                     await step()
-                except AgentRpcError as error:
-                    log.warning("scheduler_paused", reason=error.reason)
-                except Exception:
-                    log.exception("scheduler_failed")
             await asyncio.sleep(clock.jitter(_TICK, 0.2))
 
     async def tell(self) -> None:
@@ -96,17 +93,13 @@ class Scheduler:
         next_clock_look = 0.0
         while True:
             nap = _LONGEST_NAP
-            try:
+            with _going_on():
                 await self._fire_all()
                 await self._firing.stop()
                 if clock.monotonic() >= next_clock_look:
                     await self._firing.follow_clock()
                     next_clock_look = clock.monotonic() + _CLOCK_LOOK
                 nap = min(max(await self._firing.seconds_to_next(), _SHORTEST_NAP), _LONGEST_NAP)
-            except AgentRpcError as error:
-                log.warning("scheduler_paused", reason=error.reason)
-            except Exception:
-                log.exception("scheduler_failed")
             await asyncio.sleep(nap)
 
     async def _fire_all(self) -> None:
@@ -132,12 +125,19 @@ class Scheduler:
         QUEUE_AGE.set(oldest)
 
 
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """What goes wrong is logged and ends nothing but what is within."""
+    try:
+        yield
+    except AgentRpcError as error:
+        log.warning("scheduler_paused", reason=error.reason)
+    except Exception:
+        log.exception("scheduler_failed")
+
+
 async def _repeat(step: Callable[[], Awaitable[int]]) -> None:
     while True:
-        try:
+        with _going_on():
             await step()
-        except AgentRpcError as error:
-            log.warning("scheduler_paused", reason=error.reason)
-        except Exception:
-            log.exception("scheduler_failed")
         await asyncio.sleep(clock.jitter(_SOON, 0.2))

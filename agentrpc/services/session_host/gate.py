@@ -181,7 +181,7 @@ class SessionGate:
         try:
             run_id = self._run_id
             await self._open.wait()
-            if run_id is None or run_id != self._run_id or not self._may_begin():
+            if run_id is None or not self._is_on(run_id):
                 return self._deny(call, "no run is under way", "policy")
             return await self._decide(call, run_id)
         finally:
@@ -245,7 +245,7 @@ class SessionGate:
             self.starting -= 1
 
     async def _commit(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
-        if self._run_id != run_id or not self._may_begin():
+        if not self._is_on(run_id):
             return self._deny(call, "the run was stopped", "policy")
         event = event_pb2.Event(
             tool_call_started=event_pb2.ToolCallStarted(tool_use_id=call.tool_use_id, tool_name=call.tool_name)
@@ -259,10 +259,14 @@ class SessionGate:
         async with asyncio.timeout(_STORE_PATIENCE):
             attempt = self._attempts.get(call.tool_use_id, 1)
             await self._writer.commit(event, started=StartedCall(call.tool_use_id, call.tool_name, run_id, attempt))
-        if self._run_id != run_id or not self._may_begin():
+        if not self._is_on(run_id):
             return self._deny(call, "the run was stopped", "policy")
         self._translator.call_started(call.tool_use_id, clock.utcnow())
         return Verdict(allow=True, updated_input=updated)
+
+    def _is_on(self, run_id: UUID) -> bool:
+        """Whether calls of this run may begin."""
+        return self._run_id == run_id and self._may_begin()
 
     def _deny(self, call: ToolCall, reason: str, by: str, *, interrupt: bool = False) -> Verdict:
         self._translator.call_denied(call.tool_use_id, reason, by)
@@ -282,7 +286,7 @@ class SessionGate:
                 # For as long as the lease holds: with the question stored and its call denied, somebody would answer
                 # and nothing would come of it.
                 asked = None
-                if self._run_id == run_id and self._may_begin():
+                if self._is_on(run_id):
                     await self._writer.flush()
                     asked = await held.patiently(
                         lambda: lifecycle.request_approval(
