@@ -18,7 +18,8 @@ tree reaches a caller as INTERNAL with an id to be found in the log, and nothing
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+from uuid import UUID
 
 __all__ = [
     "Aborted",
@@ -189,3 +190,9 @@ class LeaseLostError(Exception):
 
     The one right reaction is to stop: kill the session's processes and write nothing more.
     """
+
+    @classmethod
+    def stale(cls, session_id: UUID, of: str, holder: UUID | None, epoch: int | None) -> Self:
+        """`of` is over, an epoch or a batch of one: names the worker that holds the session now, under which epoch."""
+        now = f"worker {holder} holds it" if holder else "no worker holds it"
+        return cls(f"session {session_id}: {of} is stale; {now}, at epoch {epoch}")

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
 from agentrpc.domain.states import SUPERSEDING
+from agentrpc.errors import LeaseLostError
 from agentrpc.store.database import Database
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Run, Session, SessionHead, User, Worker
@@ -37,6 +38,7 @@ __all__ = [
     "release",
     "renew_lease",
     "retire_worker",
+    "still_held",
 ]
 
 
@@ -152,6 +154,14 @@ async def lock_head(tx: AsyncSession, session_id: UUID) -> SessionHead | None:
     head: SessionHead | None = await tx.scalar(
         select(SessionHead).where(SessionHead.session_id == session_id).with_for_update()
     )
+    return head
+
+
+def still_held(head: SessionHead | None, session_id: UUID, epoch: int) -> SessionHead:
+    """The head, when the session is held under this epoch. Raises LeaseLostError, which names who holds it now."""
+    if head is None or head.epoch != epoch:
+        holder, current = (head.worker, head.epoch) if head else (None, None)
+        raise LeaseLostError.stale(session_id, f"epoch {epoch}", holder, current)
     return head
 
 

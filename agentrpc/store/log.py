@@ -153,7 +153,7 @@ _APPEND_EVENTS = _statements("")
 _APPEND_WITH_TRANSCRIPT = _statements(_TRANSCRIPT)
 _APPEND_ALL = _statements(_TRANSCRIPT + _LEDGER)
 
-_LAST_APPEND = "SELECT epoch, batch, batch_base FROM session_heads WHERE session_id = $1"
+_LAST_APPEND = "SELECT worker, epoch, batch, batch_base FROM session_heads WHERE session_id = $1"
 
 
 async def append(database: Database, session_id: UUID, epoch: int, number: int, batch: Batch) -> int:
@@ -209,7 +209,8 @@ async def append(database: Database, session_id: UUID, epoch: int, number: int, 
         if base is None:
             row = await connection.fetchrow(_LAST_APPEND, session_id)
             if row is None or row["epoch"] != epoch or row["batch"] != number:
-                raise LeaseLostError(f"session {session_id}: epoch {epoch}, batch {number} is stale")
+                holder, current = (row["worker"], row["epoch"]) if row else (None, None)
+                raise LeaseLostError.stale(session_id, f"epoch {epoch}, batch {number}", holder, current)
             base = row["batch_base"]
     return int(base)
 

@@ -224,6 +224,6 @@ async def test_a_dead_workers_run_is_taken_over_with_a_new_epoch(database, sessi
     assert (theirs.origin, theirs.losses) == (Origin.LOST, 1)
     assert theirs.run.id == mine.run.id
     assert theirs.run.attempt == 2
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(LeaseLostError, match=f"worker {second} holds it, at epoch {theirs.epoch}"):
         await append(database, session_id, mine.epoch, 1, Batch(events=[notice("late")]))
     await append(database, session_id, theirs.epoch, 1, Batch(events=[notice("mine")]))

@@ -285,8 +285,8 @@ class SessionHost:
                 await asyncio.wait([closing])
             if not await actor.carry_out(claim):
                 await self._drop(actor)
-        except LeaseLostError:
-            log.warning("session_lost", session=str(actor.session_id), epoch=actor.epoch)
+        except LeaseLostError as error:
+            log.warning("session_lost", session=str(actor.session_id), epoch=actor.epoch, detail=str(error))
             await self._drop(actor)
         except asyncio.CancelledError:
             raise

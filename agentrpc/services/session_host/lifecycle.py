@@ -9,14 +9,13 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.domain.states import TERMINAL_RUN_STATES, ApprovalState, RunState, StopKind
-from agentrpc.errors import LeaseLostError
 from agentrpc.names import run_name
 from agentrpc.services import approvals
 from agentrpc.services.run_end import Ending, conclude
 from agentrpc.services.views import call_in_doubt, head_state, text_block
 from agentrpc.store.approvals import granted_rules, of_run, settled_approvals
 from agentrpc.store.database import Database, Transaction
-from agentrpc.store.leases import OwnedSession, lock_head
+from agentrpc.store.leases import OwnedSession, lock_head, still_held
 from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
 from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
 from agentrpc.store.tables import Run, Session, SessionHead
@@ -221,9 +220,7 @@ async def hand_over(database: Database, session_id: UUID, run_id: UUID, epoch: i
 async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSession:
     """What is wanted of a session now. Raises LeaseLostError."""
     async with database.transaction() as tx:
-        head = await tx.get(SessionHead, session_id)
-        if head is None or head.epoch != epoch:
-            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        head = still_held(await tx.get(SessionHead, session_id), session_id, epoch)
         return OwnedSession(
             session_id,
             head.epoch,
@@ -356,9 +353,7 @@ async def has_workspace(database: Database, session_id: UUID) -> bool:
 async def note_workspace(database: Database, session_id: UUID, epoch: int) -> None:
     """The session's workspace has been made: from now on it has to be there. Raises LeaseLostError."""
     async with database.transaction() as tx:
-        head = await lock_head(tx, session_id)
-        if head is None or head.epoch != epoch:
-            raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+        still_held(await lock_head(tx, session_id), session_id, epoch)
         session = await tx.get_one(Session, session_id)
         session.workspace_time = session.workspace_time or clock.utcnow()
 
@@ -378,7 +373,5 @@ async def mark_agent(database: Database, session_id: UUID, claude_session_id: UU
 
 
 async def _held(tx: Transaction, session_id: UUID, run_id: UUID, epoch: int) -> tuple[SessionHead, Run]:
-    head = await lock_head(tx, session_id)
-    if head is None or head.epoch != epoch:
-        raise LeaseLostError(f"session {session_id}: epoch {epoch} is stale")
+    head = still_held(await lock_head(tx, session_id), session_id, epoch)
     return head, await tx.get_one(Run, run_id)

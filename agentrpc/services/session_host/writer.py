@@ -237,7 +237,7 @@ class SessionWriter:
         except asyncio.CancelledError:
             raise
         except LeaseLostError as error:
-            log.warning("lease_lost", session=str(self._session_id), epoch=self._epoch)
+            log.warning("lease_lost", session=str(self._session_id), epoch=self._epoch, detail=str(error))
             self._fail(error)
         except BaseException as error:
             log.exception("writer_failed", session=str(self._session_id))
