@@ -18,9 +18,12 @@ from scripts.chaos import faults, store_faults  # noqa: F401 - they put themselv
 from scripts.chaos.moment import FAULTS
 from scripts.chaos.mutations import prove
 from scripts.chaos.trial import Size, Trial, try_fault
-from scripts.chaos.world import world
+from scripts.chaos.world import World, world
 
 __all__: list[str] = []
+
+# A fault that finds nothing to strike so often in a row does not work.
+_MISSES = 3
 
 
 async def _run(arguments: argparse.Namespace) -> int:
@@ -37,28 +40,38 @@ async def _run(arguments: argparse.Namespace) -> int:
             for index, name in enumerate(names):
                 # A seed by itself makes the same clients and the same fault: --only NAME --seed SEED.
                 seed = base if arguments.rounds == len(names) == 1 else base + number * 1000 + index
-                try:
-                    trial = await try_fault(service, name, seed, size)
-                except Exception:
-                    trial = Trial(violations=[traceback.format_exc()])
-                print(f"round {number + 1} {name} seed {seed}: {trial}", flush=True)
-                done["tried"] += not trial.skipped
-                done["violated"] += bool(trial.violations)
-                done["missed"] += trial.missed
+                for again in range(_MISSES):
+                    trial = await _try(service, name, seed + again * 100, size)
+                    print(f"round {number + 1} {name} seed {seed + again * 100}: {trial}", flush=True)
+                    done["tried"] += not trial.skipped
+                    done["skipped"] += bool(trial.skipped)
+                    done["violated"] += bool(trial.violations)
+                    if not trial.missed:
+                        break
+                else:
+                    done["missed"] += 1
                 if trial.violations and arguments.stop:
                     break
             if done["violated"] and arguments.stop:
                 break
-    left = service.agents()
+    left = [*service.stuck, *service.left()]
     for process in left:
-        print(f"    a process is left: {process}", flush=True)
-    if not left and not done["violated"]:
+        print(f"    did not leave by itself: {process}", flush=True)
+    bad = done["violated"] + done["missed"] + len(left)
+    if not bad:
         shutil.rmtree(service.folder, ignore_errors=True)
     print(
         f"{done['tried']} trials in {time.monotonic() - began:.0f} s: {done['violated']} with violations,"
-        f" {done['missed']} in which nothing was struck, {len(left)} processes left"
+        f" {done['missed']} faults that never struck, {done['skipped']} skipped, {len(left)} processes left"
     )
-    return done["violated"] + len(left)
+    return bad
+
+
+async def _try(service: World, name: str, seed: int, size: Size) -> Trial:
+    try:
+        return await try_fault(service, name, seed, size)
+    except Exception:
+        return Trial(violations=[traceback.format_exc()])
 
 
 async def _until_asked(work: Coroutine[Any, Any, int]) -> int:

@@ -17,7 +17,7 @@ import psutil
 from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, may_follow
 from agentrpc.names import parse_session
 from agentrpc.store.database import Database
-from agentrpc.store.log import read_events
+from agentrpc.store.log import read_events, read_transcript
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2
 from scripts.chaos.traffic import RunRecord, SessionRecord, Traffic
 from scripts.chaos.world import World
@@ -33,7 +33,9 @@ _GONE_WITHIN = 15.0
 _LONGEST_CATCH_UP = 10.0
 # Far above what is promised (2 s without Redis): the machine may have much else to do.
 _LONGEST_LAG = 8.0
-_STOPPED_WITHIN = 15.0
+_STOPPED_WITHIN = 20.0
+# In a row; then a run is given up.
+_MOST_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ async def _where(world: World, name: str) -> str:
 
 
 async def _processes(world: World, traffic: Traffic) -> list[str]:
-    """Processes of sessions that nobody holds, and second ones of those that somebody holds."""
+    """Processes of sessions that nobody holds, second ones of those that somebody holds, and somebody else's."""
     deadline = time.monotonic() + _GONE_WITHIN
     wrong = True
     while wrong and time.monotonic() < deadline:
@@ -104,12 +106,21 @@ async def _processes(world: World, traffic: Traffic) -> list[str]:
         wrong = []
         names = {session.name.rpartition("/")[2] for session in traffic.sessions}
         for session_id, agents in world.agents_by_session().items():
+            owner = owners.get(session_id)
+            strange = agents if owner is None else [agent for agent in agents if not _descends(agent, owner)]
             mains = [agent for agent in agents if _is_cli(agent)]
-            if session_id in names and (owners.get(session_id) is None or len(mains) > 1):
-                why = "that nobody holds" if owners.get(session_id) is None else "that has another one"
-                wrong.append(f"sessions/{session_id}: a process of a session {why}: {agents[:3]}")
+            if session_id in names and (strange or len(mains) > 1):
+                why = "is not its worker's" if strange else "is there beside another one"
+                wrong.append(f"sessions/{session_id}: a process {why} ({owner}): {(strange or mains)[:3]}")
         await asyncio.sleep(0.3 if wrong else 0)
     return wrong
+
+
+def _descends(process: psutil.Process, ancestor: int) -> bool:
+    try:
+        return any(parent.pid == ancestor for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_cli(process: psutil.Process) -> bool:
@@ -141,6 +152,7 @@ class _Stored:
     runs: dict[str, Any]
     approvals: dict[str, Any]
     ledger: dict[str, list[Any]]
+    transcript: list[bytes]
 
 
 async def _load(database: Database, session: SessionRecord) -> _Stored:
@@ -165,6 +177,7 @@ async def _load(database: Database, session: SessionRecord) -> _Stored:
         {f"{session.name}/runs/{row['id']}": row for row in runs},
         {f"{session.name}/approvals/{row['id']}": row for row in approvals},
         ledger,
+        [line for subpath, line in await read_transcript(database, session_id) if not subpath],
     )
 
 
@@ -204,7 +217,10 @@ class _Case:
         self._runs()
         self._ends()
         self._states()
+        self._stops()
+        self._told()
         self._tool_calls()
+        self._once()
         self._ledger()
         self._approvals()
         self._head()
@@ -274,6 +290,8 @@ class _Case:
             allowed = {"REASON_POISON_RUN", *self._may.reasons}
             if self._session.options.recovery_policy == session_pb2.RECOVERY_POLICY_FAIL:
                 allowed |= {"REASON_WORKER_LOST", "REASON_AGENT_CRASHED"}
+            if reason == "REASON_POISON_RUN" and row["attempt"] < _MOST_LOSSES:
+                allowed.remove(reason)
             good = reason in allowed and not self._may.harmless
             self._expect(good, f"a run failed: {run.name} {reason} {error.message}")
         receipt = run_pb2.StopReceipt.FromString(row["stop_receipt"] or b"")
@@ -282,6 +300,36 @@ class _Case:
         )
         if state == "CANCELLED" and run.stops and run.stops <= {"cancel", "terminate"}:
             self._expect(row["stop_receipt"], f"a cancelled run has no receipt: {run.name}")
+
+    def _stops(self) -> None:
+        """What was to be stopped does not succeed afterwards, and ends soon; so does what has run for too long."""
+        timely = not (self._may.clocks_differ or self._may.frozen)
+        for run in self._session.runs:
+            row = self._stored.runs.get(run.name)
+            if row is None or row["end_time"] is None:
+                continue
+            ended = row["end_time"].timestamp()
+            for why, when in run.stopped.items():
+                if why != "terminate":
+                    self._expect(row["state"] != "SUCCEEDED", f"a run succeeded after {why} was accepted: {run.name}")
+                late = ended - when
+                self._expect(not timely or late < _STOPPED_WITHIN, f"{why} took {late:.1f} s: {run.name}")
+            if run.timeout and row["start_time"] is not None:
+                late = ended - row["start_time"].timestamp() - run.timeout
+                self._expect(not timely or late < _STOPPED_WITHIN, f"a run ended {late:.1f} s late: {run.name}")
+
+    def _told(self) -> None:
+        """What was said to the agent is in its own transcript, once: prompts and further messages of what succeeded."""
+        for run in self._session.runs:
+            row = self._stored.runs.get(run.name)
+            if row is None or row["state"] != "SUCCEEDED" or run.stops:
+                continue
+            mark = f'"uuid":"{row["id"]}"'.encode()
+            count = sum(mark in line for line in self._stored.transcript)
+            self._expect(count == 1, f"the agent was told a prompt {count} times: {run.name}")
+            for text in run.steered:
+                said = any(text.encode() in line for line in self._stored.transcript)
+                self._expect(said, f"the agent was not told a further message: {run.name}")
 
     def _ends(self) -> None:
         """One end each, the last of its events, as its row says."""
@@ -364,7 +412,7 @@ class _Case:
                         call.asked += 1
                         call.run = event.run
                         command = json.loads(block.tool_use.input_json or "{}").get("command", "")
-                        call.token = command.split()[1] if command.startswith("echo ") else ""
+                        call.token = command.split()[1].rstrip(";") if command.startswith(("echo ", ": ")) else ""
             elif event.HasField("tool_call_started"):
                 self._calls[event.tool_call_started.tool_use_id].started.append(event.sequence)
             elif event.HasField("tool_call_finished"):
@@ -403,6 +451,32 @@ class _Case:
             self._late(name, call)
         unknown = self._effects.keys() - made.keys()
         self._expect(not unknown, f"calls that no message asks for had effects: {sorted(unknown)[:3]}")
+
+    def _once(self) -> None:
+        """What was asked for is done once, also when the agent asks under another id; no doubt is passed over."""
+        retries: Counter[str] = Counter()
+        starts: Counter[str] = Counter()
+        for name, call in self._calls.items():
+            decisions = self._session.decisions.get(name, [])
+            retries[call.token] += decisions.count(_Decision.DECISION_RETRY_CALLS)
+            starts[call.token] += len(call.started)
+            run = next((run for run in self._session.runs if run.name == call.run), None)
+            row = self._stored.runs.get(call.run)
+            if run is None or row is None or row["state"] != "SUCCEEDED":
+                continue
+            if _Finished.OUTCOME_UNKNOWN in call.finished:
+                always = self._session.options.recovery_policy == session_pb2.RECOVERY_POLICY_RESUME_ALWAYS
+                self._expect(always or decisions, f"nobody was asked about call {name}, whose outcome is not known")
+            if not run.stops and call.allowed:
+                self._expect(call.started or decisions, f"call {name} was allowed, and never started")
+        for token, count in starts.items():
+            most = 1 + retries[token]
+            self._expect(not token or count <= most, f"the call for {token} was made {count} times, of {most}")
+        if self._session.options.recovery_policy == session_pb2.RECOVERY_POLICY_FAIL:
+            again = [
+                name for name, row in self._stored.runs.items() if row["state"] == "SUCCEEDED" and row["attempt"] > 1
+            ]
+            self._expect(not again, f"runs that were to fail at a loss were taken up again: {again}")
 
     def _late(self, name: str, call: _Call) -> None:
         """Nothing happens after the end of a run: then its processes are gone, or have nothing to do."""

@@ -56,9 +56,14 @@ async def kill_worker_idle(moment: Moment) -> tuple[int, str]:
 
 @fault()
 async def kill_worker_in_text(moment: Moment) -> tuple[int, str]:
-    session = await moment.wait("text_delta", "message_started")
-    await moment.pause(0.2)
-    return (await _kill(moment, await moment.worker_of(session)) if session else 0), "kills"
+    writing = await moment.traffic.open_session(session_pb2.SessionOptions(), 0)
+    run = RunRecord(str(uuid4()), "[[deltas: 100]]\n[[slow: 40]]", [])
+    await moment.traffic.ask(writing, run)
+    if not await moment.sees(writing, "text_delta"):
+        return 0, "kills"
+    child = await moment.worker_of(writing)
+    await moment.pause(1)
+    return (await _kill(moment, child) if run.name in moment.traffic.waiting else 0), "kills"
 
 
 @fault()
@@ -143,14 +148,14 @@ async def kill_worker_parent(moment: Moment) -> tuple[int, str]:
     """Nobody proves its death: the lease has to run out."""
     session = await moment.wait("tool_call_started", "message_started")
     os.kill((await moment.worker_of(session)).pid, signal.SIGKILL)
-    return 1, "kills"
+    return int(session is not None), "kills"
 
 
 @fault()
 async def drain_worker(moment: Moment) -> tuple[int, str]:
     session = await moment.wait("tool_call_started", "message_started")
     os.kill((await moment.worker_of(session)).pid, signal.SIGTERM)
-    return 1, "drains"
+    return int(session is not None), "drains"
 
 
 # ---- What is stopped and woken ----
@@ -196,7 +201,8 @@ async def freeze_host(moment: Moment) -> tuple[int, str]:
         stopped = [parent, *_suspend(parent.children(recursive=True))]
         try:
             await asyncio.sleep(_PAST_LEASE)
-            await _until_taken_over(moment, parent)
+            if not await _until_taken_over(moment, parent):
+                moment.traffic.failures.append("nobody declared a worker dead whose lease had run out")
             await moment.pause(2)
         finally:
             moment.random.shuffle(stopped)
@@ -208,12 +214,19 @@ async def freeze_host(moment: Moment) -> tuple[int, str]:
     return count, "freezes"
 
 
-async def _until_taken_over(moment: Moment, parent: psutil.Process) -> None:
+async def _until_taken_over(moment: Moment, parent: psutil.Process) -> bool:
     pids = ", ".join(str(process.pid) for process in parent.children(recursive=True)) or "0"
     for _ in range(100):
         if not await moment.fetch(f"SELECT 1 FROM workers WHERE pid IN ({pids}) AND dead_time IS NULL"):
-            return
+            return True
         await asyncio.sleep(0.1)
+    return False
+
+
+def _busy(moment: Moment) -> list[psutil.Process]:
+    """The processes of agents that have something to do."""
+    busy = {name.split("/")[1] for name in moment.traffic.waiting}
+    return [process for key, found in moment.world.agents_by_session().items() if key in busy for process in found]
 
 
 @fault(reasons=_START_FAILED)
@@ -222,7 +235,7 @@ async def kill_cli(moment: Moment) -> tuple[int, str]:
     count = 0
     for _ in range(moment.random.choice([1, 2])):
         await moment.wait("message_started", "tool_call_started", "assistant_message")
-        if agents := moment.world.agents():
+        if agents := _busy(moment):
             with contextlib.suppress(psutil.Error):
                 moment.random.choice(agents).kill()
                 count += 1
@@ -233,7 +246,7 @@ async def kill_cli(moment: Moment) -> tuple[int, str]:
 async def hang_cli(moment: Moment) -> tuple[int, str]:
     """Agents that are stopped for some seconds."""
     await moment.wait("message_started", "tool_call_started", "assistant_message")
-    agents = moment.world.agents()
+    agents = _busy(moment)
     stopped = _suspend(agents[:1] + [process for process in agents[1:] if moment.random.random() < 0.5])
     await asyncio.sleep(2 if moment.short else 4)
     _resume(stopped)
@@ -245,16 +258,16 @@ async def hang_cli(moment: Moment) -> tuple[int, str]:
 
 @fault(harmless=True, blind=True)
 async def kill_edge(moment: Moment) -> tuple[int, str]:
-    await moment.wait("assistant_message", "tool_call_started")
+    session = await moment.wait("assistant_message", "tool_call_started")
     os.kill(moment.any("serve").pid, signal.SIGKILL)
-    return 1, "kills"
+    return int(session is not None), "kills"
 
 
 @fault(harmless=True, blind=True)
 async def drain_edge(moment: Moment) -> tuple[int, str]:
-    await moment.wait("assistant_message", "tool_call_started")
+    session = await moment.wait("assistant_message", "tool_call_started")
     os.kill(moment.any("serve").pid, signal.SIGTERM)
-    return 1, "drains"
+    return int(session is not None), "drains"
 
 
 @fault(harmless=True)

@@ -57,6 +57,20 @@ class Moment:
         finally:
             self._events = None
 
+    async def sees(self, session: SessionRecord, kind: str, timeout: float = 20.0) -> bool:
+        """Wait for an event of this kind in this session; whether it has come."""
+        events = self._events = asyncio.Queue()
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    found, event = await events.get()
+                    if found is session and event.WhichOneof("payload") == kind:
+                        return True
+        except TimeoutError:
+            return False
+        finally:
+            self._events = None
+
     async def under_way(self) -> None:
         """Make sure that there is something to be disturbed."""
         if self.traffic.sessions and not self.traffic.waiting:

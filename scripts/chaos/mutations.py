@@ -16,7 +16,7 @@ _TRIALS = 20
 
 _LOG = "agentrpc/store/log.py"
 _GATE = "agentrpc/services/session_host/gate.py"
-_LIFECYCLE = "agentrpc/services/session_host/lifecycle.py"
+_LEASES = "agentrpc/store/leases.py"
 _WRITER = "agentrpc/services/session_host/writer.py"
 _COMMIT = "await self._writer.commit(event, started=StartedCall("
 _PUT_STARTED = """\
@@ -55,7 +55,7 @@ MUTATIONS = (
         "fencing: a stale epoch is not refused, neither by the append nor by transitions of the head",
         (
             (_LOG, "AND epoch = $2 AND batch = $3 - 1", "AND (epoch <> $2 OR batch = $3 - 1)"),
-            (_LIFECYCLE, "if head is None or head.epoch != epoch:", "if head is None:"),
+            (_LEASES, "if head is None or head.epoch != epoch:", "if head is None:"),
         ),
         ("freeze-host",),
     ),

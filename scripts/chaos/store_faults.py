@@ -134,7 +134,7 @@ async def postgres_terminate(moment: Moment) -> tuple[int, str]:
         await moment.fetch("ALTER SYSTEM RESET ALL")
         await moment.fetch("SELECT pg_reload_conf()")
     commits = sum(query.startswith("COMMIT") for query in killed)
-    return len(killed), f"connections ended, {commits} of them in COMMIT"
+    return commits, f"connections ended in COMMIT, {len(killed) - commits} elsewhere"
 
 
 @fault()
@@ -154,10 +154,10 @@ async def answers_lost(moment: Moment) -> tuple[int, str]:
 @fault()
 async def wire_cut(moment: Moment) -> tuple[int, str]:
     """Nobody of ours reaches the server for some seconds."""
-    await moment.wait("run_started", "tool_call_started")
+    session = await moment.wait("run_started", "tool_call_started")
     seconds = moment.random.choice([1, 4])
     moment.world.wire.refuses = True
     moment.world.wire.cut()
     await asyncio.sleep(seconds)
     moment.world.wire.refuses = False
-    return 1, f"cuts of {seconds} s"
+    return int(session is not None), f"cuts of {seconds} s"

@@ -10,6 +10,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from agentrpc.client import RpcError
+from agentrpc.domain.states import TERMINAL_RUN_STATES
 from agentrpc.ending import end_tasks
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2
 from scripts.chaos.world import World
@@ -23,6 +24,9 @@ _Decision = run_service_pb2.ResolveRunRequest
 # Not an answer: nothing may be concluded, and the same is asked again.
 _AGAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED", "RESOURCE_EXHAUSTED"}
 _CATCH_UP = 20.0
+# Seconds: far longer than anybody may leave it there.
+_LEFT = 600
+_ENDED = {run_pb2.Run.State.Value(f"STATE_{state}") for state in TERMINAL_RUN_STATES}
 _POLICIES = [session_pb2.RECOVERY_POLICY_UNSPECIFIED] * 7 + [
     session_pb2.RECOVERY_POLICY_RESUME_ALWAYS,
     session_pb2.RECOVERY_POLICY_RESUME_ALWAYS,
@@ -37,7 +41,7 @@ class RunRecord:
     Attributes:
         tokens: What its calls write into the workspace, one each.
         stops: Why it may end before its turn has: what somebody has asked for, or has begun to ask for.
-        cancelled: When a cancel was accepted, in seconds since 1970.
+        stopped: When what is to stop it was accepted, while it had not ended yet, in seconds since 1970.
         steered: Further messages that were accepted.
     """
 
@@ -47,8 +51,8 @@ class RunRecord:
     name: str = ""
     policy: int = run_pb2.Run.CONFLICT_POLICY_UNSPECIFIED
     timeout: float = 0.0
-    cancelled: float = 0.0
     stops: set[str] = field(default_factory=set)
+    stopped: dict[str, float] = field(default_factory=dict)
     steered: list[str] = field(default_factory=list)
 
 
@@ -203,6 +207,8 @@ class Traffic:
                 run.stops.add("terminate")
             client = self._world.client(number)
             await self._again(lambda: client.terminate_session(session.name))
+            for run in session.runs:
+                run.stopped["terminate"] = time.time()
 
     def _disturb(self, session: SessionRecord, run: RunRecord, choose: random.Random) -> None:
         """What somebody may do to a run that goes on."""
@@ -217,12 +223,13 @@ class Traffic:
         elif what < 0.42:
             self._spawn(self._pause_later(session, choose.randrange(4), delay, choose.random() * 2), "pause")
 
-    async def _stop_later(self, run: RunRecord, why: str, delay: float, ask: Callable[[], Awaitable[object]]) -> None:
+    async def _stop_later(
+        self, run: RunRecord, why: str, delay: float, ask: Callable[[], Awaitable[run_pb2.Run]]
+    ) -> None:
         await asyncio.sleep(delay)
         run.stops.add(why)
-        await self._again(ask)
-        if why == "cancel":
-            run.cancelled = time.time()
+        if (await self._again(ask)).state not in _ENDED:
+            run.stopped[why] = time.time()
 
     async def _steer_later(self, run: RunRecord, number: int, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -298,6 +305,10 @@ class Traffic:
         try:
             await self._again(lambda: client.resolve(approval.name, resolution))
             session.answers[approval.name] = resolution.decision
+            if resolution.interrupt:
+                for run in session.runs:
+                    if approval.run == run.name:
+                        run.stopped["deny"] = time.time()
         except RpcError as error:
             if error.reason not in {"APPROVAL_NOT_PENDING", "APPROVAL_EXPIRED"}:
                 raise
@@ -374,7 +385,12 @@ def _some_run(choose: random.Random) -> RunRecord:
 
     def call(slow: bool) -> str:
         tokens.append(uuid4().hex[:12])
-        return bash(f"echo {tokens[-1]} $EPOCHREALTIME >> effects" + ("; sh -c 'exec sleep 0.7'" if slow else ""))
+        effect, rest = f"echo {tokens[-1]} $EPOCHREALTIME >> effects", "sh -c 'exec sleep 0.7'"
+        if not slow:
+            return bash(effect)
+        # Something that outlives its call, and what would come later if the call outlived its run.
+        left = f"; setsid -f sleep {_LEFT} > left 2>&1" if choose.random() < 0.3 else ""
+        return bash((f"{effect}; {rest}" if choose.random() < 0.5 else f": {tokens[-1]}; {rest}; {effect}") + left)
 
     kind = choose.choice(["text", "text-slow", "tools", "tools", "parallel", "slow-tool"])
     if kind == "text":

@@ -14,6 +14,7 @@ from scripts.chaos.world import World
 __all__ = ["Size", "Trial", "try_fault"]
 
 _ENDS_WITHIN = 90.0
+_ACCEPTED_WITHIN = 240.0
 _SHOWN = 20
 
 
@@ -38,7 +39,7 @@ class Trial:
     @property
     def missed(self) -> bool:
         """Whether nothing happened that can be told of."""
-        return not self.skipped and not self.struck[0]
+        return not self.skipped and not self.violations and not self.struck[0]
 
     def __str__(self) -> str:
         if self.skipped:
@@ -57,11 +58,15 @@ async def try_fault(service: World, name: str, seed: int, size: Size) -> Trial:
     waiting: list[str] = []
     try:
         await moment.pause(0.5)
-        trial.struck = await FAULTS[name].strike(moment)
-        await talking
+        async with asyncio.timeout(_ACCEPTED_WITHIN):
+            trial.struck = await FAULTS[name].strike(moment)
+            await talking
         waiting = await traffic.until_ended(_ENDS_WITHIN)
     except Skip as reason:
         trial.skipped = str(reason)
+    except TimeoutError:
+        waiting = traffic.waiting
+        traffic.failures.append(f"clients and fault were not done after {_ACCEPTED_WITHIN:.0f} s")
     finally:
         await end_tasks([talking])
         catching_up = await traffic.stop()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,7 @@ class World:
     Attributes:
         folder: Everything that it keeps, logs too.
         code: The folder with the package that its processes run.
+        stuck: Our processes that had to be killed at the end, because they did not leave when they were asked to.
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class World:
     redis: asyncio.subprocess.Process | None = None
     clients: list[AgentRpcClient] = field(default_factory=list)
     mounts: list[Path] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
 
     # ---- Processes ----
 
@@ -157,20 +159,16 @@ class World:
                         return process
         return None
 
-    def agents(self) -> list[psutil.Process]:
-        """Whatever works in a session's folder."""
-        return [process for processes in self.agents_by_session().values() for process in processes]
-
     def agents_by_session(self) -> dict[str, list[psutil.Process]]:
         """Whatever works in sessions' folders, by the session's id."""
         found: dict[str, list[psutil.Process]] = {}
-        folder = str(self.workspaces) + "/"
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                place = process.cwd()
-                if place.startswith(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.setdefault(place.removeprefix(folder).partition("/")[0], []).append(process)
+        for process, place in _working_in(self.workspaces):
+            found.setdefault(place.partition("/")[0], []).append(process)
         return found
+
+    def left(self) -> list[psutil.Process]:
+        """Whatever works in the service's folder: ours, and agents."""
+        return [process for process, _ in _working_in(self.folder)]
 
     @property
     def workspaces(self) -> Path:
@@ -279,6 +277,15 @@ async def world(*, real_cli: bool = False, change: Callable[[Path], None] = lamb
         await _stop(made)
 
 
+def _working_in(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """Processes, each with the place in the folder where it works."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            place = process.cwd()
+            if place.startswith(f"{folder}/") and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, place.removeprefix(f"{folder}/")
+
+
 def _port() -> int:
     """A free port, outside of the range from which clients get theirs: nobody takes it while its server is away."""
     while True:
@@ -303,6 +310,7 @@ async def _stop(made: World) -> None:
                 async with asyncio.timeout(30):
                     await child.process.wait()
             if child.process.returncode is None:
+                made.stuck.append(child.name)
                 child.process.kill()
         if child.keeping is not None:
             child.keeping.cancel()
