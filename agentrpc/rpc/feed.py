@@ -8,7 +8,7 @@ has come, or Postgres has given it.
 import asyncio
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from uuid import UUID
 
 import structlog
@@ -192,11 +192,9 @@ class Feed:
             while self._read_again:
                 self._read_again = False
                 rows = await self._read(self.tip, _PAGE)
-                if rows:
-                    self._accept(
-                        LiveBatch.of(rows[-1].sequence, [(r.sequence, r.kind, r.run_id, r.data) for r in rows])
-                    )
-                    self._accept_held()
+                for batch in _batches(rows):
+                    self._accept(batch)
+                self._accept_held()
                 self._read_again = self._read_again or len(rows) == _PAGE
         except StoreUnavailable:
             # The tick tries again; what was held waits with it.
@@ -309,6 +307,20 @@ class Feed:
             setattr(delta, _text_field(event), "".join(texts))
             events.append(event)
         return events
+
+
+def _batches(rows: Sequence[StoredEvent]) -> Iterator[LiveBatch]:
+    """Rows of the log, in batches that each fit into a response: a batch is sent whole."""
+    part: list[tuple[int, int, UUID | None, bytes]] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row.data) > _RESPONSE_BYTES:
+            yield LiveBatch.of(part[-1][0], part)
+            part, size = [], 0
+        part.append((row.sequence, row.kind, row.run_id, row.data))
+        size += len(row.data)
+    if part:
+        yield LiveBatch.of(part[-1][0], part)
 
 
 def _needs(batch: LiveBatch) -> int:

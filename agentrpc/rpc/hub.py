@@ -17,6 +17,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.rpc.approval_feed import ApprovalFeed
 from agentrpc.rpc.feed import Feed
+from agentrpc.services.archive_state import require_here
 from agentrpc.store.database import Database
 from agentrpc.store.log import StoredEvent, last_sequences, read_events
 from agentrpc.v1 import event_pb2
@@ -141,6 +142,11 @@ class Hub:
         if not feed.watchers:
             self._idle[feed.session_id] = time.monotonic()
 
+    async def require_here(self, session_id: UUID) -> None:
+        """Raise STATE_INVALID if the log is only in archive storage."""
+        async with self._database.transaction() as tx:
+            await require_here(tx, session_id)
+
     async def read(
         self,
         session_id: UUID,
@@ -219,7 +225,8 @@ class Hub:
                 if session_id in self._feeds:
                     # Somebody joined a new feed meanwhile.
                     await self._subscriptions.subscribe(session_id)
-        if self._feeds:
+        if self._feeds or self._streams:
+            # Of no session too: streams of other things have to hear that the store is away.
             for session_id, (last, closed) in (await last_sequences(self._database, list(self._feeds))).items():
                 if (watched := self._feeds.get(session_id)) is not None:
                     watched.committed(last, closed)

@@ -41,7 +41,7 @@ __all__ = ["Streams"]
 SetMetadata = Callable[[str, str], None]
 
 _REPLAY_BYTES = 256 * 1024
-# An event has at most some 256 KiB: a page is bounded in bytes by its rows.
+# A block of an event has at most 256 KiB: a page is bounded in bytes by its rows.
 _REPLAY_ROWS = 100
 _RUN_ENDED = event_pb2.Event.RUN_ENDED_FIELD_NUMBER
 _TERMINAL = run_pb2.Run.STATE_SUCCEEDED
@@ -126,11 +126,14 @@ class _SessionStream(Stream):
         kinds = None if self._run_id is not None else self._kinds
         while True:
             try:
-                return list(
-                    await self._hub.read(
-                        self._feed.session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS, run_id=self._run_id
-                    )
+                session_id = self._feed.session_id
+                rows = await self._hub.read(
+                    session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS, run_id=self._run_id
                 )
+                if len(rows) < _REPLAY_ROWS and (not rows or rows[-1].sequence < target):
+                    # The filter leaves the rest out; or the log has gone to archive storage meanwhile.
+                    await self._hub.require_here(session_id)
+                return list(rows)
             except StoreUnavailable:
                 await self.check()
                 await asyncio.sleep(clock.jitter(0.5))

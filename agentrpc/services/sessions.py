@@ -234,6 +234,9 @@ class Sessions:
             limit=size + 1,
             descending=descending,
         )
+        if len(rows) <= size and session.state == session_pb2.Session.STATE_ARCHIVED:
+            # Behind the last page nothing may be missing because it has gone to archive storage meanwhile.
+            require_readable(await self.get(principal, session_id))
         response = session_service_pb2.ListSessionEventsResponse()
         size_left = _PAGE_BYTES
         for row in rows[:size]:

@@ -7,6 +7,7 @@ no worker hoards what others could do; the stream has a bounded length, since XA
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -55,23 +56,28 @@ class DoorbellBroker(RedisStreamBroker):
         """Declare the group, now or when Redis comes."""
         try:
             await super().startup()
-        except (RedisError, OSError) as error:
-            log.warning("redis_unreachable", doing="doorbell", error=type(error).__name__)
+        except Exception as error:
+            _note(error)
 
     async def listen(self) -> AsyncGenerator[AckableMessage, None]:
-        """Messages, for ever: any trouble with Redis is waited out."""
+        """Messages, for ever: any trouble is waited out. A transport that closes gives RuntimeError as well."""
         while True:
             try:
                 async for message in super().listen():
                     yield message
-            except (RedisError, OSError) as error:
-                log.warning("redis_unreachable", doing="doorbell", error=type(error).__name__)
+            except Exception as error:
+                _note(error)
                 await asyncio.sleep(clock.jitter(0.5))
-                try:
+                with suppress(Exception):
                     # After FLUSHALL the group is gone (NOGROUP).
                     await self._declare_consumer_group()
-                except (RedisError, OSError):
-                    continue
+
+
+def _note(error: Exception) -> None:
+    if isinstance(error, (RedisError, OSError)):
+        log.warning("redis_unreachable", doing="doorbell", error=type(error).__name__)
+    else:
+        log.error("doorbell_failed", exc_info=error)
 
 
 def _tasks(broker: DoorbellBroker, ring: Callable[[], None], ring_job: Callable[[str], None]) -> tuple[Any, Any]:

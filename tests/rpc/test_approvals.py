@@ -2,8 +2,9 @@
 
 import time
 
-from agentrpc.rpc import approval_feed, approval_stream
-from agentrpc.v1 import approval_pb2, approval_service_pb2, session_service_pb2
+from agentrpc.errors import StoreUnavailable
+from agentrpc.rpc import approval_feed, approval_stream, hub, stream
+from agentrpc.v1 import approval_pb2, approval_service_pb2, session_service_pb2, stream_pb2
 
 PENDING = approval_pb2.Approval.STATE_PENDING
 ALLOW = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
@@ -86,6 +87,21 @@ async def test_without_redis_changes_come_too(client, source, ask, until, redis_
     await until(call, tells("asked"))
     await client.resolve(name, ALLOW)
     await until(call, tells("asked", approval_pb2.Approval.STATE_ALLOWED))
+
+
+async def test_without_postgres_the_stream_sends_its_client_elsewhere(monkeypatch, client, source, until):
+    """Also on an edge where nobody watches a session."""
+
+    async def away(*_):
+        raise StoreUnavailable
+
+    monkeypatch.setattr(stream, "_STORE_PATIENCE", 0.5)
+    call = await watch(client)
+    await until(call, caught_up)
+    monkeypatch.setattr(approval_feed, "changed_approvals", away)
+    monkeypatch.setattr(hub, "last_sequences", away)
+    responses = await until(call, lambda response: response.HasField("end"))
+    assert responses[-1].end.reason == stream_pb2.StreamEnd.REASON_UNAVAILABLE
 
 
 async def test_what_the_live_tail_tells_hastens_the_query(monkeypatch, client, source, ask, until):

@@ -175,3 +175,16 @@ async def test_a_watcher_that_is_ahead_takes_nothing_from_the_others(feed, log):
     for sent, expected in ((1, [0, 2]), (0, [0, 1, 2]), (2, [0])):
         body = feed.select(0, ALL, sent).body
         assert [e.sequence for e in session_service_pb2.WatchSessionResponse.FromString(body).events] == expected
+
+
+async def test_much_that_was_missed_comes_in_responses_of_a_bounded_size(log):
+    log.may_answer.set()
+    feed = Feed(uuid4(), log.read)
+    feed.begin(0)
+    log.commit(40, size=200_000)
+    feed.committed(40, None)
+    await reached(feed, 40)
+    await feed.close()
+    bodies = [feed.select(cursor, ALL, 0).body for cursor in range(feed.base, feed.end)]
+    assert bodies
+    assert max(len(body) for body in bodies) < 1024 * 1024

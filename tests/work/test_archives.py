@@ -14,7 +14,9 @@ from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
 from agentrpc.errors import StoreUnavailable
 from agentrpc.names import parse_session
+from agentrpc.rpc.hub import Hub
 from agentrpc.services import archives as archives_module
+from agentrpc.services import sessions as sessions_module
 from agentrpc.services.archives import Archives
 from agentrpc.store.archives import ArchiveRow, take_archive
 from agentrpc.store.housekeeping import take_sessions_to_clean
@@ -210,6 +212,42 @@ async def test_a_session_goes_to_archive_storage_and_comes_back_as_it_was(edge, 
     await work(archives)
     assert await everything(edge, closed) == before
     assert len(await read_transcript(edge.database, parse_session(closed))) == 900
+
+
+@only_folder
+async def test_a_reader_is_told_when_the_log_goes_to_archive_storage_meanwhile(
+    monkeypatch, edge, client, closed, archives
+):
+    async def then_store(read, *arguments, **named):
+        rows = await read(*arguments, **named)
+        await store(client, closed)
+        await work(archives)
+        return rows
+
+    seen = []
+
+    async def watch():
+        async for event in client.watch(closed):
+            seen.append(event.sequence)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "read", lambda hub, *a, read=Hub.read, **n: then_store(read, hub, *a, **n))
+        assert await failure(watch()) == INVALID
+    assert seen == list(range(1, len(seen) + 1))
+    assert 0 < len(seen) < 1201
+
+    await restore(client, closed)
+    await work(archives)
+    events = session_service_pb2.ListSessionEventsRequest(parent=closed, page_size=1000)
+    events.page_token = (await client.call(client.sessions.ListSessionEvents, events)).next_page_token
+    assert events.page_token
+
+    async def too_late(*arguments, original=sessions_module.read_events, **named):
+        await then_store(asyncio.sleep, 0)
+        return await original(*arguments, **named)
+
+    monkeypatch.setattr(sessions_module, "read_events", too_late)
+    assert await failure(client.call(client.sessions.ListSessionEvents, events)) == INVALID
 
 
 @only_folder
