@@ -77,8 +77,8 @@ class RunServiceStub:
     SteerRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]
     """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
     and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
-    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
-    messages wait already.
+    ORIGIN_STEER. One turn takes in some 60 messages; more wait for its end. STATE_INVALID when no such run is under
+    way, or it is about to be stopped; QUEUE_FULL when 100 messages wait already.
     Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
@@ -130,8 +130,8 @@ class RunServiceAsyncStub(RunServiceStub):
     SteerRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SteerRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
     and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
-    ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
-    messages wait already.
+    ORIGIN_STEER. One turn takes in some 60 messages; more wait for its end. STATE_INVALID when no such run is under
+    way, or it is about to be stopped; QUEUE_FULL when 100 messages wait already.
     Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
     """
 
@@ -234,8 +234,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
         """Says something more to a run that is under way. The agent reads it when it has finished what it is doing just now,
         and the run does not end before that, unless it fails or is stopped. It is in the log as a user_message with
-        ORIGIN_STEER. STATE_INVALID when no such run is under way, or it is about to be stopped; QUEUE_FULL when 100
-        messages wait already.
+        ORIGIN_STEER. One turn takes in some 60 messages; more wait for its end. STATE_INVALID when no such run is under
+        way, or it is about to be stopped; QUEUE_FULL when 100 messages wait already.
         Errors: NOT_FOUND, FIELD_INVALID, TOO_LARGE, STATE_INVALID, QUEUE_FULL, REQUEST_ID_REUSED.
         """
 

@@ -171,6 +171,17 @@ async def test_several_at_once(stack, client, situation):
     assert await heard(client, session, *words) == [1] * len(words)
 
 
+async def test_more_at_once_than_the_end_of_a_turn_can_name(stack, client):
+    session, name = await in_a_tool(stack, client)
+    words = [f"mark{n:02}" for n in range(80)]
+    await asyncio.gather(*(client.steer(name, word) for word in words))
+    await until_told(client, session, 50)
+    let_go(stack, session)
+    assert run_state(await followed(client, name)) == "SUCCEEDED"
+    assert sorted(await told(client, session)) == sorted(words)
+    assert await heard(client, session, *words) == [1] * len(words)
+
+
 async def test_while_an_approval_waits(stack, client):
     session, name = await asking(stack, client, then="[[heard: epsilon]]")
     await client.steer(name, "epsilon")

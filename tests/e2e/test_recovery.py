@@ -240,6 +240,27 @@ async def test_what_is_said_to_a_parked_run_is_heard(stack):
     assert count(stack, session) == 1
 
 
+@pytest.mark.parametrize("parked", [True, False])
+async def test_what_is_said_to_a_turn_that_took_up_a_call_lets_it_end(stack, parked):
+    """The CLI takes the message into that turn, whose end names it then, and not the call."""
+    look = '[[tool: Read {"file_path": "count"}]]'
+    slow = f"[[deltas: 40]]\n[[slow: 50]]\n{look}"
+    steps = [bash("echo ran >> count"), slow, look, "[[heard: iota]]"]
+    session, name, [approval] = await ask(stack, "\n[[then]]\n".join(steps), allowed_tools=["Read"])
+    async with stack.client() as client:
+        if parked:
+            await client.steer(name, "iota")
+        await client.resolve(approval, ALLOW)
+        if not parked:
+            await until(lambda: count(stack, session))
+            await asyncio.sleep(0.5)
+            await client.steer(name, "iota")
+        events = await rest(stack, session, name)
+        assert state(events) == "STATE_SUCCEEDED"
+        assert of(events, "run_ended")[0].result.text == "heard 1"
+        assert count(stack, session) == 1
+
+
 # ---- A worker lost in a tool call ----
 
 

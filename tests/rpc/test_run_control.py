@@ -186,7 +186,11 @@ async def test_a_further_message_is_kept_for_the_worker(client, begun, hand, eve
     assert (await hand.wanted(claim)).inputs == 2
     # The run does not succeed before they are read.
     assert await hand.end(claim) is None
-    inputs, _ = await lifecycle.take_inputs(hand.database, claim.session.id, claim.run.id, claim.epoch, set())
+    taking = (hand.database, claim.session.id, claim.run.id, claim.epoch)
+    inputs, left, _ = await lifecycle.take_inputs(*taking, set(), 1)
+    assert ([text for _, text in inputs], left) == (["one"], 1)
+    inputs, left, _ = await lifecycle.take_inputs(*taking, {input_id for input_id, _ in inputs}, 60)
+    assert left == 0
     assert [text for _, text in inputs] == ["one", "two"]
     said = [message for message in await events_of(run, "user_message") if message.origin == message.ORIGIN_STEER]
     assert [message.blocks[0].text.text for message in said] == ["one", "two"]

@@ -1,11 +1,18 @@
-"""Sessions in the store, without an edge."""
+"""Sessions in the store, without an edge; and a worker in this process."""
 
+import asyncio
+import contextlib
 from uuid import uuid4
 
 import pytest
 
 from agentrpc import clock
+from agentrpc.claude.launcher import choose_isolation
+from agentrpc.embedded.scripted_model import ScriptedModel
+from agentrpc.gateway.server import ModelGateway
+from agentrpc.services.session_host.host import SessionHost
 from agentrpc.store.tables import Run, Session, SessionHead, User
+from agentrpc.testkit import write_cli
 
 
 @pytest.fixture
@@ -40,3 +47,25 @@ def add_session(database):
         return session_id
 
     return add
+
+
+@pytest.fixture
+async def worker(settings, database, bus, edge, tmp_path):
+    """Start a worker in this process, with the fake CLI or with the real one and a scripted model."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(fake, **more):
+            model = await stack.enter_async_context(ScriptedModel())
+            gateway = ModelGateway(upstream_url=model.url, api_key="sk")
+            await gateway.start()
+            stack.push_async_callback(gateway.stop)
+            cli = write_cli(tmp_path / "cli-under-test") if fake else None
+            changed = settings.model_copy(update={"cli_path": cli, **more})
+            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto")[0])
+            await host.start()
+            stack.push_async_callback(host.stop, 0.1)
+            return host
+
+        yield start
+        await stack.aclose()
+        await asyncio.sleep(0.05)

@@ -1,7 +1,6 @@
 """The fake CLI, through the real launcher: each thing that it can do once, and that it does as the real one does."""
 
 import asyncio
-import contextlib
 import json
 import signal
 import time
@@ -14,9 +13,6 @@ from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, Ag
 from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
-from agentrpc.embedded.scripted_model import ScriptedModel
-from agentrpc.gateway.server import ModelGateway
-from agentrpc.services.session_host.host import SessionHost
 from agentrpc.testkit import write_cli
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
 
@@ -527,28 +523,6 @@ async def test_the_end_of_the_input_ends_it_in_good_order(launch):
 
 
 # ---- The same events as with the real one ----
-
-
-@pytest.fixture
-async def worker(settings, database, bus, edge, tmp_path):
-    """Start a worker in this process, with the fake CLI or with the real one and a scripted model."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(fake, **more):
-            model = await stack.enter_async_context(ScriptedModel())
-            gateway = ModelGateway(upstream_url=model.url, api_key="sk")
-            await gateway.start()
-            stack.push_async_callback(gateway.stop)
-            cli = write_cli(tmp_path / "cli-under-test") if fake else None
-            changed = settings.model_copy(update={"cli_path": cli, **more})
-            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto")[0])
-            await host.start()
-            stack.push_async_callback(host.stop, 0.1)
-            return host
-
-        yield start
-        await stack.aclose()
-        await asyncio.sleep(0.05)
 
 
 ALLOW_IT = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)

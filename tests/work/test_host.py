@@ -107,6 +107,35 @@ async def test_a_run_whose_claim_was_on_its_way_is_drained_too(host, monkeypatch
     assert second.told == ["drain", "close"]
 
 
+async def test_a_session_that_was_claimed_while_the_store_was_asked_is_not_given_up(host, monkeypatch):
+    first, actor = begin(host)
+    new = []
+
+    async def owned(*_):
+        if not new:
+            new.append(begin(host))
+            [(claim, late)] = new
+            late.ends.setdefault(claim.run.id, asyncio.Event()).set()
+            await host._runs[claim.session.id]
+        # As the store was before.
+        return {
+            first.session.id: OwnedSession(
+                first.session.id, 1, first.run.id, 0, None, None, paused=False, inputs=0, closed=None
+            )
+        }
+
+    actor.look = lambda _: asyncio.sleep(0)
+    monkeypatch.setattr(module, "owned_sessions", owned)
+    looking = asyncio.create_task(host._look_loop())
+    host._signalled.set()
+    await asyncio.sleep(0.1)
+    looking.cancel()
+    [(claim, late)] = new
+    assert host._actors[claim.session.id] is late
+    assert late.told == []
+    actor.ends[first.run.id].set()
+
+
 @pytest.mark.parametrize("since", ["ended", "taken"])
 async def test_a_warm_process_is_not_given_up_for_a_run_that_has_ended(host, monkeypatch, since):
     claim, actor = begin(host)

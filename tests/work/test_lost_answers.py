@@ -78,14 +78,14 @@ async def test_a_further_message_reaches_the_agent(database, claim, hold, lose):
     tried = set()
 
     async def take():
-        return await lifecycle.take_inputs(database, claim.session.id, claim.run.id, claim.epoch, tried)
+        return await lifecycle.take_inputs(database, claim.session.id, claim.run.id, claim.epoch, tried, 60)
 
     lose()
-    inputs, _ = await hold.patiently(take)
-    assert inputs == [(message.id, "hurry")]
+    inputs, left, _ = await hold.patiently(take)
+    assert (inputs, left) == ([(message.id, "hurry")], 0)
     assert await events(database, claim) == ["user_message"]
     tried.clear()
-    assert await take() == ([], [])
+    assert await take() == ([], 0, [])
 
 
 async def test_one_loss_counts_once(database, claim, hold, lose):

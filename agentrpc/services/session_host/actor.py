@@ -58,6 +58,10 @@ _T = TypeVar("_T")
 _INTERRUPT_PATIENCE = 5.0
 _TICK = 1.0
 _LEAVING_TICK = 0.05
+# The end of a turn names at most 64 messages that it has answered (CLI 2.1.329).
+_MOST_SAID = 60
+# In their place, the turn that goes on from a carried call: it need not name any.
+_CARRIED = "carried"
 # After so many losses in a row a process is started again; the first time at once.
 _BACK_OFF = {1: 0.0, 2: 5.0}
 
@@ -180,6 +184,8 @@ class SessionActor:
             self._void()
             return failed("REASON_INTERNAL", f"a fault of the service; quote {error_id} to its operator")
         if isinstance(outcome, AgentCrashedError):
+            # One that only does not listen would carry out later what it was told.
+            await self._process.stop(grace=0)
             self._void()
             return failed(
                 "REASON_AGENT_CRASHED", "the CLI ended in the middle of the run: create it again", usage=usage
@@ -245,9 +251,10 @@ class SessionActor:
         conversation = plan.conversation
         if conversation is not None or not self._process.fits(options):
             await self._process.stop()
+            # With what the old one has said at its end.
+            await self._writer.flush()
             if conversation is None:
                 conversation = await load_conversation(self._hold)
-            await self._writer.flush()
             carry = plan.carry[0] if plan.carry else None
             # One after the other: the CLI takes up only one call of a message. The last one goes on with the turn.
             step = len(plan.carry) > 1
@@ -256,8 +263,7 @@ class SessionActor:
             if step:
                 return await self._step(run, usage)
         self._process.forget_turns()
-        # The turn that goes on from a carried call names no message.
-        self._unanswered = {"carried"} if plan.carry else set()
+        self._unanswered = {_CARRIED} if plan.carry else set()
         for uuid, text in plan.prompts:
             await self._say(uuid, text)
         return await self._drive(run, usage)
@@ -292,14 +298,20 @@ class SessionActor:
                 return turn
             if turn is not None:
                 add_usage(usage, turn)
-                self._note_answers(turn)
-                if (last is not None or not turn.origin) and (turn.is_error or not self._unanswered):
+                mine = self._note_answers(turn)
+                if (last is not None or mine) and (turn.is_error or not self._unanswered):
                     last, ceiling = turn, time.monotonic() + self._env.settings.background_ceiling
-            if last is not None and not self._intents.inputs and (last.is_error or not self._busy(last)):
+            if last is not None and last.is_error:
+                if self._busy(last):
+                    # Whatever is still queued in the CLI, or goes on in the background, would be the next run's.
+                    await self._process.stop(grace=0)
+                    self._void()
+                return from_turn(last, usage)
+            if last is not None and not self._intents.inputs and not self._busy(last):
                 return from_turn(last, usage)
             if self._intents.stop is not None:
                 return await self._interrupt(usage) if last is None else await self._halt(usage, last)
-            if self._intents.inputs and self._process.begun:
+            if self._intents.inputs and self._process.begun and len(self._unanswered) < _MOST_SAID:
                 await self._deliver(run)
             elif self._may_leave():
                 return await self._leave(run)
@@ -309,12 +321,19 @@ class SessionActor:
             elif self._inactive(run):
                 return await self._give_up(run, usage)
 
-    def _note_answers(self, turn: TurnEnded) -> None:
+    def _note_answers(self, turn: TurnEnded) -> bool:
+        """Whether a turn that has ended is one of this run's: answers a message of it, or what it has taken up."""
         if turn.prompt_uuids:
+            # The CLI takes messages into a turn that goes on: one that took up a call, or that it began by itself.
+            mine = not self._unanswered.isdisjoint(turn.prompt_uuids)
             self._unanswered.difference_update(turn.prompt_uuids)
-        elif not turn.origin:
+            if not turn.origin:
+                self._unanswered.discard(_CARRIED)
+            return mine
+        if not turn.origin:
             # Local commands such as /compact, and calls that were carried over, end without naming a message.
             self._unanswered.clear()
+        return not turn.origin
 
     def _busy(self, last: TurnEnded) -> bool:
         """Whether a turn of this run will follow."""
@@ -365,12 +384,14 @@ class SessionActor:
         await self._intents.unless_stopped(self._process.send_prompt(text, uuid=uuid))
 
     async def _deliver(self, run: Run) -> None:
-        """Give further messages to the process, which has taken in those before."""
+        """Give further messages to the process, which has taken in those before. Some wait, if they are many."""
         self._intents.inputs = 0
         tried: set[UUID] = set()
-        inputs, events = await self._hold.patiently(
-            lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch, tried)
+        limit = _MOST_SAID - len(self._unanswered)
+        inputs, waiting, events = await self._hold.patiently(
+            lambda: lifecycle.take_inputs(self._env.database, self.session_id, run.id, self.epoch, tried, limit)
         )
+        self._intents.inputs = max(self._intents.inputs, waiting)
         await self._hold.show(events)
         for input_id, text in inputs:
             await self._say(str(input_id), text)

@@ -324,8 +324,12 @@ class SessionHost:
             self._signals.clear()
             if not self._actors and not self._left_over and time.monotonic() > self._unsure_until:
                 continue
+            # Before it is asked what the store knows of them: one that comes meanwhile is not in the answer.
+            actors = list(self._actors.items())
             heads = await owned_sessions(self._database, self.worker_id)
-            for session_id, actor in list(self._actors.items()):
+            for session_id, actor in actors:
+                if self._actors.get(session_id) is not actor:
+                    continue
                 head = heads.get(session_id)
                 if head is not None and head.epoch == actor.epoch:
                     await actor.look(head)

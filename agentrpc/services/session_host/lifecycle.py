@@ -235,9 +235,9 @@ async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSess
 
 
 async def take_inputs(
-    database: Database, session_id: UUID, run_id: UUID, epoch: int, tried: set[UUID]
-) -> tuple[list[tuple[UUID, str]], list[StoredEvent]]:
-    """The further messages that wait, from now on counted as delivered, and their events.
+    database: Database, session_id: UUID, run_id: UUID, epoch: int, tried: set[UUID], limit: int
+) -> tuple[list[tuple[UUID, str]], int, list[StoredEvent]]:
+    """The further messages that wait, from now on counted as delivered, how many are left, and their events.
 
     Args:
         database: The store.
@@ -245,10 +245,12 @@ async def take_inputs(
         run_id: Its run.
         epoch: The epoch under which this worker holds it.
         tried: What attempts before may have taken without knowing it: it is given again. Empty at first.
+        limit: How many at most, the oldest ones.
     """
     async with database.transaction() as tx:
         head, _ = await _held(tx, session_id, run_id, epoch)
-        rows = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None or row.id in tried]
+        waiting = [row for row in await inputs_of_run(tx, run_id) if row.deliver_time is None or row.id in tried]
+        rows, left = waiting[:limit], len(waiting[limit:])
         events = []
         for row in rows:
             if row.deliver_time is not None:
@@ -261,10 +263,10 @@ async def take_inputs(
             event = event_pb2.Event(run=run_name(session_id, run_id), user_message=message)
             event.time.FromDatetime(row.deliver_time)
             events.append(LogEvent.of(event, run_id))
-        head.inputs = 0
+        head.inputs = left
         await tx.flush()
         stored = await append_control(tx, session_id, events) if events else []
-        return [(row.id, row.text) for row in rows], stored
+        return [(row.id, row.text) for row in rows], left, stored
 
 
 async def rewind_targets(database: Database, to: UUID) -> list[UUID]:

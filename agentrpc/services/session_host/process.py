@@ -125,6 +125,7 @@ class SessionProcess:
         on_ready: Callable[[event_pb2.AgentInitialized], None],
     ) -> None:
         self._env = environment
+        self._hold = hold
         self._session_id = hold.session_id
         self._caller = Caller(hold.database, hold.session_id, hold.epoch, may_begin)
         self._writer = hold.writer
@@ -210,7 +211,7 @@ class SessionProcess:
         used.model = options.model or self._env.settings.default_model
         try:
             box = SecretBox(self._env.settings.secret_keys)
-            await resolve_registered(self._env.database, box, self._session_id, used)
+            await self._hold.patiently(lambda: resolve_registered(self._env.database, box, self._session_id, used))
         except FailedPrecondition as error:
             raise AgentStartError(error.message) from None
         self._translator.reset_process()
