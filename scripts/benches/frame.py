@@ -43,9 +43,11 @@ def quantile(values: list[float], part: float) -> float:
 
 
 def medians(outcomes: list[Outcome]) -> Outcome:
+    """The median of each figure; the worst of those that may not be anything but 0."""
     figures = []
     for index, figure in enumerate(outcomes[0].figures):
-        value = statistics.median(outcome.figures[index].value for outcome in outcomes)
+        values = [outcome.figures[index].value for outcome in outcomes]
+        value = max(values) if figure.target == 0 else statistics.median(values)
         figures.append(Figure(figure.name, value, figure.unit, figure.target, figure.better))
     keys = outcomes[0].baseline
     return Outcome(figures, {key: statistics.median(outcome.baseline[key] for outcome in outcomes) for key in keys})
