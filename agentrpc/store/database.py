@@ -91,6 +91,8 @@ class Database:
             max_overflow=0,
             pool_timeout=timeout,
             pool_pre_ping=False,
+            # Errors with their statements go into the log; the values, which may be prompts and secrets, do not.
+            hide_parameters=True,
             connect_args={"server_settings": _SERVER_SETTINGS, "timeout": timeout},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
