@@ -232,6 +232,20 @@ async def test_pages(client, edge):
     assert await failure(client.call(client.sessions.ListSessions, unknown)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
 
 
+@pytest.mark.parametrize("text", ["x", "名", "😀"])
+async def test_long_texts_in_errors_are_cut(client, text):
+    request = session_service_pb2.ListSessionsRequest(order_by=text * 1000)
+    with pytest.raises(RpcError, match="use create_time") as caught:
+        await client.call(client.sessions.ListSessions, request)
+    assert caught.value.reason == "FIELD_INVALID"
+    wrong = session_service_pb2.UpdateSessionRequest(
+        session=session_pb2.Session(name=NOWHERE), update_mask=FieldMask(paths=[text * 1000])
+    )
+    with pytest.raises(RpcError, match="use such as") as caught:
+        await client.call(client.sessions.UpdateSession, wrong)
+    assert caught.value.reason == "UPDATE_MASK_INVALID"
+
+
 async def test_times_that_are_none(client):
     listings = [
         (client.sessions.ListSessions, session_service_pb2.ListSessionsRequest()),
