@@ -169,7 +169,7 @@ class Unavailable(AgentRpcError):
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot be reached.
+    """The database cannot be reached, or takes no changes now.
 
     Args:
         unsure: It could not be any more when all was to be committed: that may have been done, or not.
@@ -181,7 +181,7 @@ class StoreUnavailable(Unavailable):
             if unsure
             else "nothing was changed: try again shortly"
         )
-        super().__init__(f"the database cannot be reached; {told}", reason="STORE_UNAVAILABLE", retry_after=1.0)
+        super().__init__(f"the database cannot be used now; {told}", reason="STORE_UNAVAILABLE", retry_after=1.0)
         self.unsure = unsure
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,11 +99,15 @@ def login(
     password_stdin: Annotated[bool, typer.Option(help="Read the password from standard input.")] = False,
 ) -> None:
     """Log in, and keep the tokens in a file that only you may read."""
+    # With a token given nothing would be kept.
+    connection.token = ""
     password = sys.stdin.readline().rstrip("\n") if password_stdin else typer.prompt("Password", hide_input=True)
 
     async def work(client: AgentRpcClient) -> None:
         user = await client.login(username, password)
         console.print(f"logged in as [b]{user.username}[/] at {connection.server} [dim]({credentials_path()})[/]")
+        if os.environ.get("AGENTRPC_TOKEN"):
+            console.print("AGENTRPC_TOKEN is set, and is what commands use: unset it to use this login")
 
     run_command(work)
 

@@ -56,7 +56,7 @@ def settable_paths(mask: FieldMask, given: Message, settable: Collection[str]) -
             last = at == len(parts) - 1
             if field is None or (not last and (field.is_repeated or field.message_type is None)):
                 raise InvalidArgument(
-                    f"update_mask names {path!r}, which does not exist: use such as {', '.join(sorted(settable))}",
+                    f"update_mask names {path[:80]!r}, which does not exist: use such as {', '.join(sorted(settable))}",
                     reason="UPDATE_MASK_INVALID",
                     metadata={"path": path},
                 )

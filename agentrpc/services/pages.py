@@ -58,7 +58,7 @@ def parse_order(text: str, known: Collection[str], default: str = "create_time d
         name, _, direction = part.strip().partition(" ")
         if name not in known or direction.strip() not in {"", "asc", "desc"} or name in dict(order):
             raise InvalidArgument.field(
-                "order_by", f"{part.strip()!r}: use {', '.join(sorted(known))}, each with ` desc`"
+                "order_by", f"{part.strip()[:80]!r}: use {', '.join(sorted(known))}, each with ` desc`"
             )
         order.append((name, direction.strip() == "desc"))
     order.append(("id", order[0][1]))

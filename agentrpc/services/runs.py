@@ -99,6 +99,7 @@ class Runs:
         size = page_size(request.page_size)
         faults = Faults()
         check_enums(request, faults)
+        faults.filter_labels("labels", request.labels.items())
         created_from = faults.time(request, "create_time_from")
         created_before = faults.time(request, "create_time_before")
         faults.done()

@@ -369,8 +369,9 @@ class SessionControl:
                     # Under the lock: nobody begins a run between the files and the conversation.
                     await _with_files(self._workspaces.exchange, session_id, fresh)
                     exchanged = fresh
-        except StoreUnavailable:
-            if await self._settled(session_id, undone):
+        except StoreUnavailable as error:
+            nothing_done = not error.unsure and exchanged is None
+            if nothing_done or await self._settled(session_id, undone):
                 raise
         except BaseException:
             await take_back()

@@ -92,6 +92,7 @@ class Tasks:
         order = parse_order(request.order_by, TASK_ORDER)
         faults = Faults()
         faults.text("text", request.text, 200)
+        faults.filter_labels("labels", request.labels.items())
         faults.done()
         after = self._pager.read(request, principal.user_id)
         query = TaskQuery(

@@ -237,6 +237,8 @@ class Webhooks:
         size = page_size(request.page_size)
         faults = Faults()
         check_enums(request, faults)
+        for event_type in request.event_types:
+            faults.no_nul("event_types", event_type)
         faults.done()
         order = parse_order(request.order_by, {"create_time"})
         after = self._pager.read(request, principal.user_id)

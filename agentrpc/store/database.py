@@ -1,6 +1,6 @@
 """The connection to PostgreSQL: a unit of work for resources, and the driver's pool for the hot path.
 
-Both translate "cannot be reached" into `StoreUnavailable` in this one place.
+Both translate "cannot be reached", and "takes no changes now", into `StoreUnavailable` in this one place.
 """
 
 import asyncio
@@ -39,6 +39,9 @@ _UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
     asyncpg.DeadlockDetectedError,
+    # It takes no changes: one that is a standby since a failover, or whose disk is full.
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.DiskFullError,
     TimeoutError,
 )
 
@@ -63,7 +66,7 @@ def async_url(url: str) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error means that the database could not be reached in time, rather than that it refused."""
+    """Whether the same may succeed later: the database could not be reached in time, or takes no changes now."""
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
         return True
     if isinstance(error, DBAPIError):
@@ -91,6 +94,8 @@ class Database:
             max_overflow=0,
             pool_timeout=timeout,
             pool_pre_ping=False,
+            # Errors with their statements go into the log; the values, which may be prompts and secrets, do not.
+            hide_parameters=True,
             connect_args={"server_settings": _SERVER_SETTINGS, "timeout": timeout},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
@@ -112,7 +117,7 @@ class Database:
         """A unit of work: commits at the end of the block, rolls back when it raises.
 
         Raises:
-            StoreUnavailable: The database cannot be reached. `unsure` when COMMIT said so: its outcome is not known.
+            StoreUnavailable: The database cannot be used now. `unsure` when COMMIT said so: its outcome is not known.
         """
         committing = False
         try:

@@ -14,6 +14,9 @@ __all__ = ["add_user", "count_users", "login_state", "user_by_name", "usernames"
 
 async def user_by_name(tx: Transaction, username: str) -> User | None:
     """The user who logs in with a name and is not disabled."""
+    if "\0" in username:
+        # No name holds one, and the database does not take it.
+        return None
     found: User | None = await tx.scalar(select(User).where(User.username == username, User.disable_time.is_(None)))
     return found
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import io
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -48,6 +51,26 @@ async def test_commands_share_one_login(edge, login):
     async with AgentRpcClient(edge.address, store=login) as another:
         assert await me(another) == "ann"
         assert login.load() == after
+
+
+@pytest.mark.parametrize("token", ["", "another"])
+async def test_a_login_is_kept_whatever_token_is_set(edge, tmp_path, monkeypatch, token):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "agentrpc.app", "login", "--username", "ann", "--password-stdin"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, "AGENTRPC_SERVER": edge.address, "AGENTRPC_TOKEN": token},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    said, _ = await process.communicate(b"password\n")
+    assert process.returncode == 0
+    assert b"logged in as ann" in said
+    assert (b"AGENTRPC_TOKEN" in said) == bool(token)
+    store = CredentialsFile(edge.address)
+    assert store.load() is not None
+    async with AgentRpcClient(edge.address, store=store) as client:
+        assert await me(client) == "ann"
 
 
 def unavailable():

@@ -5,11 +5,14 @@ import json
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
+import grpc
 import pytest
+import sqlalchemy
 
 from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
+from agentrpc.client.errors import decode
 from agentrpc.domain.states import RunState
 from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import parse_run, parse_session
@@ -552,3 +555,17 @@ async def test_reasons_and_names_have_limits(client, session):
     await refused(client.fork_session(session.name, display_name="x" * 201), "FIELD_INVALID")
     await refused(client.fork_session(session.name, request_id="x"), "FIELD_INVALID")
     await refused(client.pause_session(f"sessions/{UUID(int=1)}"), "NOT_FOUND")
+
+
+async def test_a_rewind_does_not_wait_for_a_database_that_takes_no_changes(client, edge, session, worker):
+    run, _ = await worker.carry_out(client, session, "one")
+    async with edge.database.transaction() as tx:
+        name = await tx.scalar(sqlalchemy.text("SELECT current_database()"))
+        await tx.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    # The next connections are those to which this applies.
+    await edge.database._engine.dispose()
+    request = session_service_pb2.RewindSessionRequest(name=session.name, run=run.name)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.sessions.RewindSession(request, metadata=await client._metadata(), timeout=30)
+    assert decode(caught.value).reason == "STORE_UNAVAILABLE"
+    assert len(await conversation(edge, session)) == 2

@@ -254,6 +254,15 @@ async def test_bad_variables_and_lists(client):
     assert await failure(listed(client, owner="x")) == ("INVALID_ARGUMENT", "NAME_INVALID")
 
 
+async def test_wrong_variables_of_long_texts_are_told(client):
+    names = [f"v{number}" for number in range(4)]
+    schema = json.dumps({"properties": {name: {"type": "integer"} for name in names}})
+    task = await make(client, prompt_template="x", variables_schema_json=schema, default_variables_json="")
+    for character in ("x", "名", "😀"):
+        given = json.dumps(dict.fromkeys(names, character * 500), ensure_ascii=False)
+        assert await failure(run(client, task, given)) == ("INVALID_ARGUMENT", "VARIABLES_INVALID")
+
+
 async def test_numbers_that_no_store_takes_are_refused(client):
     task = await make(client, variables_schema_json='{"properties": {"x": {}}, "required": ["x"]}',
                       default_variables_json="", prompt_template="{{ x }}")  # fmt: skip

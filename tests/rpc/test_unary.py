@@ -1,15 +1,19 @@
 """Bad input over a real socket: each gets its code and reason, and nothing internal."""
 
 import asyncio
+import importlib
 import json
+import pkgutil
 from uuid import uuid4
 
 import grpc
 import jwt
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
+import agentrpc.v1
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
 from agentrpc.v1 import (
@@ -26,8 +30,9 @@ from agentrpc.v1 import (
     webhook_service_pb2,
 )
 
-NOWHERE = "sessions/00000000-0000-7000-8000-000000000000"
-DELIVERIES = "webhooks/00000000-0000-7000-8000-000000000000/deliveries/-"
+NOBODY = "00000000-0000-7000-8000-000000000000"
+NOWHERE = f"sessions/{NOBODY}"
+DELIVERIES = f"webhooks/{NOBODY}/deliveries/-"
 
 
 async def failure(awaitable):
@@ -127,8 +132,9 @@ async def test_tokens(edge, channel):
     expired = jwt.encode({**claims, "exp": claims["iat"] - 100}, key, algorithm="HS256")
     assert await failure(raw(channel, "AuthService/GetMe", b"", expired)) == ("UNAUTHENTICATED", "CREDENTIALS_EXPIRED")
     assert await failure(raw(channel, "AuthService/GetMe", b"")) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
-    wrong = auth_service_pb2.LoginRequest(username="ann", password="nope").SerializeToString()
-    assert await failure(raw(channel, "AuthService/Login", wrong)) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
+    for username, password in [("ann", "nope"), ("nobody", "password"), ("a\0nn", "password"), ("ann", "pass\0word")]:
+        wrong = auth_service_pb2.LoginRequest(username=username, password=password).SerializeToString()
+        assert await failure(raw(channel, "AuthService/Login", wrong)) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
 
 
 async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_login(channel):
@@ -230,6 +236,69 @@ async def test_pages(client, edge):
     assert await failure(client.call(client.sessions.ListSessions, negative)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     unknown = session_service_pb2.ListSessionsRequest(states=[77])  # type: ignore[list-item]
     assert await failure(client.call(client.sessions.ListSessions, unknown)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+@pytest.mark.parametrize("text", ["x", "名", "😀"])
+async def test_long_texts_in_errors_are_cut(client, text):
+    request = session_service_pb2.ListSessionsRequest(order_by=text * 1000)
+    with pytest.raises(RpcError, match="use create_time") as caught:
+        await client.call(client.sessions.ListSessions, request)
+    assert caught.value.reason == "FIELD_INVALID"
+    wrong = session_service_pb2.UpdateSessionRequest(
+        session=session_pb2.Session(name=NOWHERE), update_mask=FieldMask(paths=[text * 1000])
+    )
+    with pytest.raises(RpcError, match="use such as") as caught:
+        await client.call(client.sessions.UpdateSession, wrong)
+    assert caught.value.reason == "UPDATE_MASK_INVALID"
+
+
+PARENTS = {
+    "ListRuns": "sessions/-",
+    "ListApprovals": "sessions/-",
+    "ListExecutions": "tasks/-",
+    "ListAgentVersions": f"agents/{NOBODY}",
+    "ListMcpServerTools": f"mcpServers/{NOBODY}",
+    "ListMemoryEntries": f"memoryStores/{NOBODY}",
+    "ListMemoryEntryVersions": f"memoryStores/{NOBODY}/memoryEntries/a",
+    "SearchMemoryEntries": f"memoryStores/{NOBODY}",
+    "ListWebhookDeliveries": f"webhooks/{NOBODY}",
+}
+
+
+def questions():
+    """Every RPC that lists or looks for something, with a request for each of its fields that has a NUL in it."""
+    for module in pkgutil.iter_modules(agentrpc.v1.__path__, "agentrpc.v1."):
+        if module.name.endswith("_service_pb2"):
+            for service in importlib.import_module(module.name).DESCRIPTOR.services_by_name.values():
+                for method in service.methods:
+                    if method.name.startswith(("List", "Search")):
+                        yield from ((service.name, method.name, request) for request in nuls(method.input_type))
+
+
+def nuls(request_type):
+    for field in request_type.fields:
+        request = GetMessageClass(request_type)()
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for labels in ({"\0": "x"}, {"x": "\0"}):
+                getattr(request, field.name).clear()
+                getattr(request, field.name).update(labels)
+                yield request
+        elif field.type == field.TYPE_STRING:
+            value = ["\0"] if field.is_repeated else "\0"
+            yield GetMessageClass(request_type)(**{field.name: value})
+
+
+async def test_lists_refuse_nul_wherever_it_stands(client, channel):
+    session = (await create(client)).name
+    token = (await client._metadata())[0][1].removeprefix("Bearer ")
+    asked = set()
+    for service, method, request in questions():
+        if "parent" in request.DESCRIPTOR.fields_by_name and not request.parent:
+            request.parent = PARENTS.get(method, session)
+        call = raw(channel, f"{service}/{method}", request.SerializeToString(), token)
+        assert (await failure(call))[0] == "INVALID_ARGUMENT", (method, request)
+        asked.add(method)
+    assert {"ListSessions", "ListRuns", "ListTasks", "ListWebhookDeliveries", *PARENTS} <= asked
 
 
 async def test_times_that_are_none(client):
