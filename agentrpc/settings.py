@@ -114,7 +114,9 @@ class Settings(BaseSettings):
     kill_timeout: Seconds = Field(default=5, description="T_kill: within it a lost worker's processes are ended.")
     poll_interval: Seconds = Field(default=2, description="How often a worker asks Postgres without a doorbell.")
     agent_start_timeout: Seconds = 60
-    background_ceiling: Seconds = Field(default=600, description="How long a run waits for background subagents.")
+    background_ceiling: Seconds = Field(
+        default=600, description="How long a run waits for background agents before they are ended."
+    )
     isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")

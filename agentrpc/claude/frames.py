@@ -184,7 +184,7 @@ def _known(reason: str, *kinds: str) -> dict[str, Rule]:
 
 
 SYSTEM |= (
-    _known("the service has states of its own", "session_state_changed", "turn_preempted", "worker_shutting_down")
+    _known("the service has states of its own", "turn_preempted", "worker_shutting_down")
     | _known("api_retry says it", "api_error")
     | _known("thinking arrives in blocks and deltas", "thinking")
     | _known("the next agent_initialized says it", "commands_changed", "per_turn_effort_changed", "plugin_install")

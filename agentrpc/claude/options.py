@@ -23,6 +23,8 @@ _SWITCHES = {
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_ERROR_REPORTING": "1",
     "DISABLE_TELEMETRY": "1",
+    # Whether it has anything left to do, which no other frame says: see `Translator.reports_due`.
+    "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
     # What the SDK would set and the cleared environment loses.
     "CLAUDE_AGENT_SDK_VERSION": claude_agent_sdk.__version__,
     "CLAUDE_CODE_ENTRYPOINT": "sdk-py",

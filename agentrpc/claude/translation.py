@@ -109,6 +109,7 @@ class Translator:
         self._subtasks = Subtasks()
         self._totals = Totals()
         self._initialized = b""
+        self._state = ""
         self._progress = 0.0
         self._summary_due = False
 
@@ -149,6 +150,23 @@ class Translator:
         """Agents and workflows that have not ended. Shells do not count."""
         return self._subtasks.active
 
+    @property
+    def idle(self) -> bool:
+        """Whether the CLI has said that it has nothing left to do."""
+        return self._state == "idle"
+
+    @property
+    def reports_due(self) -> bool:
+        """Whether an agent or workflow has worked in the background, and the CLI may still have its report to answer.
+
+        It begins a turn of its own for that, which nothing announces but that it does not become idle.
+        """
+        return self._subtasks.reporting and self._state not in {"", "idle"}
+
+    def forget_reports(self) -> None:
+        """What agents did before now is of no interest."""
+        self._subtasks.reporting = False
+
     def abandon(self) -> list[event_pb2.Event]:
         """The process is gone and will not be replaced: the ends of calls for which no result will come."""
         return self._calls.abandoned(())
@@ -160,6 +178,7 @@ class Translator:
         self._subtasks.clear()
         self._totals = Totals()
         self._summary_due = False
+        self._state = ""
 
     # ---- Frames ----
 
@@ -351,6 +370,9 @@ class Translator:
             return ()
         if subtype == "compact_boundary":
             self._summary_due = True
+        if subtype == "session_state_changed":
+            self._state = clean(frame.get("state"))
+            return ()
         rule = _SUBTASKS.get(subtype)
         if rule is not None:
             return self._stamped(rule(self._subtasks, frame), frame)

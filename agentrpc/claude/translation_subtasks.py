@@ -34,6 +34,8 @@ class Subtasks:
         self._ended: set[str] = set()
         self._hidden: set[str] = set()
         self._starters: dict[str, str] = {}
+        # Whether any that a run waits for has gone on in the background.
+        self.reporting = False
 
     def clear(self) -> None:
         """Forget all: their process is gone."""
@@ -41,6 +43,7 @@ class Subtasks:
         self._ended.clear()
         self._hidden.clear()
         self._starters.clear()
+        self.reporting = False
 
     @property
     def active(self) -> set[str]:
@@ -71,6 +74,7 @@ class Subtasks:
         # Only agents and shells say so; a workflow always goes on beside the conversation.
         background = bool(frame.get("is_backgrounded", kind not in {"local_agent", "local_bash"}))
         self._open[task_id] = _Subtask(tool_use_id, kind in _AWAITED, background)
+        self.reporting |= background and kind in _AWAITED
         self._ended.discard(task_id)
         started = event_pb2.SubtaskStarted(
             subtask_id=task_id,
@@ -93,6 +97,7 @@ class Subtasks:
         before = (task.status, task.background)
         task.status = clean(patch.get("status")) or task.status
         task.background = bool(patch.get("is_backgrounded", task.background))
+        self.reporting |= task.background and task.awaited
         # Its report follows in task_notification.
         if task.status in _TERMINAL or before == (task.status, task.background):
             return []

@@ -198,15 +198,26 @@ async def test_time_outs_and_errors_of_the_provider(client):
     assert of(events, "run_ended")[0].error.reason == run_pb2.RunError.REASON_MAX_TURNS
 
 
+ANSWER = "[[delay: 3]]\n[[text: the whole answer]]"
+
+
 async def test_a_background_agent_belongs_to_its_run_and_a_background_shell_does_not(client):
     session = await create(client, allowed_tools=["Bash", "Agent"])
     task = {"description": "look", "subagent_type": "general-purpose", "run_in_background": True}
     task["prompt"] = f"[[delay: 1]]\n{bash('echo from the subagent')}\n[[then]]\n[[text: the report]]"
     agent = f"[[tool: Agent {json.dumps(task)}]]"
-    events = await run(client, session, f"{agent}\n[[then]]\n[[text: it is on its way]]")
+    events = await run(client, session, f"{agent}\n[[then]]\n[[text: it is on its way]]\n[[then]]\n{ANSWER}")
     assert state(events) == "STATE_SUCCEEDED"
     assert "from the subagent" in outputs(events)
     assert of(events, "subtask_ended")
+    # The CLI takes up the report in a turn of its own, which takes a while.
+    assert of(events, "run_ended")[0].result.text == "the whole answer"
+    # The report is there before the turn has ended.
+    task["prompt"] = "[[text: the report]]"
+    agent = f"[[tool: Agent {json.dumps(task)}]]"
+    slow = "[[delay: 2]]\n[[text: it is on its way]]"
+    events = await run(client, session, f"{agent}\n[[then]]\n{slow}\n[[then]]\n{ANSWER}")
+    assert of(events, "run_ended")[0].result.text == "the whole answer"
 
     shell = bash("sh -c 'exec sleep 1; echo x'", run_in_background=True)
     events = await run(client, session, f"{shell}\n[[then]]\n[[text: shell started]]")

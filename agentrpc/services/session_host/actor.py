@@ -317,6 +317,8 @@ class SessionActor:
                 return await self._leave(run)
             elif ceiling is not None and time.monotonic() >= ceiling and last is not None:
                 self._log.warning("background_ceiling", subtasks=len(self._translator.active_subtasks))
+                await self._process.stop(grace=0)
+                self._void()
                 return from_turn(last, usage)
             elif self._inactive(run):
                 return await self._give_up(run, usage)
@@ -337,7 +339,8 @@ class SessionActor:
 
     def _busy(self, last: TurnEnded) -> bool:
         """Whether a turn of this run will follow."""
-        return bool(self._translator.active_subtasks or last.queued_turn_count or self._unanswered)
+        waits = self._translator.active_subtasks or self._translator.reports_due
+        return bool(waits or last.queued_turn_count or self._unanswered)
 
     async def _give_up(self, run: Run, usage: Ending) -> Ending:
         await self._process.stop(grace=0)
@@ -440,6 +443,7 @@ class SessionActor:
             not isinstance(turn, TurnEnded)
             or self._intents.stop.kind is StopKind.EXPIRE
             or self._translator.active_subtasks
+            or self._translator.reports_due
             or self._unanswered - {*turn.prompt_uuids}
         ):
             # Whatever is still queued in the CLI would begin a turn of its own. When its time is over nothing of a run
@@ -455,6 +459,8 @@ class SessionActor:
             turn = await self._process.turns.get()
             if isinstance(turn, AgentCrashedError):
                 return turn
+            if turn is None:
+                continue
             add_usage(usage, turn)
             if not turn.origin:
                 return turn

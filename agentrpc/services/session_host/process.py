@@ -41,6 +41,7 @@ __all__ = ["Environment", "SessionProcess", "TokenIssuer"]
 log = structlog.get_logger()
 
 # Ids of calls in lines of a transcript: of the block that asks, and of the result.
+_STATE = "session_state_changed"
 _CALL_IDS = re.compile(rb'"(?:tool_use_)?id":"([^"]{1,200})"')
 
 
@@ -144,7 +145,7 @@ class SessionProcess:
         gate.in_transcript = lambda tool_use_id: tool_use_id in self._stored
         self._step: _Step | None = None
         self._writing = False
-        self.turns: asyncio.Queue[TurnEnded | AgentCrashedError] = asyncio.Queue()
+        self.turns: asyncio.Queue[TurnEnded | AgentCrashedError | None] = asyncio.Queue()
         self.last_frame = self._said = time.monotonic()
         self._log = log.bind(session=session_name(hold.session_id))
 
@@ -286,10 +287,15 @@ class SessionProcess:
         crash = AgentCrashedError(None, "")
         try:
             async for frames in agent.frames():
-                self.last_frame = time.monotonic()
+                if any(frame.get("subtype") != _STATE for frame in frames):
+                    # It says that it is busy before it has taken in what it was told.
+                    self.last_frame = time.monotonic()
                 if self._step is not None:
                     frames = [frame for frame in frames if frame.get("type") == "user"]  # noqa: PLW2901 - of a step
+                idle = self._translator.idle
                 self._hand_on(chain.from_iterable(map(self._translator.translate, frames)))
+                if self._translator.idle and not idle:
+                    self.turns.put_nowait(None)
                 await self._writer.room()
         except AgentCrashedError as error:
             crash = error
@@ -336,6 +342,7 @@ class SessionProcess:
 
     def forget_turns(self) -> None:
         """What ended before now is of no interest."""
+        self._translator.forget_reports()
         while not self.turns.empty():
             self.turns.get_nowait()
 

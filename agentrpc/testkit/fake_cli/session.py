@@ -515,7 +515,8 @@ class Session:
 
     def _on_state(self, state: str) -> None:
         self._state = state
-        self._system(subtype="session_state_changed", state=state, sdk_host_only=True)
+        only = {} if os.environ.get("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS") else {"sdk_host_only": True}
+        self._system(subtype="session_state_changed", state=state, **only)
 
     def _on_mode(self, mode: str) -> None:
         self.mode = mode
