@@ -19,12 +19,15 @@ from claude_agent_sdk import project_key_for_directory
 from agentrpc import clock
 from agentrpc.claude.launcher import SessionPaths
 from agentrpc.claude.transcripts import encode_entry
+from agentrpc.domain.rules import Own
 
-__all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat"]
+__all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat", "own_folders"]
 
 # What the CLI says to itself when it takes a call up again.
 CONTINUATION = "Continue from where you left off."
 
+# Beside a conversation: results that were too long for it, to which it refers.
+_RESULTS = "tool-results"
 # Fields of an entry that say where it was written, and not what.
 _FRAME = ("isSidechain", "userType", "entrypoint", "cwd", "sessionId", "version", "gitBranch")
 
@@ -80,6 +83,9 @@ class Conversation:
             else:
                 self._main.append(entry)
         self._uuids = {entry["uuid"] for entry in self._main if "uuid" in entry} | _absorbed(self._main)
+        for entry in self._main:
+            # Messages that were said together are one, under the id of the last.
+            self._uuids.update(map(str, entry.get("mergedSendUuids") or ()))
         self._calls: dict[str, OpenCall] = {}
         # Where the message begins whose calls these are.
         self._tail = len(self._main)
@@ -184,7 +190,9 @@ class Conversation:
         folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
         # What a lost process has left was not stored, and the CLI refuses an id that it knows.
         (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(folder / claude_session_id, ignore_errors=True)
+        for left in (folder / claude_session_id).glob("*"):
+            if left.name != _RESULTS:
+                shutil.rmtree(left, ignore_errors=True)
         if not self:
             return
         files = {folder / f"{claude_session_id}.jsonl": [encode_entry(entry) for entry in self._chained(carry)]}
@@ -245,6 +253,12 @@ class Conversation:
         for entry, before in zip(chain[1:], chain, strict=False):
             entry["parentUuid"] = before["uuid"]
         return chain
+
+
+def own_folders(paths: SessionPaths, claude_session_id: str) -> Own:
+    """Where the agent has files of its own."""
+    project = paths.config / "projects" / project_key_for_directory(paths.workspace)
+    return Own(str(paths.config / "plans"), str(project / claude_session_id / _RESULTS))
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -24,7 +24,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-__all__ = ["Decision", "Outcome", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
+__all__ = ["Decision", "Outcome", "Own", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
 
 
 class Outcome(StrEnum):
@@ -98,6 +98,25 @@ _HARMLESS = frozenset(
 PERSONAL = frozenset({"AskUserQuestion", "ExitPlanMode"})
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Folders that the CLI tells its agent of: absolute paths.
+
+    Attributes:
+        plans: Where a plan is written before it is presented.
+        results: Where results of calls are that were too long for the conversation.
+    """
+
+    plans: str
+    results: str
+
+    def may(self, tool: str, path: str) -> bool:
+        """Whether a file tool may be used there without a question."""
+        if _is_below(path, self.plans):
+            return tool in _READERS or tool in _EDITORS
+        return tool in _READERS and _is_below(path, self.results)
+
+
 def parse_rule(text: str) -> Rule:
     """Parse a rule.
 
@@ -120,6 +139,7 @@ def decide(
     mode: str,
     allowed: Iterable[Rule],
     disallowed: Iterable[Rule],
+    own: Own | None = None,
 ) -> Decision:
     """Decide about one call.
 
@@ -130,6 +150,7 @@ def decide(
         mode: The permission mode, `DEFAULT`, `ACCEPT_EDITS`, `PLAN` or `DONT_ASK`.
         allowed: Rules that allow: those of the session's options and those that answers added.
         disallowed: Rules that deny.
+        own: Where the agent has files of its own.
     """
     tool = _ALIASES.get(tool, tool)
     for rule in disallowed:
@@ -139,12 +160,15 @@ def decide(
         if mode == "DONT_ASK":
             return Decision(Outcome.DENY, "in this permission mode nobody is asked", "mode")
         return Decision(Outcome.ASK, "only a person can answer it", "default")
+    path = target_path(tool, tool_input, workspace)
+    if own is not None and path is not None and own.may(tool, path):
+        return Decision(Outcome.ALLOW, "it is a file of the agent's own", "default")
     if mode == "PLAN" and tool not in _HARMLESS and tool not in _READERS:
         return Decision(Outcome.DENY, "the agent is in plan mode and may change nothing: present the plan", "mode")
     rule_texts = _allowing(list(allowed), tool, tool_input, workspace)
     if rule_texts:
         return Decision(Outcome.ALLOW, f"the rule {', '.join(rule_texts)} allows it", "rule")
-    return _by_default(tool, target_path(tool, tool_input, workspace), workspace, mode)
+    return _by_default(tool, path, workspace, mode)
 
 
 def _by_default(tool: str, path: str | None, workspace: str, mode: str) -> Decision:

@@ -286,3 +286,26 @@ def test_no_subpath_leads_into_another_conversation(subpath, paths):
     conversation = Conversation([("", encode_entry(USER)), (subpath, encode_entry(USER))])
     with pytest.raises(UnknownTranscriptFormat):
         conversation.write(paths, SESSION)
+
+
+def test_what_the_conversation_refers_to_stays_and_what_a_lost_process_has_left_goes(paths, written):
+    written(Conversation(golden_lines("text")))
+    [project] = (paths.config / "projects").iterdir()
+    kept = project / SESSION / "tool-results" / "toolu_1.txt"
+    lost = project / SESSION / "subagents" / "agent-a.jsonl"
+    for path in (kept, lost):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    written(Conversation(golden_lines("text")))
+    assert kept.exists()
+    assert not lost.exists()
+
+
+def test_messages_that_were_said_together_are_all_known():
+    entry = {
+        "type": "user", "uuid": "last", "parentUuid": None, "mergedSendUuids": ["first", "last"],
+        "message": {"role": "user", "content": "x"},
+    }  # fmt: skip
+    conversation = Conversation([("", encode_entry(entry))])
+    assert "first" in conversation
+    assert "last" in conversation

@@ -2,9 +2,12 @@
 
 import pytest
 
-from agentrpc.domain.rules import Outcome, decide, parse_rule, session_rules
+from agentrpc.domain.rules import Outcome, Own, decide, parse_rule, session_rules
 
 WORKSPACE = "/srv/w"
+
+
+OWN = Own("/srv/config/plans", "/srv/config/projects/p/s/tool-results")
 
 
 def outcome(tool, tool_input, *, allow=(), deny=(), mode="DEFAULT"):
@@ -15,6 +18,7 @@ def outcome(tool, tool_input, *, allow=(), deny=(), mode="DEFAULT"):
         mode=mode,
         allowed=[parse_rule(rule) for rule in allow],
         disallowed=[parse_rule(rule) for rule in deny],
+        own=OWN,
     ).outcome
 
 
@@ -102,3 +106,15 @@ def test_rules_for_the_session_allow_the_call_they_were_made_from():
 def test_a_rule_of_another_form_is_refused(text):
     with pytest.raises(ValueError, match="a rule is"):
         parse_rule(text)
+
+
+def test_the_agent_has_files_of_its_own():
+    plan, result = f"{OWN.plans}/a plan.md", f"{OWN.results}/toolu_1.txt"
+    for mode in ("PLAN", "DEFAULT", "DONT_ASK"):
+        for tool in ("Read", "Write", "Edit"):
+            assert outcome(tool, {"file_path": plan}, mode=mode) is Outcome.ALLOW
+        assert outcome("Read", {"file_path": result}, mode=mode) is Outcome.ALLOW
+        assert outcome("Write", {"file_path": result}, mode=mode) is not Outcome.ALLOW
+        assert outcome("Write", {"file_path": f"{OWN.plans}/../x"}, mode=mode) is not Outcome.ALLOW
+        assert outcome("Bash", {"command": f"rm {plan}"}, mode=mode) is not Outcome.ALLOW
+    assert outcome("Write", {"file_path": plan}, mode="PLAN", deny=["Write"]) is Outcome.DENY

@@ -20,7 +20,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentStartError
 from agentrpc.claude.launcher import SessionPaths
-from agentrpc.claude.revival import UnknownTranscriptFormat
+from agentrpc.claude.revival import UnknownTranscriptFormat, own_folders
 from agentrpc.claude.translation import Translator, TurnEnded
 from agentrpc.domain.states import RunState, StopKind
 from agentrpc.errors import LeaseLostError, StoreUnavailable
@@ -93,7 +93,10 @@ class SessionActor:
         self._hold = Hold(environment.database, environment.bus, self._writer, claim.session.id, claim.epoch)
         hidden = (self._paths.root, workspace.parent, environment.settings.data_dir)
         self._translator = Translator(host_paths=[str(path) for path in hidden])
-        self._gate = SessionGate(self._hold, self._translator, workspace=str(workspace), may_begin=self._may_begin)
+        own = own_folders(self._paths, self._claude_session_id)
+        self._gate = SessionGate(
+            self._hold, self._translator, workspace=str(workspace), own=own, may_begin=self._may_begin
+        )
         self._gate.interrupt = lambda: self._intents.stop_run(Stop(StopKind.INTERRUPT, "denied with interrupt"))
         self._process = SessionProcess(
             environment,
@@ -242,14 +245,16 @@ class SessionActor:
             return cannot
         granted = await self._hold.patiently(lambda: lifecycle.grants(self._env.database, self.session_id))
         self._writer.deltas = options.deltas if options.HasField("deltas") else True
-        self._gate.begin_run(run.id, options, granted)
+        # The process is still, or has to be, out of the plan mode that the session is in.
+        left_plan_mode = self._gate.planned
+        self._gate.begin_run(run.id, options, granted, planned=left_plan_mode if again else plan.planned)
         self._gate.hold(held=self._leaving)
         self._gate.expect(plan.answers, plan.attempts)
         if again:
             # If the process has ended meanwhile, `turns` says so.
             return await self._drive(run, usage)
         conversation = plan.conversation
-        if conversation is not None or not self._process.fits(options):
+        if conversation is not None or left_plan_mode or not self._process.fits(options):
             await self._process.stop()
             # With what the old one has said at its end.
             await self._writer.flush()
@@ -258,7 +263,9 @@ class SessionActor:
             carry = plan.carry[0] if plan.carry else None
             # One after the other: the CLI takes up only one call of a message. The last one goes on with the turn.
             step = len(plan.carry) > 1
-            start = self._process.start(options, self._claude_session_id, conversation, carry=carry, step=step)
+            start = self._process.start(
+                options, self._claude_session_id, conversation, carry=carry, step=step, planned=self._gate.planned
+            )
             await self._intents.unless_stopped(start)
             if step:
                 return await self._step(run, usage)
@@ -352,6 +359,9 @@ class SessionActor:
         self, run: Run, ceiling: float | None = None, also: "asyncio.Future[None] | None" = None
     ) -> TurnEnded | AgentCrashedError | None:
         """The next end of a turn or of the process; None when something else has changed, or after a while."""
+        if self._process.alive and (withdrawn := self._gate.take_withdrawn()):
+            args = (self._env.database, self.session_id, run.id, self.epoch, withdrawn)
+            await self._hold.show(await self._hold.patiently(lambda: lifecycle.cancel_approvals(*args)))
         deadline = None
         if run.timeout is not None and run.start_time is not None:
             deadline = (run.start_time + run.timeout - clock.utcnow()).total_seconds()

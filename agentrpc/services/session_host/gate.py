@@ -19,7 +19,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict, why_denied
-from agentrpc.domain.rules import Decision, Outcome, Rule, decide, parse_rule, session_rules
+from agentrpc.domain.rules import Decision, Outcome, Own, Rule, decide, parse_rule, session_rules
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
@@ -37,6 +37,8 @@ _DEFAULT_WAIT = timedelta(hours=1)
 # How long a call waits for the frame with its block, so that `tool_call_started` stands behind the block in the log.
 _BLOCK_WAIT = 0.5
 _STORE_PATIENCE = 20.0
+_WITHDRAWN_AFTER = 1.0
+_PLANNED = "ExitPlanMode"
 
 _KINDS = {
     "AskUserQuestion": approval_pb2.Approval.KIND_QUESTION,
@@ -63,6 +65,7 @@ class SessionGate:
         translator: Translator,
         *,
         workspace: str,
+        own: Own | None = None,
         may_begin: Callable[[], bool],
     ) -> None:
         self._held = hold
@@ -70,12 +73,16 @@ class SessionGate:
         self._session_id = hold.session_id
         self._translator = translator
         self._workspace = os.path.realpath(workspace)
+        self._own = own
         self._may_begin = may_begin
         self._options = session_pb2.SessionOptions()
         self._allowed: list[Rule] = []
         self._disallowed: list[Rule] = []
         self._grants: list[str] = []
         self._mode = "DEFAULT"
+        # Whether this run's plan was approved: the CLI has left the plan mode that the session is in.
+        self.planned = False
+        self._withdrawn: dict[UUID, float] = {}
         self._run_id: UUID | None = None
         self._waiting: dict[UUID, asyncio.Future[tuple[str, approval_pb2.Resolution]]] = {}
         self._blocks: dict[str, asyncio.Event] = {}
@@ -90,7 +97,9 @@ class SessionGate:
         self.interrupt: Callable[[], None] = lambda: None
         self.in_transcript: Callable[[str], bool] = lambda _: True
 
-    def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str]) -> None:
+    def begin_run(
+        self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str], *, planned: bool = False
+    ) -> None:
         """From now on calls belong to this run and are judged by these options."""
         self._run_id = run_id
         self._options = options
@@ -98,6 +107,10 @@ class SessionGate:
         self._allowed = [parse_rule(rule) for rule in [*options.allowed_tools, *grants]]
         self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
         self._mode = _mode(options)
+        self.planned = planned and self._mode == "PLAN"
+        if self.planned:
+            self._mode = "DEFAULT"
+        self._withdrawn.clear()
         self._answers, self._attempts = {}, {}
         self._sealed = False
         self._open.set()
@@ -146,6 +159,16 @@ class SessionGate:
     def waited(self) -> float:
         """For how many seconds calls have waited for answers; 0 when none does."""
         return time.monotonic() - self._asked_at if self._waiting and self._asked_at is not None else 0.0
+
+    def take_withdrawn(self) -> list[UUID]:
+        """Approvals that the CLI has given up waiting for, though it goes on: the message that asked is gone.
+
+        Only after a while: when it ends it gives them up too, and they wait for the next process.
+        """
+        due = [key for key, since in self._withdrawn.items() if time.monotonic() - since > _WITHDRAWN_AFTER]
+        for key in due:
+            del self._withdrawn[key]
+        return due
 
     async def check_answers(self) -> None:
         """Look in the store for answers to what waits. Called on a signal, and once a second while something waits."""
@@ -201,6 +224,7 @@ class SessionGate:
             mode=self._mode,
             allowed=self._allowed,
             disallowed=self._disallowed,
+            own=self._own,
         )
         if decision.outcome is Outcome.DENY:
             return self._deny(call, f"{call.tool_name} is not allowed: {decision.reason}", decision.decided_by)
@@ -303,6 +327,11 @@ class SessionGate:
             try:
                 async with asyncio.timeout(wait + 2):
                     state, resolution = await answered
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    self._withdrawn[approval_id] = time.monotonic()
+                raise
             except TimeoutError:
                 # The scheduler writes the expiry; this worker need not wait for it to deny. What was answered in time
                 # counts, even if nobody has looked since.
@@ -323,8 +352,8 @@ class SessionGate:
                 self.interrupt()
             reason = why_denied(state, resolution.message)
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
-        if call.tool_name == "ExitPlanMode":
-            self._mode = "DEFAULT"
+        if call.tool_name == _PLANNED and self._mode == "PLAN":
+            self._mode, self.planned = "DEFAULT", True
         updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
         return await self._start(call, run_id, updated)
 
@@ -342,7 +371,9 @@ class SessionGate:
             session_rules=session_rules(call.tool_name, call.input, self._workspace),
             parent_tool_use_id=self._translator.parent_of(call.agent_id),
         )
-        text = self._translator.input_of(call.tool_use_id) or json.dumps(call.input, ensure_ascii=False)
+        # The CLI puts the plan, which the model has written to a file, into the input of its call.
+        known = None if call.tool_name == _PLANNED else self._translator.input_of(call.tool_use_id)
+        text = known or json.dumps(call.input, ensure_ascii=False)
         data = text.encode("utf-8", "replace")
         if len(data) > _INLINE:
             approval.omitted.total_bytes = len(data)
@@ -364,7 +395,7 @@ def _mode(options: session_pb2.SessionOptions) -> str:
 def _title(call: ToolCall) -> str:
     if call.tool_name == "AskUserQuestion":
         return "Claude asks a question"
-    if call.tool_name == "ExitPlanMode":
+    if call.tool_name == _PLANNED:
         return "Claude has a plan and asks to carry it out"
     for key, verb in (("command", "run"), ("file_path", call.tool_name.lower()), ("url", "fetch")):
         value = call.input.get(key)

@@ -34,7 +34,7 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_transcript
 from agentrpc.telemetry import AGENT_PROCESSES
-from agentrpc.v1 import event_pb2, session_pb2
+from agentrpc.v1 import common_pb2, event_pb2, session_pb2
 
 __all__ = ["Environment", "SessionProcess", "TokenIssuer"]
 
@@ -189,6 +189,7 @@ class SessionProcess:
         *,
         carry: OpenCall | None = None,
         step: bool = False,
+        planned: bool = False,
     ) -> None:
         """Start a process that goes on from the stored conversation.
 
@@ -197,6 +198,7 @@ class SessionProcess:
             claude_session_id: The CLI's id of the session.
             conversation: What is stored of it; empty for a new one.
             carry: A call that the CLI takes up by itself at once, by way of the gate.
+            planned: Not in the plan mode that the session is in: the run's plan was approved.
             step: With `carry`: make that call and nothing else. No model is called, and only its result is kept.
 
         Raises:
@@ -210,6 +212,11 @@ class SessionProcess:
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
+        if carry is not None and carry.tool_name == "ExitPlanMode":
+            # Elsewhere the CLI refuses the call before anybody is asked.
+            used.permission_mode = common_pb2.PERMISSION_MODE_PLAN
+        elif planned:
+            used.permission_mode = common_pb2.PERMISSION_MODE_DEFAULT
         try:
             box = SecretBox(self._env.settings.secret_keys)
             await self._hold.patiently(lambda: resolve_registered(self._env.database, box, self._session_id, used))

@@ -63,6 +63,7 @@ class Plan:
         carry: Calls that it takes up again, in order.
         answers: What people have said about these calls, by tool_use_id.
         attempts: The number of the attempt of those that are made again by a caller's decision, by tool_use_id.
+        planned: Whether the run's plan was approved, and the agent knows it.
     """
 
     conversation: Conversation | None
@@ -70,6 +71,7 @@ class Plan:
     carry: Sequence[OpenCall] = ()
     answers: Mapping[str, Asked] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
+    planned: bool = False
 
 
 def first_plan(run: Run) -> Plan:
@@ -238,9 +240,12 @@ class _Recovery:
         if any(asked.state is ApprovalState.DENIED and asked.resolution.interrupt for asked in record.asked.values()):
             return Ending(RunState.CANCELLED)
         answers = {key: asked for key, asked in record.asked.items() if asked.state is ApprovalState.ALLOWED}
+        carried = {call.tool_use_id for call in carry}
+        planned = any(asked.tool_name == "ExitPlanMode" for key, asked in answers.items() if key not in carried)
         if carry:
-            return Plan(conversation, self._lost_inputs(), carry, answers, attempts)
-        return Plan(conversation, [(str(clock.uuid7()), self._continuation()), *self._lost_inputs()])
+            return Plan(conversation, self._lost_inputs(), carry, answers, attempts, planned)
+        said = [(str(clock.uuid7()), self._continuation()), *self._lost_inputs()]
+        return Plan(conversation, said, planned=planned)
 
     async def _ends(self) -> dict[str, event_pb2.ToolCallFinished]:
         """How calls of the run ended, by tool_use_id, as far as the log knows; the newest end of each."""
