@@ -182,8 +182,10 @@ async def test_options_are_checked_and_all_faults_told(client):
         await create(client, display_name="x" * 201, labels={"BAD": "x"}, options=options)
     for field in ("display_name", "labels", "allowed_tools", "max_turns", "max_cost_usd", "permission_mode", "mcp_"):
         assert field in caught.value.message
-    schema = session_pb2.SessionOptions(output_schema_json="[1]")
-    assert await failure(create(client, options=schema)) == ("INVALID_ARGUMENT", "JSON_INVALID")
+    for text in ("[1]", '{"a": NaN}', '{"a": 1e999}', r'{"a": "\u0000"}', r'{"a": "\ud800"}', r'{"\udc00": 1}'):
+        schema = session_pb2.SessionOptions(output_schema_json=text)
+        assert await failure(create(client, options=schema)) == ("INVALID_ARGUMENT", "JSON_INVALID"), text
+    await create(client, options=session_pb2.SessionOptions(output_schema_json=r'{"a": "\ud83d\ude00"}'))
 
 
 async def test_masks_and_secrets(client):
@@ -382,6 +384,8 @@ async def test_approvals_that_do_not_exist(client):
     assert await failure(client.resolve(name, resolution)) == ("NOT_FOUND", "NOT_FOUND")
     assert await failure(client.resolve(name, approval_pb2.Resolution())) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     assert await failure(client.resolve("x", resolution)) == ("INVALID_ARGUMENT", "NAME_INVALID")
+    resolution.updated_input_json = r'{"command": "echo \ud800"}'
+    assert await failure(client.resolve(name, resolution)) == ("INVALID_ARGUMENT", "JSON_INVALID")
     listed = await client.call(
         client.approvals.ListApprovals, approval_service_pb2.ListApprovalsRequest(parent="sessions/-")
     )
