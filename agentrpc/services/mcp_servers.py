@@ -22,7 +22,7 @@ from agentrpc.services.access import require_write
 from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.mcp_catalogue import TEMPLATES
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.references import refuse_in_use
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell
@@ -119,9 +119,11 @@ class McpServers:
         )
         async with self._database.transaction() as tx:
             rows = await find_mcp_servers(tx, query)
-        response = mcp_server_service_pb2.ListMcpServersResponse(mcp_servers=map(_message, rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+        servers = fitting([_message(row) for row in rows[:size]])
+        response = mcp_server_service_pb2.ListMcpServersResponse(mcp_servers=servers)
+        if len(rows) > len(servers):
+            last = rows[len(servers) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update(

@@ -13,7 +13,7 @@ from agentrpc.services.approvals import session_state_event
 from agentrpc.services.archive_state import require_readable
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
@@ -123,14 +123,15 @@ class Sessions:
             rows = await find_sessions(tx, query)
             pending = await pending_of_sessions(tx, [session.id for session, head in rows if head.pending_approvals])
             archives = await archives_of(tx, [session.id for session, head in rows if head.closed is not None])
-        response = session_service_pb2.ListSessionsResponse(
-            sessions=[
+        sessions = fitting(
+            [
                 session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
                 for session, head in rows[:size]
             ]
         )
-        if len(rows) > size:
-            last = rows[size - 1][0]
+        response = session_service_pb2.ListSessionsResponse(sessions=sessions)
+        if len(rows) > len(sessions):
+            last = rows[len(sessions) - 1][0]
             response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
