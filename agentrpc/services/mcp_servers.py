@@ -13,7 +13,6 @@ from agentrpc.domain.mcp_config import (
     parse_entry,
     redacted,
     session_name_of,
-    url_is_redacted,
 )
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
@@ -411,8 +410,6 @@ def _check_into(given: mcp_server_pb2.RegisteredMcpServer, faults: Faults, path:
     good = not config.HasField("registered")
     faults.check(good, f"{path}.config.registered", "must be the configuration itself, not another server")
     check_mcp_server(config, faults, f"{path}.config")
-    good = not url_is_redacted(config)
-    faults.check(good, f"{path}.config", "its url holds REDACTED, and is not the one that is stored: send the whole")
     faults.bytes(f"{path}.extra_json", given.extra_json, _MAX_EXTRA)
     if given.extra_json:
         json_object(f"{path}.extra_json", given.extra_json)

@@ -4,6 +4,7 @@ from uuid import UUID, uuid4
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
 from agentrpc.names import parse_agent_or_version, parse_run, parse_session, parse_user, run_name, session_name
@@ -349,7 +350,7 @@ def not_active(head: SessionHead) -> FailedPrecondition:
 
 
 def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:
-    """A secret that comes back empty, as it was read, keeps its stored value."""
+    """A secret that comes back as it was read, empty or in a URL as REDACTED, keeps its stored value."""
     known = {server.name: server for server in stored.mcp_servers}
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
@@ -360,6 +361,7 @@ def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Session
             or before.WhichOneof("transport") != transport
         ):
             continue
+        keep_url(before, server)
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
         for key, value in list(new.items()):

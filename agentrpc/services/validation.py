@@ -9,6 +9,7 @@ from uuid import UUID
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from agentrpc.domain.mcp_config import url_is_redacted
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.names import MCP_SERVER, MEMORY_STORE
@@ -216,6 +217,8 @@ def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
             remote = getattr(server, transport)
             good = remote.url.startswith(("http://", "https://"))
             faults.check(good, f"{where}.{transport}.url", "must begin with http:// or https://")
+            told = "holds REDACTED, and is not the one that is stored: send the whole"
+            faults.check(not url_is_redacted(server), f"{where}.{transport}.url", told)
             for text in [remote.url, *remote.headers, *remote.headers.values()]:
                 faults.check(not re.search(r"[\0\r\n]", text), f"{where}.{transport}", "holds NUL or a line break")
         elif transport == "registered":

@@ -195,13 +195,15 @@ async def test_options_are_checked_and_all_faults_told(client):
     await create(client, options=session_pb2.SessionOptions(output_schema_json=r'{"a": "\ud83d\ude00"}'))
 
 
-async def test_masks_and_secrets(client):
+async def test_masks_and_secrets(client, edge):
     # Many: a map that is written to while it is walked skips some.
     keys = [f"KEY_{number}" for number in range(40)]
     stdio = session_pb2.McpStdio(command="x", env=dict.fromkeys(keys, "secret"))
-    server = session_pb2.McpServer(name="s", stdio=stdio)
-    made = await create(client, options=session_pb2.SessionOptions(mcp_servers=[server]))
+    remote = session_pb2.McpRemote(url="https://user:secret@x.example/?key=secret&on")
+    servers = [session_pb2.McpServer(name="s", stdio=stdio), session_pb2.McpServer(name="r", sse=remote)]
+    made = await create(client, options=session_pb2.SessionOptions(mcp_servers=servers))
     assert dict(made.options.mcp_servers[0].stdio.env) == dict.fromkeys(keys, "")
+    assert made.options.mcp_servers[1].sse.url == "https://REDACTED@x.example/?key=REDACTED&on"
     request = session_service_pb2.UpdateSessionRequest(session=made, update_mask=FieldMask(paths=["nope"]))
     assert await failure(client.call(client.sessions.UpdateSession, request)) == (
         "INVALID_ARGUMENT",
@@ -214,6 +216,13 @@ async def test_masks_and_secrets(client):
     # Nothing else changed: the secret that came back empty has kept its value.
     request = session_service_pb2.UpdateSessionRequest(session=changed, update_mask=FieldMask(paths=["options"]))
     assert (await client.call(client.sessions.UpdateSession, request)).etag == changed.etag
+    async with edge.database.connection() as connection:
+        stored = session_pb2.SessionOptions.FromString(await connection.fetchval("SELECT options FROM sessions"))
+    assert stored.mcp_servers[1].sse.url == remote.url
+    assert set(stored.mcp_servers[0].stdio.env.values()) == {"secret"}
+    changed.options.mcp_servers[1].sse.url = "https://REDACTED@y.example/"
+    request = session_service_pb2.UpdateSessionRequest(session=changed, update_mask=FieldMask(paths=["options"]))
+    assert await failure(client.call(client.sessions.UpdateSession, request)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
 
 
 async def test_a_page_of_any_list_ends_where_its_bytes_do(monkeypatch, client, source, ask):
