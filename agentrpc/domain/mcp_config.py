@@ -16,6 +16,7 @@ __all__ = [
     "EntryError",
     "entry_of",
     "keep_secrets",
+    "keep_url",
     "missing_secrets",
     "parse_entry",
     "redacted",
@@ -93,6 +94,11 @@ def keep_secrets(stored: session_pb2.McpServer, wanted: session_pb2.McpServer) -
     for key, value in list(values.items()):
         if value in {"", _placeholder(key)} and before.get(key):
             values[key] = before[key]
+    keep_url(stored, wanted)
+
+
+def keep_url(stored: session_pb2.McpServer, wanted: session_pb2.McpServer) -> None:
+    """Fill in the URL if it came back as it was shown."""
     remote, known = _remote(wanted), _remote(stored)
     if remote is not None and known is not None and remote.url == _redacted_url(known.url):
         remote.url = known.url

@@ -174,9 +174,6 @@ class Agents:
         """CreateAgentVersion."""
         agent_id = parse_agent(request.parent, field="parent")
         require_write(principal, "agents.update")
-        faults = Faults()
-        _check_version(request.version, faults)
-        faults.done()
         key = RequestKey(principal, "CreateAgentVersion", request_uuid(request.request_id), request_hash(request))
         version_id = clock.uuid7()
         async with self._database.transaction() as tx:
@@ -186,11 +183,14 @@ class Agents:
             if made is not None:
                 return _version_message(await tx.get_one(AgentVersion, made))
             check_etag(request.etag, agent.revision, "agent")
-            await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
-            groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             newest = await version_of(tx, agent_id, agent.newest_version)
             assert newest is not None
             keep_secrets(session_pb2.SessionOptions.FromString(newest.options), request.version.options)
+            faults = Faults()
+            _check_version(request.version, faults)
+            faults.done()
+            await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
+            groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             agent.newest_version += 1
             if request.make_default:
                 agent.default_version = agent.newest_version

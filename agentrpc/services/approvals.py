@@ -17,7 +17,7 @@ from agentrpc.domain.states import ApprovalState, RunState, SessionState, may_fo
 from agentrpc.errors import AgentRpcError, FailedPrecondition, InvalidArgument
 from agentrpc.names import approval_name, parse_approval, parse_run, parse_session_or_wildcard, run_name, user_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
-from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.pages import Pager, fitting, page_size
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, json_object
 from agentrpc.services.views import approval_message, head_state
@@ -81,9 +81,11 @@ class Approvals:
                 head = await tx.get(SessionHead, session_id)
                 require_visible(principal, head.tenant if head else None, "Session", request.parent)
             rows = await find_approvals(tx, query)
-        response = approval_service_pb2.ListApprovalsResponse(approvals=map(approval_message, rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, [str(rows[size - 1].id)])
+        approvals = fitting([approval_message(row) for row in rows[:size]])
+        response = approval_service_pb2.ListApprovalsResponse(approvals=approvals)
+        if len(rows) > len(approvals):
+            last = rows[len(approvals) - 1].id
+            response.next_page_token = self._pager.issue(request, principal.user_id, [str(last)])
         return response
 
     async def current(

@@ -208,6 +208,8 @@ class Files:
                 raise _mismatch("size", start.size, incoming.size)
             _check_digest(start.sha256, incoming.sha256)
             await in_thread(incoming.sync)
+            if incoming.size > await self._room(session_id, path, incoming):
+                raise self._full()
             info = await self._change(
                 principal,
                 session_id,
@@ -238,7 +240,7 @@ class Files:
         await self._make(principal, session_id)
         room = await self._room(session_id, "")
         incoming = await self._incoming(lambda beside: IncomingArchive(beside, room), session_id)
-        fresh = incoming.path.with_name(f"{incoming.path.name}.tree")
+        fresh = _tree(incoming)
         try:
             async for data in _parts(requests):
                 await self._write(incoming, data)
@@ -246,6 +248,9 @@ class Files:
             _check_digest(start.sha256, incoming.sha256)
             async with self._heavy:
                 files, size = await while_wanted(partial(self._unpack, incoming.path, fresh, room - incoming.size))
+                needed = await in_thread(used_space, fresh)
+            if needed > await self._room(session_id, "", incoming):
+                raise self._full()
             await self._change(
                 principal, session_id, lambda folder: place_tree(fresh, folder, path, overwrite=start.overwrite)
             )
@@ -277,11 +282,24 @@ class Files:
         except OSError as error:
             raise unreadable("the workspace", error) from error
 
-    async def _room(self, session_id: UUID, path: str) -> int:
-        """How many bytes the workspace may still take; a file that is replaced gives its own back."""
+    async def _room(self, session_id: UUID, path: str, own: Incoming | None = None) -> int:
+        """How many bytes the workspace may still take; a file that is replaced gives its own back.
+
+        What is on its way in counts too, so each upload looks twice: before its bytes come, and when they are all on
+        the disk. Of several at once, by any servers, the last to look sees all the others. It takes no lock for that:
+        a large workspace would keep the session's run waiting.
+
+        Args:
+            session_id: The session.
+            path: The file that may be replaced; empty: none.
+            own: What the caller itself has on its way in: it does not count.
+        """
 
         def measure() -> int:
-            used = used_space(self._store.path(session_id), self._store.incoming(session_id))
+            # In this order: what gets its place meanwhile counts twice, rather than not at all.
+            used = used_space(self._store.incoming(session_id), self._store.path(session_id))
+            if own is not None:
+                used -= own.path.stat().st_blocks * 512 + used_space(_tree(own))
             if path:
                 top = self._open(session_id, "")
                 try:
@@ -356,6 +374,11 @@ class Files:
                     str(error), reason="STATE_INVALID", metadata={"state": "WORKSPACE_UNAVAILABLE"}
                 ) from error
             session.workspace_time = session.workspace_time or clock.utcnow()
+
+
+def _tree(incoming: Incoming) -> Path:
+    """Where an archive is unpacked."""
+    return incoming.path.with_name(f"{incoming.path.name}.tree")
 
 
 def _page(folder: int, path: str, recursive: bool, after: list[str], size: int) -> tuple[list[FileEntry], bool]:

@@ -13,7 +13,6 @@ from agentrpc.domain.mcp_config import (
     parse_entry,
     redacted,
     session_name_of,
-    url_is_redacted,
 )
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
@@ -22,7 +21,7 @@ from agentrpc.services.access import require_write
 from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.mcp_catalogue import TEMPLATES
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.references import refuse_in_use
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell
@@ -119,9 +118,11 @@ class McpServers:
         )
         async with self._database.transaction() as tx:
             rows = await find_mcp_servers(tx, query)
-        response = mcp_server_service_pb2.ListMcpServersResponse(mcp_servers=map(_message, rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+        servers = fitting([_message(row) for row in rows[:size]])
+        response = mcp_server_service_pb2.ListMcpServersResponse(mcp_servers=servers)
+        if len(rows) > len(servers):
+            last = rows[len(servers) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update(
@@ -409,8 +410,6 @@ def _check_into(given: mcp_server_pb2.RegisteredMcpServer, faults: Faults, path:
     good = not config.HasField("registered")
     faults.check(good, f"{path}.config.registered", "must be the configuration itself, not another server")
     check_mcp_server(config, faults, f"{path}.config")
-    good = not url_is_redacted(config)
-    faults.check(good, f"{path}.config", "its url holds REDACTED, and is not the one that is stored: send the whole")
     faults.bytes(f"{path}.extra_json", given.extra_json, _MAX_EXTRA)
     if given.extra_json:
         json_object(f"{path}.extra_json", given.extra_json)

@@ -11,7 +11,7 @@ from agentrpc.services.access import require_write
 from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.memory_entries import Author, readable_store, require_owner
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.validation import Faults, request_uuid
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database, Transaction
@@ -102,10 +102,11 @@ class Memory:
         )
         async with self._database.transaction() as tx:
             rows = await find_stores(tx, query)
-        response = memory_service_pb2.ListMemoryStoresResponse(memory_stores=map(_message, rows[:size]))
-        if len(rows) > size:
-            key = order_key(rows[size - 1], order)
-            response.next_page_token = self._pager.issue(request, principal.user_id, key)
+        stores = fitting([_message(row) for row in rows[:size]])
+        response = memory_service_pb2.ListMemoryStoresResponse(memory_stores=stores)
+        if len(rows) > len(stores):
+            last = rows[len(stores) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update_store(

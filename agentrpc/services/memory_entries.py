@@ -21,7 +21,7 @@ from agentrpc.names import (
 )
 from agentrpc.services.access import require_write
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.validation import Faults, request_uuid
 from agentrpc.store.database import Transaction
 from agentrpc.store.memory import (
@@ -203,11 +203,11 @@ async def list_entries(
         limit=size + 1,
     )
     rows = await find_entries(tx, query)
-    response = memory_service_pb2.ListMemoryEntriesResponse(
-        memory_entries=[_message(row, row, content=False) for row in rows[:size]]
-    )
-    if len(rows) > size:
-        response.next_page_token = pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+    entries = fitting([_message(row, row, content=False) for row in rows[:size]])
+    response = memory_service_pb2.ListMemoryEntriesResponse(memory_entries=entries)
+    if len(rows) > len(entries):
+        last = rows[len(entries) - 1]
+        response.next_page_token = pager.issue(request, principal.user_id, order_key(last, order))
     return response
 
 
@@ -220,11 +220,11 @@ async def list_versions(
     after = pager.read(request, principal.user_id)
     entry = await _find(tx, principal, store_id, key)
     rows = await find_versions(tx, entry.id, before=None if after is None else int(after[0]), limit=size + 1)
-    response = memory_service_pb2.ListMemoryEntryVersionsResponse(
-        memory_entries=[_message(entry, row, content=False) for row in rows[:size]]
-    )
-    if len(rows) > size:
-        response.next_page_token = pager.issue(request, principal.user_id, [rows[size - 1].version])
+    versions = fitting([_message(entry, row, content=False) for row in rows[:size]])
+    response = memory_service_pb2.ListMemoryEntryVersionsResponse(memory_entries=versions)
+    if len(rows) > len(versions):
+        last = rows[len(versions) - 1].version
+        response.next_page_token = pager.issue(request, principal.user_id, [last])
     return response
 
 
@@ -240,14 +240,16 @@ async def search(
     _check_prefix(faults, request.key_prefix)
     faults.done()
     await readable_store(tx, principal, store_id)
-    response = memory_service_pb2.SearchMemoryEntriesResponse()
-    for entry, rank in await search_entries(tx, store_id, request.query, key_prefix=request.key_prefix, limit=size):
-        response.hits.add(
+    found = await search_entries(tx, store_id, request.query, key_prefix=request.key_prefix, limit=size)
+    hits = [
+        memory_service_pb2.SearchMemoryEntriesResponse.Hit(
             memory_entry=_message(entry, entry, content=False),
             snippet=_snippet(entry.content, request.query),
             rank=rank,
         )
-    return response
+        for entry, rank in found
+    ]
+    return memory_service_pb2.SearchMemoryEntriesResponse(hits=fitting(hits))
 
 
 async def _find(tx: Transaction, principal: Principal, store_id: UUID, key: str) -> MemoryEntry:

@@ -13,7 +13,7 @@ from agentrpc.reports.render import CONTENT_TYPES
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.archive_state import require_here
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.runs import load_run
 from agentrpc.services.sessions import load_session
 from agentrpc.services.signals import Doorbell
@@ -95,10 +95,11 @@ class Reports:
         )
         async with self._database.transaction() as tx:
             rows = await find_reports(tx, query)
-        response = report_service_pb2.ListReportsResponse(reports=[_message(row, in_list=True) for row in rows[:size]])
-        if len(rows) > size:
-            keyset = order_key(rows[size - 1], order)
-            response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
+        reports = fitting([_message(row, in_list=True) for row in rows[:size]])
+        response = report_service_pb2.ListReportsResponse(reports=reports)
+        if len(rows) > len(reports):
+            last = rows[len(reports) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def delete(self, principal: Principal, name: str) -> None:

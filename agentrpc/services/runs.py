@@ -13,7 +13,7 @@ from agentrpc.names import parse_run, parse_session, parse_session_or_wildcard, 
 from agentrpc.services.acceptance import accept, check_acceptable, new_run
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
-from agentrpc.services.pages import Pager, page_size
+from agentrpc.services.pages import Pager, fitting, page_size
 from agentrpc.services.run_end import stop_run
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.validation import Faults, check_enums, check_run, request_uuid
@@ -125,12 +125,13 @@ class Runs:
                 require_visible(principal, owner, "Session", request.parent)
             rows = await find_runs(tx, query)
             progress = await progress_of_runs(tx, rows[:size])
-        response = run_service_pb2.ListRunsResponse(
-            runs=[run_message(run, head=head, progress=progress.get(run.id), in_list=True) for run, head in rows[:size]]
+        runs = fitting(
+            [run_message(run, head=head, progress=progress.get(run.id), in_list=True) for run, head in rows[:size]]
         )
-        if len(rows) > size:
-            keyset = [str(rows[size - 1][0].id)]
-            response.next_page_token = self._pager.issue(request, principal.user_id, keyset)
+        response = run_service_pb2.ListRunsResponse(runs=runs)
+        if len(rows) > len(runs):
+            last = rows[len(runs) - 1][0].id
+            response.next_page_token = self._pager.issue(request, principal.user_id, [str(last)])
         return response
 
     async def interrupt(self, principal: Principal, name: str, reason: str) -> run_pb2.Run:

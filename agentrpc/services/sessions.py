@@ -4,6 +4,7 @@ from uuid import UUID, uuid4
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
 from agentrpc.names import parse_agent_or_version, parse_run, parse_session, parse_user, run_name, session_name
@@ -13,7 +14,7 @@ from agentrpc.services.approvals import session_state_event
 from agentrpc.services.archive_state import require_readable
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
@@ -123,14 +124,15 @@ class Sessions:
             rows = await find_sessions(tx, query)
             pending = await pending_of_sessions(tx, [session.id for session, head in rows if head.pending_approvals])
             archives = await archives_of(tx, [session.id for session, head in rows if head.closed is not None])
-        response = session_service_pb2.ListSessionsResponse(
-            sessions=[
+        sessions = fitting(
+            [
                 session_message(session, head, pending.get(session.id, ()), archives.get(session.id))
                 for session, head in rows[:size]
             ]
         )
-        if len(rows) > size:
-            last = rows[size - 1][0]
+        response = session_service_pb2.ListSessionsResponse(sessions=sessions)
+        if len(rows) > len(sessions):
+            last = rows[len(sessions) - 1][0]
             response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
@@ -348,7 +350,7 @@ def not_active(head: SessionHead) -> FailedPrecondition:
 
 
 def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.SessionOptions) -> None:
-    """A secret that comes back empty, as it was read, keeps its stored value."""
+    """A secret that comes back as it was read, empty or in a URL as REDACTED, keeps its stored value."""
     known = {server.name: server for server in stored.mcp_servers}
     for server in wanted.mcp_servers:
         transport = server.WhichOneof("transport")
@@ -359,6 +361,7 @@ def keep_secrets(stored: session_pb2.SessionOptions, wanted: session_pb2.Session
             or before.WhichOneof("transport") != transport
         ):
             continue
+        keep_url(before, server)
         field = "env" if transport == "stdio" else "headers"
         old, new = getattr(getattr(before, transport), field), getattr(getattr(server, transport), field)
         for key, value in list(new.items()):

@@ -9,6 +9,7 @@ from uuid import UUID
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from agentrpc.domain.mcp_config import url_is_redacted
 from agentrpc.domain.rules import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.names import MCP_SERVER, MEMORY_STORE
@@ -216,6 +217,8 @@ def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> 
             remote = getattr(server, transport)
             good = remote.url.startswith(("http://", "https://"))
             faults.check(good, f"{where}.{transport}.url", "must begin with http:// or https://")
+            told = "holds REDACTED, and is not the one that is stored: send the whole"
+            faults.check(not url_is_redacted(server), f"{where}.{transport}.url", told)
             for text in [remote.url, *remote.headers, *remote.headers.values()]:
                 faults.check(not re.search(r"[\0\r\n]", text), f"{where}.{transport}", "holds NUL or a line break")
         elif transport == "registered":
@@ -310,20 +313,18 @@ def check_decision(request: run_service_pb2.ResolveRunRequest) -> None:
 
 
 def json_object(field: str, text: str) -> None:
-    """Raise JSON_INVALID unless the text is a JSON object."""
+    """Raise JSON_INVALID unless the text is a JSON object, of what can be stored and written again."""
     good = False
     try:
-        good = isinstance(json.loads(text, parse_constant=_refuse), dict)
+        found = json.loads(text)
+        # Half a surrogate pair, which no string may hold, does not encode; JSON has no numbers without end.
+        good = isinstance(found, dict) and bool(json.dumps(found, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, RecursionError):
         good = False
     if not good or "\0" in text or "\\u0000" in text:
         raise InvalidArgument(
             f"{field} is not the text of a JSON object", reason="JSON_INVALID", metadata={"field": field}
         )
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def request_uuid(text: str) -> UUID | None:

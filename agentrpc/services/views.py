@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentrpc.claude.workspace_files import FileEntry, etag_of_file
 from agentrpc.claude.workspace_paths import shown
+from agentrpc.domain.mcp_config import redacted
 from agentrpc.domain.states import RunState, SessionState, session_state
 from agentrpc.names import agent_version_name, approval_name, archive_name, run_name, session_name, user_name
 from agentrpc.services.fields import etag_of
@@ -143,16 +144,10 @@ def file_message(session_id: UUID, entry: FileEntry, sha256: str = "") -> file_p
 
 
 def public_options(stored: bytes) -> session_pb2.SessionOptions:
-    """Options without the values of secrets: the keys stay, so that one sees what is set."""
+    """Options without secrets: the keys of env, headers and queries stay, so that one sees what is set."""
     options = session_pb2.SessionOptions.FromString(stored)
     for server in options.mcp_servers:
-        transport = server.WhichOneof("transport")
-        if transport in {"builtin", "registered"}:
-            continue
-        secrets = server.stdio.env if transport == "stdio" else getattr(server, transport or "http").headers
-        # A copy of the keys: a map of protobuf that is written to while it is walked skips some.
-        for key in list(secrets):
-            secrets[key] = ""
+        server.CopyFrom(redacted(server))
     return options
 
 

@@ -34,7 +34,7 @@ from agentrpc.services.access import require_visible, require_write, visible_own
 from agentrpc.services.addresses import check_url
 from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
-from agentrpc.services.pages import Pager, order_key, order_values, page_size, parse_order
+from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_views import task_spec
@@ -140,9 +140,11 @@ class Webhooks:
         )
         async with self._database.transaction() as tx:
             rows = await find_webhooks(tx, query)
-        response = webhook_service_pb2.ListWebhooksResponse(webhooks=map(_message, rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+        webhooks = fitting([_message(row) for row in rows[:size]])
+        response = webhook_service_pb2.ListWebhooksResponse(webhooks=webhooks)
+        if len(rows) > len(webhooks):
+            last = rows[len(webhooks) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def update(
@@ -253,9 +255,11 @@ class Webhooks:
         async with self._database.transaction() as tx:
             await _load(tx, principal, webhook_id)
             rows = await find_deliveries(tx, query)
-        response = webhook_service_pb2.ListWebhookDeliveriesResponse(deliveries=map(delivery_message, rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(rows[size - 1], order))
+        deliveries = fitting([delivery_message(row) for row in rows[:size]])
+        response = webhook_service_pb2.ListWebhookDeliveriesResponse(deliveries=deliveries)
+        if len(rows) > len(deliveries):
+            last = rows[len(deliveries) - 1]
+            response.next_page_token = self._pager.issue(request, principal.user_id, order_key(last, order))
         return response
 
     async def redeliver(

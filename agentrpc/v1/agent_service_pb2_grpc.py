@@ -125,8 +125,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateAgentVersion(self, request, context):
-        """Creates the next version of an agent. Values of secrets that are empty, as they were read, are taken from the newest
-        version, where an MCP server of the same name and transport has them.
+        """Creates the next version of an agent. Values of secrets that are empty, and urls with `REDACTED`, as they were read,
+        are taken from the newest version, where an MCP server of the same name and transport has them.
         Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, FIELD_INVALID, NAME_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

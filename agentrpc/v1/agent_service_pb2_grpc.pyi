@@ -57,8 +57,8 @@ class AgentServiceStub:
     Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, IN_USE.
     """
     CreateAgentVersion: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CreateAgentVersionRequest, _agent_pb2.AgentVersion]
-    """Creates the next version of an agent. Values of secrets that are empty, as they were read, are taken from the newest
-    version, where an MCP server of the same name and transport has them.
+    """Creates the next version of an agent. Values of secrets that are empty, and urls with `REDACTED`, as they were read,
+    are taken from the newest version, where an MCP server of the same name and transport has them.
     Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, FIELD_INVALID, NAME_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
     """
     GetAgentVersion: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetAgentVersionRequest, _agent_pb2.AgentVersion]
@@ -97,8 +97,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, IN_USE.
     """
     CreateAgentVersion: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CreateAgentVersionRequest, _agent_pb2.AgentVersion]  # type: ignore[assignment]
-    """Creates the next version of an agent. Values of secrets that are empty, as they were read, are taken from the newest
-    version, where an MCP server of the same name and transport has them.
+    """Creates the next version of an agent. Values of secrets that are empty, and urls with `REDACTED`, as they were read,
+    are taken from the newest version, where an MCP server of the same name and transport has them.
     Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, FIELD_INVALID, NAME_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
     """
     GetAgentVersion: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetAgentVersionRequest, _agent_pb2.AgentVersion]  # type: ignore[assignment]
@@ -170,8 +170,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.CreateAgentVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.AgentVersion, _abc.Awaitable[_agent_pb2.AgentVersion]]:
-        """Creates the next version of an agent. Values of secrets that are empty, as they were read, are taken from the newest
-        version, where an MCP server of the same name and transport has them.
+        """Creates the next version of an agent. Values of secrets that are empty, and urls with `REDACTED`, as they were read,
+        are taken from the newest version, where an MCP server of the same name and transport has them.
         Errors: NOT_FOUND, PERMISSION_DENIED, ETAG_MISMATCH, FIELD_INVALID, NAME_INVALID, JSON_INVALID, REQUEST_ID_REUSED.
         """
 

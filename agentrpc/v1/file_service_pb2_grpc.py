@@ -111,7 +111,8 @@ class FileServiceServicer:
     def UploadFile(self, request_iterator, context):
         """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
         all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace.
+        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace. What other
+        uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
         STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
         SLOW_CONSUMER: nothing came for too long.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,

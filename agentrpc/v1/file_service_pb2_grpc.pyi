@@ -54,7 +54,8 @@ class FileServiceStub:
     UploadFile: _grpc.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_pb2.File]
     """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
     all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace.
+    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace. What other
+    uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
     STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
     SLOW_CONSUMER: nothing came for too long.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -108,7 +109,8 @@ class FileServiceAsyncStub(FileServiceStub):
     UploadFile: _aio.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_pb2.File]  # type: ignore[assignment]
     """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
     all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace.
+    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace. What other
+    uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
     STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
     SLOW_CONSUMER: nothing came for too long.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -177,7 +179,8 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_file_pb2.File, _abc.Awaitable[_file_pb2.File]]:
         """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
         all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace.
+        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace. What other
+        uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
         STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
         SLOW_CONSUMER: nothing came for too long.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,

@@ -410,9 +410,14 @@ async def test_what_is_set_for_a_session_wins_over_the_agent(client):
 
 
 async def test_sessions_get_secrets_that_no_read_gives(edge, client):
+    url, shown = (
+        "http://ann:pass@x.example/mcp?key=pass&a=pass",
+        "http://REDACTED@x.example/mcp?key=REDACTED&a=REDACTED",
+    )
+
     def options(**env):
         stdio = session_pb2.McpStdio(command="x", env=env)
-        http = session_pb2.McpRemote(url="http://x.example", headers={"Authorization": "token"})
+        http = session_pb2.McpRemote(url=url, headers={"Authorization": "token"})
         return Options(
             mcp_servers=[session_pb2.McpServer(name="s", stdio=stdio), session_pb2.McpServer(name="h", http=http)]
         )
@@ -426,9 +431,11 @@ async def test_sessions_get_secrets_that_no_read_gives(edge, client):
     read = await get_version(client, agent.default_version)
     assert dict(read.options.mcp_servers[0].stdio.env) == {"KEY": ""}
     assert dict(read.options.mcp_servers[1].http.headers) == {"Authorization": ""}
+    assert read.options.mcp_servers[1].http.url == shown
     assert (await versions_of(client, agent.name)).versions[0] == read
     session = await start(client, agent.name)
     assert dict(session.options.mcp_servers[0].stdio.env) == {"KEY": ""}
+    assert session.options.mcp_servers[1].http.url == shown
     assert dict((await stored(session))[0].stdio.env) == {"KEY": "secret"}
     assert dict((await stored(session))[1].http.headers) == {"Authorization": "token"}
     # What was read is the beginning of the next version; secrets that came back empty are those of the newest.
@@ -437,9 +444,14 @@ async def test_sessions_get_secrets_that_no_read_gives(edge, client):
     assert dict(second.options.mcp_servers[0].stdio.env) == {"KEY": ""}
     kept = await stored(await start(client, second.name))
     assert (dict(kept[0].stdio.env), dict(kept[1].http.headers)) == ({"KEY": "secret"}, {"Authorization": "token"})
+    assert kept[1].http.url == url
     # Not for one who puts servers of their own in their place.
-    own = await stored(await start(client, agent.name, mcp_servers=read.options.mcp_servers))
+    own = await stored(await start(client, agent.name, mcp_servers=read.options.mcp_servers[:1]))
     assert dict(own[0].stdio.env) == {"KEY": ""}
+    assert await failure(start(client, agent.name, mcp_servers=read.options.mcp_servers)) == "FIELD_INVALID"
+    read.options.mcp_servers[1].http.url = shown.replace("x.example", "y.example")
+    assert await failure(add_version(client, agent.name, read.options)) == "FIELD_INVALID"
+    assert await failure(create(client, read.options)) == "FIELD_INVALID"
 
 
 async def test_bad_references_to_agents(client):

@@ -609,6 +609,47 @@ class Zeros:
         return bytes(size)
 
 
+@pytest.mark.parametrize("method", ["UploadFile", "UploadArchive"])
+async def test_uploads_at_once_do_not_pass_the_limit_together(client, tight, session, folder, method):
+    content, arrived = os.urandom(30 * 1024**2), asyncio.Event()
+    if method == "UploadFile":
+        first, kind, whole = start(session, "second"), pb.UploadFileRequest, content
+    else:
+        first = pb.UploadArchiveRequest(start=pb.UploadArchiveStart(parent=session))
+        kind, whole = pb.UploadArchiveRequest, tar_of(("second", content), mode="w")
+
+    async def slow():
+        yield first
+        at = 0
+        while at < len(whole):
+            size = 1024**2 if arrived.is_set() else 1024
+            yield kind(data=whole[at : at + size])
+            at += size
+            if not arrived.is_set():
+                await asyncio.sleep(0.05)
+
+    incoming = folder.parent / "incoming"
+    assert untouched(folder)
+    call = getattr(tight.files, method)(slow(), metadata=await tight._metadata())
+    # It has looked how much room there is.
+    while not list(incoming.iterdir()):  # noqa: ASYNC110 - a file rings no bell
+        await asyncio.sleep(0.01)
+    # Another edge's.
+    await client.transfers.upload_file(session, "first", bytes(60 * 1024**2))
+    arrived.set()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert decode(caught.value).reason == "LIMIT_REACHED"
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "first"]
+    assert untouched(folder)
+    # What comes does not count twice.
+    if method == "UploadFile":
+        await tight.transfers.upload_file(session, "second", content[: 15 * 1024**2])
+    else:
+        await tight.transfers.upload_archive(session, "", tar_of(("second", content[: 9 * 1024**2]), mode="w"))
+    assert (folder / "second").exists()
+
+
 async def test_a_gigabyte_is_refused_at_once_and_takes_no_memory(tight, session, folder):
     too_large = ("INVALID_ARGUMENT", "TOO_LARGE")
     zeros = Zeros()

@@ -137,7 +137,8 @@ async def test_all_faults_are_told_at_once(client):
         assert text in caught.value.message
     for transport in ({"registered": "mcpServers/00000000-0000-7000-8000-000000000000"}, {"name": "x"}):
         assert await failure(create(client, transport=transport)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
-    assert await failure(create(client, extra_json="[]")) == ("INVALID_ARGUMENT", "JSON_INVALID")
+    for text in ("[]", r'{"x": "\ud800"}'):
+        assert await failure(create(client, extra_json=text)) == ("INVALID_ARGUMENT", "JSON_INVALID")
     assert await failure(create(client, "")) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     assert await failure(get(client, "mcpServers/1")) == ("INVALID_ARGUMENT", "NAME_INVALID")
 
@@ -279,6 +280,7 @@ async def test_files_that_are_none(client):
         '{"a": 1}',
         '{"mcpServers": {"a": 1}}',
         '{"mcpServers": {"": {}}}',
+        r'{"mcpServers": {"a": {"command": "\ud800"}}}',
     ):
         assert (await failure(import_file(client, text)))[0] == "INVALID_ARGUMENT", text
     with pytest.raises(RpcError) as caught:

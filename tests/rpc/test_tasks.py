@@ -325,7 +325,9 @@ async def test_what_is_anothers_and_what_is_shared(edge, client):
 
 
 async def test_secrets_are_kept_and_never_shown(edge, client):
-    server = session_pb2.McpServer(name="s", http=session_pb2.McpRemote(url="https://x", headers={"key": "secret"}))
+    server = session_pb2.McpServer(
+        name="s", http=session_pb2.McpRemote(url="https://x?key=a-secret", headers={"key": "b-secret"})
+    )
     task = await make(client, options=session_pb2.SessionOptions(mcp_servers=[server], model="m"))
     assert "secret" not in str(task)
     task.options.model = "n"
@@ -334,7 +336,10 @@ async def test_secrets_are_kept_and_never_shown(edge, client):
     made = await run(client, task)
     async with edge.database.transaction() as tx:
         stored = (await tx.get_one(Session, UUID(made.session.removeprefix("sessions/")))).options
-    assert b"secret" in stored
+    assert b"a-secret" in stored
+    assert b"b-secret" in stored
+    task.options.mcp_servers[0].http.url = "https://y?key=REDACTED"
+    assert await failure(update(client, task, "options", options=task.options)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     assert (await client.get_session(made.session)).options.model == "n"
 
 

@@ -16,17 +16,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import agentrpc.v1
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
+from agentrpc.services import pages
 from agentrpc.v1 import (
     approval_pb2,
     approval_service_pb2,
     auth_service_pb2,
     errors_pb2,
+    mcp_server_pb2,
+    mcp_server_service_pb2,
+    memory_pb2,
+    memory_service_pb2,
+    report_pb2,
     report_service_pb2,
     run_pb2,
     run_service_pb2,
     session_pb2,
     session_service_pb2,
     task_service_pb2,
+    webhook_pb2,
     webhook_service_pb2,
 )
 
@@ -182,17 +189,21 @@ async def test_options_are_checked_and_all_faults_told(client):
         await create(client, display_name="x" * 201, labels={"BAD": "x"}, options=options)
     for field in ("display_name", "labels", "allowed_tools", "max_turns", "max_cost_usd", "permission_mode", "mcp_"):
         assert field in caught.value.message
-    schema = session_pb2.SessionOptions(output_schema_json="[1]")
-    assert await failure(create(client, options=schema)) == ("INVALID_ARGUMENT", "JSON_INVALID")
+    for text in ("[1]", '{"a": NaN}', '{"a": 1e999}', r'{"a": "\u0000"}', r'{"a": "\ud800"}', r'{"\udc00": 1}'):
+        schema = session_pb2.SessionOptions(output_schema_json=text)
+        assert await failure(create(client, options=schema)) == ("INVALID_ARGUMENT", "JSON_INVALID"), text
+    await create(client, options=session_pb2.SessionOptions(output_schema_json=r'{"a": "\ud83d\ude00"}'))
 
 
-async def test_masks_and_secrets(client):
+async def test_masks_and_secrets(client, edge):
     # Many: a map that is written to while it is walked skips some.
     keys = [f"KEY_{number}" for number in range(40)]
     stdio = session_pb2.McpStdio(command="x", env=dict.fromkeys(keys, "secret"))
-    server = session_pb2.McpServer(name="s", stdio=stdio)
-    made = await create(client, options=session_pb2.SessionOptions(mcp_servers=[server]))
+    remote = session_pb2.McpRemote(url="https://user:secret@x.example/?key=secret&on")
+    servers = [session_pb2.McpServer(name="s", stdio=stdio), session_pb2.McpServer(name="r", sse=remote)]
+    made = await create(client, options=session_pb2.SessionOptions(mcp_servers=servers))
     assert dict(made.options.mcp_servers[0].stdio.env) == dict.fromkeys(keys, "")
+    assert made.options.mcp_servers[1].sse.url == "https://REDACTED@x.example/?key=REDACTED&on"
     request = session_service_pb2.UpdateSessionRequest(session=made, update_mask=FieldMask(paths=["nope"]))
     assert await failure(client.call(client.sessions.UpdateSession, request)) == (
         "INVALID_ARGUMENT",
@@ -205,6 +216,72 @@ async def test_masks_and_secrets(client):
     # Nothing else changed: the secret that came back empty has kept its value.
     request = session_service_pb2.UpdateSessionRequest(session=changed, update_mask=FieldMask(paths=["options"]))
     assert (await client.call(client.sessions.UpdateSession, request)).etag == changed.etag
+    async with edge.database.connection() as connection:
+        stored = session_pb2.SessionOptions.FromString(await connection.fetchval("SELECT options FROM sessions"))
+    assert stored.mcp_servers[1].sse.url == remote.url
+    assert set(stored.mcp_servers[0].stdio.env.values()) == {"secret"}
+    changed.options.mcp_servers[1].sse.url = "https://REDACTED@y.example/"
+    request = session_service_pb2.UpdateSessionRequest(session=changed, update_mask=FieldMask(paths=["options"]))
+    assert await failure(client.call(client.sessions.UpdateSession, request)) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+async def test_a_page_of_any_list_ends_where_its_bytes_do(monkeypatch, client, source, ask):
+    # Each page takes one, however small it is.
+    monkeypatch.setattr(pages, "_PAGE_BYTES", 1)
+    content = memory_pb2.MemoryEntry(content="x")
+    store = webhook = ""
+    for n in range(3):
+        run = await client.create_run(source.name, "x")
+        await ask(run, str(n))
+        await create(client)
+        await client.create_report(report_pb2.Report(subject=source.name, format=report_pb2.Report.FORMAT_JSON))
+        made = await client.call(client.memory.CreateMemoryStore, memory_service_pb2.CreateMemoryStoreRequest())
+        store = store or made.name
+        for key in ("same", f"key-{n}"):
+            content.name = f"{store}/entries/{key}"
+            write = memory_service_pb2.WriteMemoryEntryRequest(memory_entry=content)
+            await client.call(client.memory.WriteMemoryEntry, write)
+        config = session_pb2.McpServer(stdio=session_pb2.McpStdio(command="x"))
+        server = mcp_server_pb2.RegisteredMcpServer(display_name=str(n), config=config)
+        await client.call(
+            client.mcp_servers.CreateMcpServer, mcp_server_service_pb2.CreateMcpServerRequest(mcp_server=server)
+        )
+        hook = webhook_pb2.Webhook(url="https://example.org/", event_types=["run_ended"])
+        hook = await client.call(client.webhooks.CreateWebhook, webhook_service_pb2.CreateWebhookRequest(webhook=hook))
+        webhook = webhook or hook.name
+        await client.call(client.webhooks.TestWebhook, webhook_service_pb2.TestWebhookRequest(name=webhook))
+    lists = [
+        (client.sessions.ListSessions, session_service_pb2.ListSessionsRequest(), 4),
+        (client.runs.ListRuns, run_service_pb2.ListRunsRequest(parent=source.name), 3),
+        (client.approvals.ListApprovals, approval_service_pb2.ListApprovalsRequest(parent="sessions/-"), 3),
+        (client.reports.ListReports, report_service_pb2.ListReportsRequest(), 3),
+        (client.memory.ListMemoryStores, memory_service_pb2.ListMemoryStoresRequest(), 3),
+        (client.memory.ListMemoryEntries, memory_service_pb2.ListMemoryEntriesRequest(parent=store), 4),
+        (
+            client.memory.ListMemoryEntryVersions,
+            memory_service_pb2.ListMemoryEntryVersionsRequest(parent=f"{store}/entries/same"),
+            3,
+        ),
+        (client.mcp_servers.ListMcpServers, mcp_server_service_pb2.ListMcpServersRequest(), 3),
+        (client.webhooks.ListWebhooks, webhook_service_pb2.ListWebhooksRequest(), 3),
+        (
+            client.webhooks.ListWebhookDeliveries,
+            webhook_service_pb2.ListWebhookDeliveriesRequest(parent=webhook),
+            3,
+        ),
+    ]
+    for method, request, count in lists:
+        seen = []
+        while len(seen) < count:
+            page = await client.call(method, request)
+            [(_, found)] = [(field, value) for field, value in page.ListFields() if field.is_repeated]
+            assert len(found) == 1, request
+            seen.append(found[0].SerializeToString())
+            request.page_token = page.next_page_token
+        assert not request.page_token
+        assert len(set(seen)) == count
+    search = memory_service_pb2.SearchMemoryEntriesRequest(parent=store, query="x")
+    assert len((await client.call(client.memory.SearchMemoryEntries, search)).hits) == 1
 
 
 async def test_pages(client, edge):
@@ -382,6 +459,8 @@ async def test_approvals_that_do_not_exist(client):
     assert await failure(client.resolve(name, resolution)) == ("NOT_FOUND", "NOT_FOUND")
     assert await failure(client.resolve(name, approval_pb2.Resolution())) == ("INVALID_ARGUMENT", "FIELD_INVALID")
     assert await failure(client.resolve("x", resolution)) == ("INVALID_ARGUMENT", "NAME_INVALID")
+    resolution.updated_input_json = r'{"command": "echo \ud800"}'
+    assert await failure(client.resolve(name, resolution)) == ("INVALID_ARGUMENT", "JSON_INVALID")
     listed = await client.call(
         client.approvals.ListApprovals, approval_service_pb2.ListApprovalsRequest(parent="sessions/-")
     )

@@ -53,9 +53,9 @@ async def gate(writer, tmp_path):
     return gate
 
 
-def call(gate, tool_use_id="toolu_1"):
+def call(gate, tool_use_id="toolu_1", command="date"):
     gate.saw_block(tool_use_id)
-    return asyncio.create_task(gate(ToolCall(tool_use_id, "Bash", {"command": "date"})))
+    return asyncio.create_task(gate(ToolCall(tool_use_id, "Bash", {"command": command})))
 
 
 async def settle():
@@ -115,6 +115,28 @@ async def test_an_answer_that_came_in_time_counts_though_nobody_has_looked(gate,
     assert (await call(gate)).allow
     assert writer.started == ["toolu_1"]
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "\0"])
+async def test_a_call_with_half_a_character_is_asked_about(gate, writer, monkeypatch, odd):
+    asked = []
+
+    async def request(*args):
+        asked.append(args[-1])
+        return []
+
+    async def resolutions(*_):
+        return {}
+
+    monkeypatch.setattr(lifecycle, "request_approval", request)
+    monkeypatch.setattr(lifecycle, "resolutions", resolutions)
+    options = session_pb2.SessionOptions()
+    options.approval_timeout.FromMilliseconds(1)
+    gate.begin_run(clock.uuid7(), options, [])
+    assert not (await call(gate, command=f"date {odd}")).allow
+    assert not (await call(gate, "toolu_2", command=f"date{odd} -u")).allow
+    assert [approval.title for approval in asked] == ["Claude wants to run: date �", "Claude wants to run: date� -u"]
+    assert [list(approval.session_rules) for approval in asked] == [["Bash(date:*)"], []]
 
 
 class Leaving:

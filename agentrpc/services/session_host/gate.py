@@ -17,6 +17,7 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
+from agentrpc.claude.content import clean
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict, why_denied
 from agentrpc.domain.rules import Decision, Outcome, Own, Rule, decide, parse_rule, session_rules
@@ -358,6 +359,7 @@ class SessionGate:
         return await self._start(call, run_id, updated)
 
     def _approval(self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision) -> approval_pb2.Approval:
+        rules = session_rules(call.tool_name, call.input, self._workspace)
         approval = approval_pb2.Approval(
             name=approval_name(self._session_id, approval_id),
             run=run_name(self._session_id, run_id),
@@ -365,10 +367,11 @@ class SessionGate:
             state=approval_pb2.Approval.STATE_PENDING,
             tool_use_id=call.tool_use_id,
             tool_name=call.tool_name,
-            title=_title(call),
-            reason=decision.reason,
-            blocked_path=decision.blocked_path,
-            session_rules=session_rules(call.tool_name, call.input, self._workspace),
+            title=clean(_title(call)),
+            reason=clean(decision.reason),
+            blocked_path=clean(decision.blocked_path),
+            # A rule that cannot be stored as it is would allow something else.
+            session_rules=rules if all(clean(rule) == rule for rule in rules) else [],
             parent_tool_use_id=self._translator.parent_of(call.agent_id),
         )
         # The CLI puts the plan, which the model has written to a file, into the input of its call.
