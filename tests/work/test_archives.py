@@ -24,7 +24,7 @@ from agentrpc.services import sessions as sessions_module
 from agentrpc.services.archives import Archives
 from agentrpc.store import objects as objects_module
 from agentrpc.store.archives import ArchiveRow, take_archive
-from agentrpc.store.housekeeping import take_sessions_to_clean
+from agentrpc.store.housekeeping import note_cleaned, sessions_to_clean
 from agentrpc.store.log import Batch, LogEvent, append, read_transcript
 from agentrpc.store.objects import ObjectError, Objects
 from agentrpc.store.tables import SessionHead
@@ -208,7 +208,7 @@ async def test_a_session_goes_to_archive_storage_and_comes_back_as_it_was(edge, 
     page = await client.call(client.sessions.ListSessionEvents, events)
     assert [event.sequence for event in page.events[:3]] == [1, 2, 3]
     # What was brought back stays until it is stored again.
-    assert await take_sessions_to_clean(edge.database) == []
+    assert await sessions_to_clean(edge.database, 10) == []
     await store(client, closed)
     await work(archives)
     assert await everything(edge, closed) == EMPTY
@@ -491,7 +491,7 @@ async def test_storage_that_is_away_or_files_that_are_lost_drop_nothing(edge, cl
 async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselves(edge, client, closed, archives):
     session_id = parse_session(closed)
     edge.settings.archive_after = 0.2
-    assert await take_sessions_to_clean(edge.database, keep=None) == []
+    assert await sessions_to_clean(edge.database, 10, keep=None) == []
     scheduling = asyncio.create_task(archives.schedule())
     async with asyncio.timeout(20):
         while (await client.get_session(closed)).archive_storage_state != State.STATE_STORED:
@@ -500,14 +500,16 @@ async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselve
     await asyncio.gather(scheduling, return_exceptions=True)
     assert await everything(edge, closed) == EMPTY
     assert not (edge.settings.workspaces / str(session_id)).exists()
-    assert await take_sessions_to_clean(edge.database, keep=None) == []
+    assert await sessions_to_clean(edge.database, 10, keep=None) == []
 
 
 @only_folder
 async def test_files_that_were_removed_before_are_not_missed(edge, client, closed, archives):
     before = await everything(edge, closed)
-    assert await take_sessions_to_clean(edge.database, keep=edge.settings.keep_closed_files) == []
-    assert await take_sessions_to_clean(edge.database) == [parse_session(closed)]
+    assert await sessions_to_clean(edge.database, 10, keep=edge.settings.keep_closed_files) == []
+    assert await sessions_to_clean(edge.database, 10) == [parse_session(closed)]
+    async with edge.database.transaction() as tx:
+        assert await note_cleaned(tx, parse_session(closed))
     shutil.rmtree(edge.settings.workspaces / closed.removeprefix("sessions/"))
     await store(client, closed)
     await work(archives)
@@ -548,7 +550,7 @@ async def test_a_session_that_is_deleted_meanwhile_is_left_alone(edge, client, c
     await store(client, closed)
     await client.call(client.sessions.DeleteSession, session_service_pb2.DeleteSessionRequest(name=closed))
     assert await archives.drain() == 0
-    assert await take_sessions_to_clean(edge.database) == [parse_session(closed)]
+    assert await sessions_to_clean(edge.database, 10) == [parse_session(closed)]
 
 
 @only_folder
