@@ -38,10 +38,18 @@ async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
     return {row[0]: row[1] for row in rows}, max(oldest or 0.0, 0.0)
 
 
-async def forget_requests(database: Database) -> None:
-    """Drop request ids that are older than the day for which they count."""
+async def forget_requests(database: Database, limit: int = 5000) -> bool:
+    """Drop request ids that are older than the day for which they count; whether there may be more than the limit."""
     async with database.connection() as connection:
-        await connection.execute("DELETE FROM requests WHERE create_time < now() - interval '25 hours'")
+        # Index requests_by_time. What another scheduler is at is left to it.
+        rows = await connection.fetch(
+            "WITH old AS MATERIALIZED (SELECT principal, method, request_id FROM requests"
+            "  WHERE create_time < now() - interval '25 hours' ORDER BY create_time LIMIT $1 FOR UPDATE SKIP LOCKED)"
+            " DELETE FROM requests r USING old WHERE r.principal = old.principal AND r.method = old.method"
+            " AND r.request_id = old.request_id RETURNING 1",
+            limit,
+        )
+    return len(rows) == limit
 
 
 async def has_waiting(database: Database, worker_id: UUID) -> bool:
