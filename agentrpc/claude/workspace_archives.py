@@ -8,13 +8,14 @@ from there into a folder of ours, in which nothing is followed; only then it com
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tarfile
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from agentrpc.claude.workspace_files import Incoming, list_entries, make_folders
 from agentrpc.claude.workspace_paths import open_beneath, parse_path, path_invalid
@@ -33,15 +34,22 @@ __all__ = [
     "unpack",
 ]
 
+_T = TypeVar("_T")
+
 _CHUNK = 256 * 1024
 # A thread's work between two looks at whether it is still wanted.
 _SLICE = 0.05
 _STEP = 1024 * 1024
+# What is behind the end of a gzip is copied at each: many small ones must not copy much.
+_PART = 16 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
 _MAGIC = b"\x1f\x8b"
 # gzip does not get beyond 1032. What is real and above this is small.
 _MAX_RATIO, _RATIO_FROM = 200, 64 * 1024 * 1024
-_MAX_HEADER = 1024 * 1024
+_MAX_HEADER, _MAX_GLOBAL = 64 * 1024, 8 * 1024
+# More than the name of any file has. Before 3.11.10 and 3.12.6 tarfile takes time by the square of it.
+_MAX_DIGITS = 512
+_PAX = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 _MAX_TARGET = 4095
 # What a folder takes at least on most file systems.
 _FOLDER_SIZE = 4096
@@ -208,7 +216,8 @@ class IncomingArchive(Incoming):
         if self._plain:
             self._store(data)
         else:
-            self._unpack(data)
+            for at in range(0, len(data), _PART):
+                self._unpack(data[at : at + _PART])
 
     def _begin(self, data: bytes) -> None:
         if data.startswith(_MAGIC):
@@ -262,19 +271,39 @@ def _no_archive(why: str) -> InvalidArgument:
 
 
 class _Guarded:
-    """What tarfile reads, within bounds: a header may claim to be of any length, or lead back to itself."""
+    """What tarfile reads, within bounds: a header may claim to be of any length, never end, or lead back to itself."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._left = 2 * os.fstat(file.fileno()).st_size + _MAX_HEADER
+        self._left = 2 * os.fstat(file.fileno()).st_size + _STEP
+        # The first header is read when the tar is opened.
+        self._header_left: int | None = _MAX_HEADER
+
+    def header(self, read: Callable[[], _T]) -> _T:
+        """Have the headers before the next member read. Raises FIELD_INVALID when they are too long."""
+        self._header_left = _MAX_HEADER
+        try:
+            return read()
+        finally:
+            self._header_left = None
+
+    def peek(self, size: int) -> bytes:
+        """What comes next."""
+        at = self._file.tell()
+        data = self._file.read(size)
+        self._file.seek(at)
+        return data
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > _MAX_HEADER:
-            raise _no_archive("has a header of more than 1 MiB")
+        most = _STEP if self._header_left is None else self._header_left
+        if size < 0 or size > most:
+            raise _no_archive(f"has a header of more than {_MAX_HEADER} bytes")
         data = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
             raise _no_archive("leads back to itself")
+        if self._header_left is not None:
+            self._header_left -= len(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -282,6 +311,33 @@ class _Guarded:
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+class _Foreign(tarfile.TarInfo):
+    """A header of anybody's: pax records are looked at before tarfile does, which takes them as they are."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        # One of another size is refused when it is read.
+        if self.type in _PAX and 0 <= self.size <= _MAX_HEADER:
+            _check_records(cast("_Guarded", tar.fileobj).peek(self.size))
+        return cast("tarfile.TarInfo", super()._proc_member(tar))  # type: ignore[misc]  # it is there to be overridden
+
+
+def _check_records(data: bytes) -> None:
+    """Look at pax records, `length keyword=value` and a new line each. Raises FIELD_INVALID.
+
+    Where they overlap, old versions of tarfile take all that follows for the keyword of each.
+    """
+    at = 0
+    while at < len(data) and data[at]:
+        length, space, _ = data[at : at + _MAX_DIGITS].partition(b" ")
+        end = at + int(length) if space and length.isdigit() else at
+        record = data[at + len(length) + 1 : end]
+        if record.find(b"=") < 1 or not record.endswith(b"\n"):
+            raise _no_archive("is damaged, or no tar")
+        at = end
+    if any(len(digits) > _MAX_DIGITS for digits in re.findall(rb"\d+", data)):
+        raise _no_archive(f"has a header with a number of more than {_MAX_DIGITS} digits")
 
 
 class _Bounds:
@@ -361,17 +417,21 @@ def unpack(
     """
     files, size, bounds = 0, 0, _Bounds(max_members, room)
     modes: list[tuple[str, tarfile.TarInfo]] = []
+    guarded = _Guarded(archive)
     folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with tarfile.open(
-            fileobj=cast("BinaryIO", _Guarded(archive)),
+            fileobj=cast("BinaryIO", guarded),
             mode="r:",
+            tarinfo=tarfile.TarInfo if ours else _Foreign,
             encoding="utf-8",
             errors="surrogateescape",
         ) as tar:
-            while wanted() and (member := tar.next()) is not None:
+            while wanted() and (member := guarded.header(tar.next)) is not None:
                 # It would keep all that it has seen.
                 tar.members.clear()  # type: ignore[attr-defined]
+                if sum(len(key) + len(value) for key, value in tar.pax_headers.items()) > _MAX_GLOBAL:
+                    raise _no_archive(f"has global headers of more than {_MAX_GLOBAL} bytes")
                 bounds.member(member)
                 if member.name.startswith(prefix):
                     member.name = member.name.removeprefix(prefix)
@@ -386,7 +446,7 @@ def unpack(
             os.fchmod(made, member.mode & 0o777)
             os.utime(made, (member.mtime, member.mtime))
             os.close(made)
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+    except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError, EOFError) as error:
         raise _no_archive("is damaged, or no tar") from error
     finally:
         os.close(folder)

@@ -7,6 +7,8 @@ A session's folder holds
     checkpoints/    {run}.tar: the files as they were when that run began
     incoming/       uploads that are under way
 
+Beside these folders is `removed/`: what was set aside, and is still to be removed.
+
 A workspace is made once. One that was made and is not there is an error and never replaced by an empty one. Everything
 here blocks: call it in a thread. Whatever an agent has put into its workspace, and may be changing meanwhile, no link
 is followed: folders are walked by descriptor.
@@ -150,17 +152,21 @@ class WorkspaceStore:
     def set_aside(self, session_id: UUID) -> None:
         """Take a workspace and its checkpoints away, if there are any, by one rename. Raises WorkspaceError.
 
-        `remove_aside` goes before it, and after: that takes its time, and harms no workspace that is made meanwhile.
+        `remove_aside` goes after it: that takes its time, and harms no workspace that is made meanwhile.
         """
         with _told("remove the workspace"), contextlib.suppress(FileNotFoundError):
-            self._folder(session_id).rename(self._aside(session_id))
+            self._removed.mkdir(mode=0o700, exist_ok=True)
+            # A name of its own: what is left of an earlier time is not in its way.
+            self._folder(session_id).rename(self._removed / f"{session_id}.{os.urandom(8).hex()}")
 
-    def remove_aside(self, session_id: UUID) -> None:
-        """Remove what was set aside."""
-        _remove(self._aside(session_id))
+    def remove_aside(self, session_id: UUID | None = None) -> None:
+        """Remove what was set aside, of a session or of all."""
+        for folder in list(self._removed.glob(f"{session_id or ''}*")):
+            _remove(folder)
 
-    def _aside(self, session_id: UUID) -> Path:
-        return self._root / f"{session_id}.removed"
+    @property
+    def _removed(self) -> Path:
+        return self._root / "removed"
 
     # ---- Checkpoints ----
 

@@ -281,7 +281,6 @@ class Archives:
 
     async def _remove_files(self, job: ArchiveJob) -> None:
         """Remove the workspace of a session that is stored."""
-        await in_thread(self._store.remove_aside, job.session_id)
         async with self._database.transaction() as tx:
             # It is taken away while nobody can restore the session: whoever comes late leaves what was brought back.
             await held_archive(tx, job)

@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, and_, exists, false, func, not_, or_, select
 
-from agentrpc.store.database import Database, Transaction
-from agentrpc.store.tables import Session
+from agentrpc.store.archives import ArchiveRow
+from agentrpc.store.database import Database, Transaction, database_time
+from agentrpc.store.leases import lock_head
+from agentrpc.store.tables import Session, SessionHead
 
 __all__ = [
     "cleaned_sessions",
     "forget_requests",
     "has_waiting",
     "newest_workspaces",
+    "note_cleaned",
     "queue_figures",
-    "take_sessions_to_clean",
+    "sessions_to_clean",
 ]
 
 
@@ -35,10 +38,18 @@ async def queue_figures(database: Database) -> tuple[dict[str, int], float]:
     return {row[0]: row[1] for row in rows}, max(oldest or 0.0, 0.0)
 
 
-async def forget_requests(database: Database) -> None:
-    """Drop request ids that are older than the day for which they count."""
+async def forget_requests(database: Database, limit: int = 5000) -> bool:
+    """Drop request ids that are older than the day for which they count; whether there may be more than the limit."""
     async with database.connection() as connection:
-        await connection.execute("DELETE FROM requests WHERE create_time < now() - interval '25 hours'")
+        # Index requests_by_time. What another scheduler is at is left to it.
+        rows = await connection.fetch(
+            "WITH old AS MATERIALIZED (SELECT principal, method, request_id FROM requests"
+            "  WHERE create_time < now() - interval '25 hours' ORDER BY create_time LIMIT $1 FOR UPDATE SKIP LOCKED)"
+            " DELETE FROM requests r USING old WHERE r.principal = old.principal AND r.method = old.method"
+            " AND r.request_id = old.request_id RETURNING 1",
+            limit,
+        )
+    return len(rows) == limit
 
 
 async def has_waiting(database: Database, worker_id: UUID) -> bool:
@@ -58,7 +69,7 @@ async def has_waiting(database: Database, worker_id: UUID) -> bool:
 
 
 async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> list[UUID]:
-    """Which of these sessions `take_sessions_to_clean` has given."""
+    """Which of these sessions `note_cleaned` was called for."""
     if not session_ids:
         return []
     async with database.connection() as connection:
@@ -74,22 +85,45 @@ async def newest_workspaces(tx: Transaction, limit: int) -> list[UUID]:
     return list(await tx.scalars(query.order_by(Session.workspace_time.desc()).limit(limit)))
 
 
-async def take_sessions_to_clean(database: Database, *, keep: timedelta | None = timedelta(0)) -> list[UUID]:
-    """Archived and deleted sessions that nobody holds and whose files nobody has removed yet; each is given once.
+def _to_clean(keep: timedelta | None) -> Select[Session]:
+    archived: ColumnElement[bool] = false()
+    if keep is not None:
+        stored = exists().where(ArchiveRow.session_id == Session.id)
+        archived = and_(Session.archive_time <= func.now() - keep, not_(stored))
+    return (
+        select(Session)
+        .join(SessionHead, SessionHead.session_id == Session.id)
+        .where(
+            SessionHead.closed == "ARCHIVED",
+            SessionHead.worker.is_(None),
+            SessionHead.active_run.is_(None),
+            Session.clean_time.is_(None),
+            or_(Session.delete_time.is_not(None), archived),
+        )
+    )
+
+
+async def sessions_to_clean(database: Database, limit: int, *, keep: timedelta | None = timedelta(0)) -> list[UUID]:
+    """Some archived and deleted sessions that nobody holds and whose files nobody has removed yet.
 
     Args:
         database: The store.
+        limit: How many at most.
         keep: For how long the files of archived ones stay, so that they can go to archive storage; None: until they do.
             Of those that have gone there, or are to, archive storage removes the files.
     """
-    async with database.connection() as connection:
-        rows = await connection.fetch(
-            "UPDATE sessions SET clean_time = now() FROM session_heads h"
-            " WHERE h.session_id = sessions.id AND h.closed = 'ARCHIVED' AND h.worker IS NULL AND h.active_run IS NULL"
-            " AND sessions.clean_time IS NULL AND (sessions.delete_time IS NOT NULL"
-            "  OR archive_time <= now() - $1::interval"
-            "   AND NOT EXISTS (SELECT 1 FROM archives a WHERE a.session_id = sessions.id))"
-            " RETURNING sessions.id",
-            keep,
-        )
-    return [row[0] for row in rows]
+    async with database.transaction() as tx:
+        return list(await tx.scalars(_to_clean(keep).with_only_columns(Session.id).limit(limit)))
+
+
+async def note_cleaned(tx: Transaction, session_id: UUID, *, keep: timedelta | None = timedelta(0)) -> bool:
+    """Lock the head of a session of `sessions_to_clean`, and note that its files are removed. False: it is none now.
+
+    They are set aside in the same transaction, so that nothing of a session that is noted stays where it was.
+    """
+    await lock_head(tx, session_id)
+    session = await tx.scalar(_to_clean(keep).where(Session.id == session_id))
+    if session is None:
+        return False
+    session.clean_time = await database_time(tx)
+    return True

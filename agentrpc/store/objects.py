@@ -16,7 +16,10 @@ __all__ = ["ObjectError", "ObjectMissing", "Objects"]
 
 _READ = 1024 * 1024
 _RETRIES = 4
-_RETRY_SECONDS = 30
+# A request takes as long as its object is large. After so long without a byte it is made again, where it had got to;
+# and so long it may take altogether.
+_STALLED = timedelta(seconds=30)
+_LONGEST = timedelta(hours=12)
 
 
 class ObjectError(Exception):
@@ -116,6 +119,10 @@ def _s3(settings: Settings, bucket: str, prefix: str) -> S3Store:
         bucket,
         prefix=prefix or None,
         config=config,  # type: ignore[arg-type]  # a TypedDict of these
-        client_options={"allow_http": (settings.archive_s3_endpoint or "").startswith("http://")},
-        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+        client_options={
+            "allow_http": (settings.archive_s3_endpoint or "").startswith("http://"),
+            "timeout": _LONGEST,
+            "read_timeout": _STALLED,
+        },
+        retry_config={"max_retries": _RETRIES, "retry_timeout": _LONGEST},
     )

@@ -114,9 +114,14 @@ class Scheduler:
         if clock.monotonic() < self._next_housekeeping:
             return
         await ensure_partitions(self._database, clock.utcnow())
-        await forget_requests(self._database)
-        await self._firing.forget()
-        self._next_housekeeping = clock.monotonic() + _HOUSEKEEPING
+        more = False
+        with _going_on():
+            # One part for each turn of the loop: what else is due comes in between.
+            more = await forget_requests(self._database)
+        with _going_on():
+            await self._firing.forget()
+        if not more:
+            self._next_housekeeping = clock.monotonic() + _HOUSEKEEPING
 
     async def _measure(self) -> None:
         states, oldest = await queue_figures(self._database)

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tarfile
 import threading
+import zlib
 
 import grpc
 import psutil
@@ -576,6 +577,94 @@ async def test_what_is_no_archive_is_told(client, session, folder, what):
     assert reason in {"FIELD_INVALID", "PATH_INVALID"}
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt"]
     assert untouched(folder)
+
+
+def header(kind, content=b"", **fields):
+    """A header of tar with what follows it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(content)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def sparse(extensions):
+    """The header of a sparse file that says it goes on, so many blocks which say so too, and one which does not."""
+    block = bytearray(header(tarfile.GNUTYPE_SPARSE))
+    block[482] = 1
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + (bytes(504) + b"\1" + bytes(7)) * extensions + bytes(512)
+
+
+def record(key, value):
+    length = next(length for length in range(5, 2**20) if length == len(f"{length} {key}={value}\n"))
+    return f"{length} {key}={value}\n".encode()
+
+
+HOSTILE_HEADERS = {
+    # Old versions of tarfile look for a keyword behind each digit.
+    "digits": header(tarfile.XHDTYPE, b"1" * 20_000),
+    "digits in a record": header(tarfile.XHDTYPE, record("comment", "1" * 20_000)),
+    # And take all that follows for the keyword of each record.
+    "records in records": header(tarfile.XHDTYPE, b"2 " * 3000 + b"="),
+    "a long header": header(tarfile.XHDTYPE, record("comment", "a" * 70_000)),
+    "many headers": header(tarfile.GNUTYPE_LONGNAME, b"a" * 30_000) * 3,
+    "global headers": b"".join(
+        header(tarfile.XGLTYPE, record(f"k{number}", "a" * 1000)) + header(tarfile.DIRTYPE) for number in range(20)
+    ),
+    "sparse, going on": sparse(1000),
+    "sparse, cut off": sparse(0)[:512],
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_HEADERS)
+async def test_headers_that_would_take_long_are_refused(client, session, folder, what):
+    content = HOSTILE_HEADERS[what]
+    if "cut off" not in what:
+        content += header(tarfile.REGTYPE) + bytes(1024)
+    bad = ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert await failure(client.transfers.upload_archive(session, "in", content)) == bad
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt"]
+    assert untouched(folder)
+
+
+async def test_an_archive_may_have_long_names_and_records(client, session, folder):
+    name = "/".join(["ü" * 100] * 19)
+    headers = {"SCHILY.xattr.user.a": "x" * 30_000, "mtime": "1000000000.123456789", "comment": "1" * 500}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "a" * 40}) as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.pax_headers = 700_000, headers
+        tar.addfile(info, io.BytesIO(bytes(700_000)))
+        info = tarfile.TarInfo("link")
+        info.type, info.linkname = tarfile.SYMTYPE, name
+        tar.addfile(info)
+    assert (await client.transfers.upload_archive(session, "", archive.getvalue())).file_count == 2
+    assert ((folder / name).stat().st_size, int((folder / name).stat().st_mtime)) == (700_000, 1_000_000_000)
+    assert str((folder / "link").readlink()) == name
+
+
+async def test_many_small_gzips_copy_little(monkeypatch, client, session, folder):
+    given = 0
+
+    class Unpacker:
+        def __init__(self, wbits):
+            self._real = zlib_decompressobj(wbits)
+
+        def decompress(self, data, most):
+            nonlocal given
+            given += len(data)
+            return self._real.decompress(data, most)
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+    zlib_decompressobj = zlib.decompressobj
+    archive = tar_of(("a", b"x")) + gzip.compress(b"") * 30_000
+    monkeypatch.setattr(zlib, "decompressobj", Unpacker)
+    assert (await client.transfers.upload_archive(session, "in", archive)).file_count == 1
+    assert given < 30_000 * 16 * 1024
 
 
 # ---- Limits ----

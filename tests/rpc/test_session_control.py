@@ -20,7 +20,7 @@ from agentrpc.services import session_control as module
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.beginnings import first_events
-from agentrpc.store.housekeeping import take_sessions_to_clean
+from agentrpc.store.housekeeping import sessions_to_clean
 from agentrpc.store.leases import claim_next, declare_dead, owned_sessions, register_worker, release
 from agentrpc.store.log import Batch, LogEvent, append, read_transcript
 from agentrpc.store.tables import Session
@@ -220,11 +220,11 @@ async def test_an_idle_session_is_archived_at_once_and_its_warm_process_appends_
         await worker.write(claim, events=[event_pb2.Event(notice=event_pb2.Notice(text="late"))])
     # Its files stay until the worker has given it back.
     session_id = parse_session(session.name)
-    assert await take_sessions_to_clean(worker.edge.database) == []
+    assert await sessions_to_clean(worker.edge.database, 10) == []
     head = await worker.owns(session)
     assert head.epoch != claim.epoch
     await release(worker.edge.database, session_id, head.epoch)
-    assert await take_sessions_to_clean(worker.edge.database) == [session_id]
+    assert await sessions_to_clean(worker.edge.database, 10) == [session_id]
     assert (await client.get_run(run.name)).state == run_pb2.Run.STATE_SUCCEEDED
 
 

@@ -4,10 +4,14 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
+from contextlib import suppress
+from datetime import timedelta
 
 import pytest
+from pydantic import SecretStr
 
 from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
@@ -18,8 +22,9 @@ from agentrpc.rpc.hub import Hub
 from agentrpc.services import archives as archives_module
 from agentrpc.services import sessions as sessions_module
 from agentrpc.services.archives import Archives
+from agentrpc.store import objects as objects_module
 from agentrpc.store.archives import ArchiveRow, take_archive
-from agentrpc.store.housekeeping import take_sessions_to_clean
+from agentrpc.store.housekeeping import note_cleaned, sessions_to_clean
 from agentrpc.store.log import Batch, LogEvent, append, read_transcript
 from agentrpc.store.objects import ObjectError, Objects
 from agentrpc.store.tables import SessionHead
@@ -47,7 +52,6 @@ def settings(request, settings, tmp_path):
         return settings.model_copy(update={"archive_url": (tmp_path / "archive storage").as_uri()})
     address = request.getfixturevalue("s3")
     import boto3
-    from pydantic import SecretStr
 
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     bucket = f"bucket-{os.urandom(4).hex()}"
@@ -204,7 +208,7 @@ async def test_a_session_goes_to_archive_storage_and_comes_back_as_it_was(edge, 
     page = await client.call(client.sessions.ListSessionEvents, events)
     assert [event.sequence for event in page.events[:3]] == [1, 2, 3]
     # What was brought back stays until it is stored again.
-    assert await take_sessions_to_clean(edge.database) == []
+    assert await sessions_to_clean(edge.database, 10) == []
     await store(client, closed)
     await work(archives)
     assert await everything(edge, closed) == EMPTY
@@ -487,7 +491,7 @@ async def test_storage_that_is_away_or_files_that_are_lost_drop_nothing(edge, cl
 async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselves(edge, client, closed, archives):
     session_id = parse_session(closed)
     edge.settings.archive_after = 0.2
-    assert await take_sessions_to_clean(edge.database, keep=None) == []
+    assert await sessions_to_clean(edge.database, 10, keep=None) == []
     scheduling = asyncio.create_task(archives.schedule())
     async with asyncio.timeout(20):
         while (await client.get_session(closed)).archive_storage_state != State.STATE_STORED:
@@ -496,14 +500,16 @@ async def test_files_wait_for_the_archive_and_old_sessions_go_there_by_themselve
     await asyncio.gather(scheduling, return_exceptions=True)
     assert await everything(edge, closed) == EMPTY
     assert not (edge.settings.workspaces / str(session_id)).exists()
-    assert await take_sessions_to_clean(edge.database, keep=None) == []
+    assert await sessions_to_clean(edge.database, 10, keep=None) == []
 
 
 @only_folder
 async def test_files_that_were_removed_before_are_not_missed(edge, client, closed, archives):
     before = await everything(edge, closed)
-    assert await take_sessions_to_clean(edge.database, keep=edge.settings.keep_closed_files) == []
-    assert await take_sessions_to_clean(edge.database) == [parse_session(closed)]
+    assert await sessions_to_clean(edge.database, 10, keep=edge.settings.keep_closed_files) == []
+    assert await sessions_to_clean(edge.database, 10) == [parse_session(closed)]
+    async with edge.database.transaction() as tx:
+        assert await note_cleaned(tx, parse_session(closed))
     shutil.rmtree(edge.settings.workspaces / closed.removeprefix("sessions/"))
     await store(client, closed)
     await work(archives)
@@ -544,4 +550,48 @@ async def test_a_session_that_is_deleted_meanwhile_is_left_alone(edge, client, c
     await store(client, closed)
     await client.call(client.sessions.DeleteSession, session_service_pb2.DeleteSessionRequest(name=closed))
     assert await archives.drain() == 0
-    assert await take_sessions_to_clean(edge.database) == [parse_session(closed)]
+    assert await sessions_to_clean(edge.database, 10) == [parse_session(closed)]
+
+
+@only_folder
+async def test_reading_takes_as_long_as_it_takes_and_goes_on_where_the_store_said_nothing_more(settings, monkeypatch):
+    monkeypatch.setattr(objects_module, "_STALLED", timedelta(seconds=1))
+    content = os.urandom(4_000_000)
+    asked = []
+
+    async def answer(reader, writer):
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                asked.append(head)
+                found = re.search(r"range: bytes=(\d+)-", head)
+                at = int(found[1]) if found else 0
+                status = f"206 x\r\nContent-Range: bytes {at}-{len(content) - 1}/{len(content)}" if at else "200 x"
+                date = "Last-Modified: Sat, 21 Nov 2026 12:00:00 GMT"
+                length = len(content) - at
+                writer.write(f'HTTP/1.1 {status}\r\n{date}\r\nETag: "x"\r\nContent-Length: {length}\r\n\r\n'.encode())
+                # More time than it may say nothing for, in which it says something.
+                for _ in range(5):
+                    writer.write(content[at : at + 400_000])
+                    at += 400_000
+                    await writer.drain()
+                    await asyncio.sleep(0.4)
+                if len(asked) == 1:
+                    await reader.read()
+                writer.write(content[at:])
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    storage = {
+        "archive_url": "s3://bucket",
+        "archive_s3_endpoint": f"http://127.0.0.1:{port}",
+        "archive_s3_access_key_id": SecretStr("key"),
+        "archive_s3_secret_access_key": SecretStr("secret"),
+    }
+    objects = Objects(settings.model_copy(update=storage))
+    try:
+        assert b"".join([chunk async for chunk in objects.get("key")]) == content
+    finally:
+        server.close()
+    assert len(asked) == 2
+    assert objects._store.client_options["timeout"] == "12h"

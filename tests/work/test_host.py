@@ -1,13 +1,16 @@
 """The host's runs: one after the other in a session, drained, and left alone by what was known of them before."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from agentrpc import clock
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.services.session_host import host as module
+from agentrpc.store.housekeeping import sessions_to_clean
 from agentrpc.store.leases import Origin, OwnedSession
 
 
@@ -175,3 +178,79 @@ async def test_an_idle_process_that_has_to_go_does_not_cost_a_run_that_has_just_
     assert actor.told == []
     actor.ends[run.id].set()
     await host._runs[claim.session.id]
+
+
+# ---- Files of closed sessions ----
+
+
+@pytest.fixture
+async def closed(add_session, database, host):
+    """Deleted sessions with files that are still there."""
+    made = [await add_session() for _ in range(3)]
+    for session_id in made:
+        host._env.workspaces.create(session_id)
+    async with database.connection() as connection:
+        await connection.execute("UPDATE session_heads SET closed = 'ARCHIVED'")
+        await connection.execute("UPDATE sessions SET delete_time = now()")
+    return made
+
+
+async def there(host, database):
+    """How many folders are where sessions have them, and how many sessions are said to have none."""
+    folders = [path for path in host._settings.workspaces.iterdir() if path.name != "removed"]
+    async with database.connection() as connection:
+        return len(folders), await connection.fetchval("SELECT count(*) FROM sessions WHERE clean_time IS NOT NULL")
+
+
+async def test_a_worker_that_ends_while_it_removes_files_leaves_none_for_ever(host, database, closed, monkeypatch):
+    monkeypatch.setattr(module, "_CLEAN_INTERVAL", 0.01)
+    removing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def remove(_, session_id=None):
+        loop.call_soon_threadsafe(removing.set)
+        go_on.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkspaceStore, "remove_aside", remove)
+        cleaning = asyncio.create_task(host._clean_loop())
+        await removing.wait()
+        cleaning.cancel()
+        await asyncio.wait([cleaning])
+        go_on.set()
+    assert await there(host, database) == (2, 1)
+    # The next one does the rest, and finds what was left.
+    removed = host._settings.workspaces / "removed"
+    assert list(removed.iterdir())
+    cleaning = asyncio.create_task(host._clean_loop())
+    async with asyncio.timeout(20):
+        while await there(host, database) != (0, 3) or list(removed.iterdir()):  # noqa: ASYNC110 - no bell
+            await asyncio.sleep(0.01)
+    cleaning.cancel()
+    await asyncio.wait([cleaning])
+
+
+async def test_files_that_cannot_be_removed_hold_up_no_others_and_are_tried_again(host, database, closed, monkeypatch):
+    set_aside = WorkspaceStore.set_aside
+
+    def refuse(store, session_id):
+        if session_id == closed[0]:
+            raise WorkspaceError("could not remove the workspace: Input/output error")
+        set_aside(store, session_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkspaceStore, "set_aside", refuse)
+        await host._clean_closed()
+    assert await there(host, database) == (1, 2)
+    await host._clean_closed()
+    assert await there(host, database) == (0, 3)
+
+
+async def test_a_session_is_cleaned_by_one_worker_and_only_while_nobody_holds_it(host, database, closed):
+    assert len(await sessions_to_clean(database, 2)) == 2
+    async with database.connection() as connection:
+        await connection.execute("UPDATE session_heads SET worker = $1 WHERE session_id = $2", clock.uuid7(), closed[0])
+    # What was found before.
+    done = await asyncio.gather(*[host._clean_workspace(session_id) for session_id in closed * 2])
+    assert sum(done) == 2
+    assert await there(host, database) == (1, 2)

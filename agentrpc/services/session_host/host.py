@@ -18,7 +18,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
-from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host.actor import SessionActor
@@ -26,10 +26,11 @@ from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
+from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, take_sessions_to_clean
+from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, note_cleaned, sessions_to_clean
 from agentrpc.store.leases import (
     Claim,
     Origin,
@@ -52,7 +53,9 @@ log = structlog.get_logger()
 
 _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 2.0
-_CLEAN_INTERVAL = 10.0
+_CLEAN_INTERVAL, _CLEANED_AT_ONCE = 10.0, 20
+# Between two looks at what workers have set aside and not removed before they ended.
+_SWEEP_INTERVAL = 600.0
 _ABANDON_SECONDS = 10.0
 # What the database was told last before it could not be reached is done by then, or never.
 _UNSURE_SECONDS = 60.0
@@ -130,7 +133,13 @@ class SessionHost:
         )
         self._lease.start()
         await self._signal_feed.subscribe(self.worker_id)
-        loops = {"claim": self._claim_loop, "look": self._look_loop, "evict": self._evict_loop}
+        loops = {
+            "claim": self._claim_loop,
+            "look": self._look_loop,
+            "evict": self._evict_loop,
+            # By itself: to remove large folders takes its time.
+            "clean": self._clean_loop,
+        }
         self._tasks = [asyncio.create_task(self._for_ever(name, loop), name=name) for name, loop in loops.items()]
         log.info("worker_ready", worker=str(self.worker_id), isolation=str(self._env.isolation))
 
@@ -373,7 +382,7 @@ class SessionHost:
     # ---- Eviction ----
 
     async def _evict_loop(self) -> None:
-        measured = cleaned = 0.0
+        measured = 0.0
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
@@ -383,9 +392,6 @@ class SessionHost:
             if now - measured > _MEMORY_INTERVAL:
                 measured = now
                 await self._bound_memory()
-            if now - cleaned > _CLEAN_INTERVAL:
-                cleaned = now
-                await self._clean_closed()
 
     async def _bound_memory(self) -> None:
         """End what uses too much: an idle process just goes, a run fails and says why."""
@@ -406,12 +412,40 @@ class SessionHost:
             await release(self._database, actor.session_id, actor.epoch)
             return True
 
+    # ---- Cleaning ----
+
+    async def _clean_loop(self) -> None:
+        next_sweep = 0.0
+        while True:
+            await asyncio.sleep(clock.jitter(_CLEAN_INTERVAL, 0.2))
+            await self._clean_closed()
+            if time.monotonic() > next_sweep:
+                next_sweep = time.monotonic() + clock.jitter(_SWEEP_INTERVAL)
+                await asyncio.to_thread(self._env.workspaces.remove_aside)
+
     async def _clean_closed(self) -> None:
         """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
-        for session_id in await take_sessions_to_clean(self._database, keep=self._settings.keep_closed_files):
-            await asyncio.to_thread(self._env.workspaces.remove, session_id)
+        keep = self._settings.keep_closed_files
+        more = True
+        while more:
+            found = await sessions_to_clean(self._database, _CLEANED_AT_ONCE, keep=keep)
+            cleaned = [await self._clean_workspace(session_id) for session_id in found]
+            more = len(found) == _CLEANED_AT_ONCE and all(cleaned)
         folder = self._settings.data_dir / "sessions"
         here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
         for session_id in await cleaned_sessions(self._database, here):
             if session_id not in self._closing:
                 await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)
+
+    async def _clean_workspace(self, session_id: UUID) -> bool:
+        try:
+            async with self._database.transaction() as tx:
+                if not await note_cleaned(tx, session_id, keep=self._settings.keep_closed_files):
+                    return False
+                # Whoever ends after this has left nothing that the sweep does not find.
+                await in_thread(self._env.workspaces.set_aside, session_id)
+        except WorkspaceError as error:
+            log.warning("workspace_not_removed", session=str(session_id), error=str(error))
+            return False
+        await asyncio.to_thread(self._env.workspaces.remove_aside, session_id)
+        return True
