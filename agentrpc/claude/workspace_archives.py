@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from agentrpc.claude.workspace_files import Incoming, list_entries, make_folders
-from agentrpc.claude.workspace_paths import open_beneath, parse_path, path_invalid
-from agentrpc.claude.workspaces import Entry, tar_info, walk_open
+from agentrpc.claude.workspace_paths import MAX_PATH, open_beneath, parse_path, path_invalid, shown
+from agentrpc.claude.workspaces import Entry, WorkspaceError, tar_info, walk_open
 from agentrpc.errors import Aborted, InvalidArgument, ResourceExhausted
 
 __all__ = [
@@ -115,9 +115,11 @@ def tar_blocks(folder: int, prefix: str = "") -> Generator[bytes, None, None]:
 
     Raises:
         Aborted: ETAG_MISMATCH: a file has shrunk while it was read.
-        WorkspaceError: Folders are nested too deep.
+        WorkspaceError: Folders are nested too deep, or a path is too long to be unpacked again.
     """
     for entry in walk_open(folder):
+        if len(os.fsencode(entry.path)) > MAX_PATH:
+            raise WorkspaceError(f"a path has more than {MAX_PATH} bytes: {shown(entry.path)[:200]}…")
         length = entry.info.st_size if entry.content is not None else 0
         info = tar_info(entry, length)
         info.name = prefix + info.name

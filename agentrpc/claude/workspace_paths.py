@@ -21,6 +21,7 @@ from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound
 
 __all__ = [
     "MAX_DEPTH",
+    "MAX_PATH",
     "missing",
     "open_beneath",
     "open_file",
@@ -35,7 +36,7 @@ __all__ = [
 # Folders within folders; each costs a file descriptor while it is walked.
 MAX_DEPTH = 200
 _MAX_NAME = 255
-_MAX_PATH = 4095
+MAX_PATH = 4095
 _FIND = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _OPENAT2 = 437  # on every architecture
@@ -97,8 +98,8 @@ def parse_path(path: str, raw: bytes = b"", *, new: bool = False, root: bool = F
         raise path_invalid(text, "holds a NUL character")
     if text.startswith("/"):
         raise path_invalid(text, "is absolute: write it relative to the workspace")
-    if len(os.fsencode(text)) > _MAX_PATH:
-        raise path_invalid(text, f"has more than {_MAX_PATH} bytes")
+    if len(os.fsencode(text)) > MAX_PATH:
+        raise path_invalid(text, f"has more than {MAX_PATH} bytes")
     names = [name for name in text.split("/") if name not in {"", "."}]
     if ".." in names:
         raise path_invalid(text, "leads up: write it relative to the workspace, without `..`")

@@ -219,6 +219,22 @@ async def test_a_session_goes_to_archive_storage_and_comes_back_as_it_was(edge, 
 
 
 @only_folder
+async def test_a_path_that_nobody_could_unpack_again_drops_nothing(edge, client, closed, archives):
+    folder = os.open(edge.settings.workspaces / closed.removeprefix("sessions/") / "files", os.O_RDONLY)
+    for _ in range(21):
+        os.mkdir("x" * 200, dir_fd=folder)
+        inner = os.open("x" * 200, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    await store(client, closed)
+    await work(archives)
+    assert "more than 4095 bytes" in (await found(client, closed)).error
+    assert not (await client.get_session(closed)).restore_needed
+    assert [event.sequence async for event in client.watch(closed)] == list(range(1, 1202))
+
+
+@only_folder
 async def test_a_reader_is_told_when_the_log_goes_to_archive_storage_meanwhile(
     monkeypatch, edge, client, closed, archives
 ):
