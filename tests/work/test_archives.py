@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from agentrpc import clock
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.client import RpcError
+from agentrpc.ending import end_tasks
 from agentrpc.errors import StoreUnavailable
 from agentrpc.names import parse_session
 from agentrpc.rpc.hub import Hub
@@ -573,28 +574,36 @@ async def test_a_session_that_is_deleted_meanwhile_is_left_alone(edge, client, c
 async def test_reading_takes_as_long_as_it_takes_and_goes_on_where_the_store_said_nothing_more(settings, monkeypatch):
     monkeypatch.setattr(objects_module, "_STALLED", timedelta(seconds=1))
     content = os.urandom(4_000_000)
-    asked = []
+    asked, answering = [], []
 
     async def answer(reader, writer):
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                asked.append(head)
-                found = re.search(r"range: bytes=(\d+)-", head)
-                at = int(found[1]) if found else 0
-                status = f"206 x\r\nContent-Range: bytes {at}-{len(content) - 1}/{len(content)}" if at else "200 x"
-                date = "Last-Modified: Sat, 21 Nov 2026 12:00:00 GMT"
-                length = len(content) - at
-                writer.write(f'HTTP/1.1 {status}\r\n{date}\r\nETag: "x"\r\nContent-Length: {length}\r\n\r\n'.encode())
-                # More time than it may say nothing for, in which it says something.
-                for _ in range(5):
-                    writer.write(content[at : at + 400_000])
-                    at += 400_000
-                    await writer.drain()
-                    await asyncio.sleep(0.4)
-                if len(asked) == 1:
-                    await reader.read()
-                writer.write(content[at:])
+        answering.append(asyncio.current_task())
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                    asked.append(head)
+                    found = re.search(r"range: bytes=(\d+)-", head)
+                    at = int(found[1]) if found else 0
+                    status = f"206 x\r\nContent-Range: bytes {at}-{len(content) - 1}/{len(content)}" if at else "200 x"
+                    date = "Last-Modified: Sat, 21 Nov 2026 12:00:00 GMT"
+                    length = len(content) - at
+                    writer.write(
+                        f'HTTP/1.1 {status}\r\n{date}\r\nETag: "x"\r\nContent-Length: {length}\r\n\r\n'.encode()
+                    )
+                    # More time than it may say nothing for, in which it says something.
+                    for _ in range(5):
+                        writer.write(content[at : at + 400_000])
+                        at += 400_000
+                        await writer.drain()
+                        await asyncio.sleep(0.4)
+                    if len(asked) == 1:
+                        await reader.read()
+                    writer.write(content[at:])
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -609,5 +618,6 @@ async def test_reading_takes_as_long_as_it_takes_and_goes_on_where_the_store_sai
         assert b"".join([chunk async for chunk in objects.get("key")]) == content
     finally:
         server.close()
+        await end_tasks(answering)
     assert len(asked) == 2
     assert objects._store.client_options["timeout"] == "12h"
