@@ -187,7 +187,7 @@ class Conversation:
         Raises:
             UnknownTranscriptFormat: A subpath leads out of the folder.
         """
-        folder = paths.config / "projects" / project_key_for_directory(paths.workspace)
+        folder = _project(paths)
         # What a lost process has left was not stored, and the CLI refuses an id that it knows.
         (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
         for left in (folder / claude_session_id).glob("*"):
@@ -257,8 +257,12 @@ class Conversation:
 
 def own_folders(paths: SessionPaths, claude_session_id: str) -> Own:
     """Where the agent has files of its own."""
-    project = paths.config / "projects" / project_key_for_directory(paths.workspace)
-    return Own(str(paths.config / "plans"), str(project / claude_session_id / _RESULTS))
+    return Own(str(paths.config / "plans"), str(_project(paths) / claude_session_id / _RESULTS))
+
+
+def _project(paths: SessionPaths) -> Path:
+    """Where the CLI keeps conversations."""
+    return paths.config / "projects" / project_key_for_directory(paths.workspace)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -24,7 +24,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-__all__ = ["Decision", "Outcome", "Own", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
+__all__ = ["EXIT_PLAN", "Decision", "Outcome", "Own", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
 
 
 class Outcome(StrEnum):
@@ -94,8 +94,11 @@ _HARMLESS = frozenset(
     }
 )
 
+# The call with which an agent presents its plan.
+EXIT_PLAN = "ExitPlanMode"
+
 # Only a person can answer these; no rule or mode can.
-PERSONAL = frozenset({"AskUserQuestion", "ExitPlanMode"})
+PERSONAL = frozenset({"AskUserQuestion", EXIT_PLAN})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from agentrpc import clock
 from agentrpc.claude.content import clean
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict, why_denied
-from agentrpc.domain.rules import Decision, Outcome, Own, Rule, decide, parse_rule, session_rules
+from agentrpc.domain.rules import EXIT_PLAN, Decision, Outcome, Own, Rule, decide, parse_rule, session_rules
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
@@ -39,11 +39,10 @@ _DEFAULT_WAIT = timedelta(hours=1)
 _BLOCK_WAIT = 0.5
 _STORE_PATIENCE = 20.0
 _WITHDRAWN_AFTER = 1.0
-_PLANNED = "ExitPlanMode"
 
 _KINDS = {
     "AskUserQuestion": approval_pb2.Approval.KIND_QUESTION,
-    "ExitPlanMode": approval_pb2.Approval.KIND_PLAN,
+    EXIT_PLAN: approval_pb2.Approval.KIND_PLAN,
 }
 
 
@@ -353,7 +352,7 @@ class SessionGate:
                 self.interrupt()
             reason = why_denied(state, resolution.message)
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
-        if call.tool_name == _PLANNED and self._mode == "PLAN":
+        if call.tool_name == EXIT_PLAN and self._mode == "PLAN":
             self._mode, self.planned = "DEFAULT", True
         updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
         return await self._start(call, run_id, updated)
@@ -375,7 +374,7 @@ class SessionGate:
             parent_tool_use_id=self._translator.parent_of(call.agent_id),
         )
         # The CLI puts the plan, which the model has written to a file, into the input of its call.
-        known = None if call.tool_name == _PLANNED else self._translator.input_of(call.tool_use_id)
+        known = None if call.tool_name == EXIT_PLAN else self._translator.input_of(call.tool_use_id)
         text = known or json.dumps(call.input, ensure_ascii=False)
         data = text.encode("utf-8", "replace")
         if len(data) > _INLINE:
@@ -398,7 +397,7 @@ def _mode(options: session_pb2.SessionOptions) -> str:
 def _title(call: ToolCall) -> str:
     if call.tool_name == "AskUserQuestion":
         return "Claude asks a question"
-    if call.tool_name == _PLANNED:
+    if call.tool_name == EXIT_PLAN:
         return "Claude has a plan and asks to carry it out"
     for key, verb in (("command", "run"), ("file_path", call.tool_name.lower()), ("url", "fetch")):
         value = call.input.get(key)

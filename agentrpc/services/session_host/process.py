@@ -22,6 +22,7 @@ from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Translator, TurnEnded
 from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.domain.rules import EXIT_PLAN
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import session_name
 from agentrpc.services.mcp_servers import resolve_registered
@@ -212,7 +213,7 @@ class SessionProcess:
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
-        if carry is not None and carry.tool_name == "ExitPlanMode":
+        if carry is not None and carry.tool_name == EXIT_PLAN:
             # Elsewhere the CLI refuses the call before anybody is asked.
             used.permission_mode = common_pb2.PERMISSION_MODE_PLAN
         elif planned:

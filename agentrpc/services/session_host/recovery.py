@@ -14,6 +14,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.claude.revival import CallResult, Conversation, OpenCall, UnknownTranscriptFormat
 from agentrpc.domain.gate import why_denied
+from agentrpc.domain.rules import EXIT_PLAN
 from agentrpc.domain.states import ApprovalState, RunState
 from agentrpc.services.doubt import UNKNOWN_RESULT, finished, told
 from agentrpc.services.run_end import Ending
@@ -241,7 +242,7 @@ class _Recovery:
             return Ending(RunState.CANCELLED)
         answers = {key: asked for key, asked in record.asked.items() if asked.state is ApprovalState.ALLOWED}
         carried = {call.tool_use_id for call in carry}
-        planned = any(asked.tool_name == "ExitPlanMode" for key, asked in answers.items() if key not in carried)
+        planned = any(asked.tool_name == EXIT_PLAN for key, asked in answers.items() if key not in carried)
         if carry:
             return Plan(conversation, self._lost_inputs(), carry, answers, attempts, planned)
         said = [(str(clock.uuid7()), self._continuation()), *self._lost_inputs()]
