@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import stat
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -52,6 +53,13 @@ _NAMESPACES = (
 )
 # Read-only: through /proc/PID/mem a process would write to another one of its user, and root to settings of the kernel.
 _DEVICES = ("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev")
+# What shells read when they start, below HOME, and what the CLI has them read, below its config folder: a snapshot of a
+# shell, made by one process and read for every command, and what hooks leave. Without a snapshot it uses login shells.
+_SHELL_FILES = (
+    *(".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".profile", ".kshrc", ".mkshrc"),
+    *(".zshrc", ".zshenv", ".zprofile", ".zlogin", ".zlogout"),
+)
+_SHELL_FOLDERS = ("shell-snapshots", "session-env")
 # In every system's list of users: some programs refuse to work for an unknown one.
 _NOBODY = "65534"
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -239,10 +247,36 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
     arguments += ["--ro-bind", str(cli), str(cli)]
     for folder in (paths.home, paths.config, paths.workspace):
         arguments += ["--bind", str(folder), str(folder)]
+    arguments += _closed_to_agents(paths)
     arguments += ["--ro-bind", str(paths.options), str(paths.options), "--chdir", str(paths.workspace), "--clearenv"]
     for name, value in environment.items():
         arguments += ["--setenv", name, value]
     return arguments
+
+
+def _closed_to_agents(paths: SessionPaths) -> list[str]:
+    """Mounts over what shells read when they start: an agent can write none of it, and put nothing in its place."""
+    _set_aside(paths.home, _SHELL_FILES, stat.S_ISREG)
+    _set_aside(paths.config, _SHELL_FOLDERS, stat.S_ISDIR)
+    empty = str(_write_private(paths.launch / "empty", b"", mode=0o400))
+    arguments: list[str] = []
+    for name in _SHELL_FILES:
+        arguments += ["--ro-bind", empty, str(paths.home / name)]
+    for name in _SHELL_FOLDERS:
+        arguments += ["--tmpfs", str(paths.config / name), "--remount-ro", str(paths.config / name)]
+    return arguments
+
+
+def _set_aside(folder: Path, names: Sequence[str], fits: Callable[[int], bool]) -> None:
+    """Give other names to what cannot be mounted on; a link would lead the mount elsewhere. No agent runs meanwhile."""
+    opened = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                if not fits(os.lstat(name, dir_fd=opened).st_mode):
+                    os.rename(name, f"{name}.{secrets.token_hex(4)}", src_dir_fd=opened, dst_dir_fd=opened)
+    finally:
+        os.close(opened)
 
 
 def _private_entries(folder: str) -> Iterator["os.DirEntry[str]"]:
