@@ -75,6 +75,11 @@ class Isolation(StrEnum):
     BUBBLEWRAP = "bubblewrap"
     SUBREAPER = "subreaper"
 
+    @property
+    def level(self) -> str:
+        """A value of `agentrpc.v1.Session.IsolationLevel` without its prefix."""
+        return "SANDBOX" if self is Isolation.BUBBLEWRAP else "NONE"
+
 
 @dataclass(frozen=True, slots=True)
 class SessionPaths:
