@@ -1,9 +1,9 @@
-"""Keys come to a process in its environment, and leave it before others can look: /proc/PID/environ shows what a process
-was started with for as long as it lives, whatever it deletes.
+"""Keys come to a process in its environment, and leave it before others can look.
 
-A process that was given private variables starts itself again without them and takes them over from a file in memory;
-children get theirs in that way from the beginning. It cannot be looked into from outside by its own user, so that neither
-that file nor its memory shows them. Small and of the standard library: this comes before everything else.
+/proc/PID/environ shows what a process was started with for as long as it lives, whatever it deletes. So a process that
+was given private variables starts itself again without them, and takes them over from a file in memory; children get
+theirs in that way from the beginning. From then on its own user cannot look into it from outside, so that neither that
+file nor its memory shows them. Small and of the standard library: this comes before everything else.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def environment_for(values: Mapping[str, str]) -> tuple[dict[str, str], int]:
     """
     private = {name: value for name, value in values.items() if is_private(name)}
     fd = os.memfd_create("environment", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+    with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps(private).encode())
     return {name: value for name, value in values.items() if name not in private} | {_VARIABLE: str(fd)}, fd
 
@@ -45,12 +45,13 @@ def take_over() -> None:
     if not hasattr(os, "memfd_create"):
         # Not Linux: a client.
         return
-    if _VARIABLE in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        fd = int(os.environ.pop(_VARIABLE))
-        os.environ.update(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
-        os.close(fd)
-    elif any(map(is_private, os.environ)):
+    handed_over = os.environ.pop(_VARIABLE, None)
+    if handed_over is None and any(map(is_private, os.environ)):
         environment, fd = environment_for(os.environ)
         os.set_inheritable(fd, True)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if handed_over is not None:
+        fd = int(handed_over)
+        os.environ.update(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+        os.close(fd)
