@@ -201,16 +201,18 @@ class Stack:
 
     # ---- Children ----
 
-    async def _spawn(self, name: str) -> None:
+    def _values(self, name: str) -> dict[str, str]:
+        """The environment of a process."""
         values = {
             key: value
             for key, value in {**os.environ, **self._given, **self.environment}.items()
             if key.startswith("LC_") or key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"} or is_private(key)
         }
-        if name != "worker":
-            # Nobody else speaks to a model.
-            values = {key: value for key, value in values.items() if not key.startswith(_OF_THE_MODEL)}
-        environment, handed_over = environment_for(values)
+        # Only workers speak to a model.
+        return {key: value for key, value in values.items() if name == "worker" or not key.startswith(_OF_THE_MODEL)}
+
+    async def _spawn(self, name: str) -> None:
+        environment, handed_over = environment_for(self._values(name))
         try:
             process = await asyncio.create_subprocess_exec(
                 *dying_with_parent(sys.executable, "-m", *_COMMANDS[name]),
