@@ -165,7 +165,8 @@ def test_proc_cannot_be_written(paths):
     names = ("self/mem", "self/comm", "self/oom_score_adj", "sys/vm/overcommit_memory")
     done = tried(paths, Isolation.BUBBLEWRAP, "; ".join(f"(: >> /proc/{name}) && echo {name}" for name in names))
     assert done.stdout == ""
-    assert done.stderr.count("Read-only file system") == len(names)
+    # Of the kernel's settings an ordinary user is refused before that.
+    assert done.stderr.count("Read-only file system") >= 3
 
 
 # ---- System calls ----

@@ -167,8 +167,10 @@ async def test_a_session_says_that_it_is_in_a_sandbox(up):
 
 
 SHOW = (
-    "from agentrpc.handover import take_over; import os, sys; take_over();"
+    "from agentrpc.handover import take_over; import ctypes, os, sys; take_over();"
     "print(os.environ.get('AGENTRPC_SIGNING_KEY'), os.environ.get('OTHER'), sys.argv[1:]);"
+    # Only so may it read its own.
+    "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0);"
     "print('hush' in open('/proc/self/environ').read(), 'FD' in ' '.join(os.environ), len(os.listdir('/proc/self/fd')))"
 )
 
