@@ -138,6 +138,7 @@ class Session(Base):
     forked_from: Mapped[UUID | None]
     agent_id: Mapped[UUID | None]  # with agent_number: the version of an agent that it was made from
     agent_number: Mapped[int | None] = mapped_column(Integer)
+    isolation_level: Mapped[str | None]  # of the worker that took up its newest run
 
 
 class SessionHead(Base):
