@@ -35,7 +35,6 @@ needs_npm = pytest.mark.skipif(
 # An MCP server of a few lines, for the Python of the system, which a sandbox sees. It tells its environment as tools.
 SMALL = """
 import json, os, sys
-from tests.isolations import isolations
 for line in sys.stdin:
     asked = json.loads(line)
     if asked.get("method") == "initialize":
