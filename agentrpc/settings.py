@@ -117,7 +117,11 @@ class Settings(BaseSettings):
     background_ceiling: Seconds = Field(
         default=600, description="How long a run waits for background agents before they are ended."
     )
-    isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
+    isolation: Literal["auto", "bubblewrap", "subreaper"] = Field(
+        default="auto",
+        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. subreaper: nothing; "
+        "agents run as the worker's own user.",
+    )
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")
