@@ -119,8 +119,8 @@ class Settings(BaseSettings):
     )
     isolation: Literal["auto", "bubblewrap", "subreaper"] = Field(
         default="auto",
-        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. subreaper: nothing; "
-        "agents run as the worker's own user.",
+        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. subreaper: "
+        "nothing, agents run as the worker's own user.",
     )
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
