@@ -187,11 +187,7 @@ class Hub:
         feed = self._feeds.get(session_id)
         if feed is None:
             return
-        try:
-            batch = LiveBatch.decode(frame)
-        except ValueError:
-            log.warning("frame_not_understood", session=str(session_id), size=len(frame))
-            return
+        batch = LiveBatch.decode(frame)
         feed.offer(batch)
         if batch.first and any(entry.kind in _OF_APPROVALS for entry in batch.entries):
             self.approvals.hasten()
