@@ -20,12 +20,12 @@ class Turns:
     Args:
         limit: How many are held at a time.
         per_key: How many of them one key holds. Fewer than `limit`, so that no key holds them all.
-        waiting: How many of one key wait; one more is refused.
+        waiting: How many of one key wait; one more is refused. None: any number.
         newest_first: Of one key the newest is next, and the oldest is refused: for what a key that floods wants to
             delay, and that takes no time where nobody means harm.
     """
 
-    def __init__(self, limit: int, *, per_key: int, waiting: int, newest_first: bool = False) -> None:
+    def __init__(self, limit: int, *, per_key: int, waiting: int | None = None, newest_first: bool = False) -> None:
         self._limit = limit
         self._per_key = per_key
         self._waiting = waiting
@@ -53,7 +53,7 @@ class Turns:
             self._give(key)
             return
         queue = self._queues.setdefault(key, deque())
-        if len(queue) >= self._waiting:
+        if self._waiting is not None and len(queue) >= self._waiting:
             if not self._newest_first:
                 raise self._crowded()
             oldest = queue.popleft()

@@ -322,7 +322,7 @@ class Subscriptions:
             return
         try:
             self._on_message(UUID(bytes=channel[len(self._prefix) :]), payload)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - no message makes this process deaf
             # Of another version of the service, as far as anybody can tell.
             self._refuse(channel, "NOT_UNDERSTOOD", len(message), error)
 

@@ -4,6 +4,10 @@ The wrapper takes raw bytes and decodes them itself, so that a request that is n
 clear error; it knows who calls, keeps the limits, measures, and turns every error into a status. Whatever is not in the
 error tree reaches callers as INTERNAL with an id. Handlers are registered as one dictionary: the generated
 `add_*_to_server` would register others that win over them.
+
+All methods are registered as if their requests were streams, which is the same on the wire: of a unary request gRPC
+reads the whole body before its handler begins, of a stream what the handler asks for. So nothing is read of a caller
+that is not known, besides what HTTP/2 lets anybody send (64 KiB), and of those who log in a few bodies at a time.
 """
 
 import asyncio
@@ -13,7 +17,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -34,8 +40,9 @@ from agentrpc.rpc.status import internal_error, to_status
 from agentrpc.rpc.stream import StalledError
 from agentrpc.services.accounts import Accounts
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database
+from agentrpc.store.database import Database, Lane
 from agentrpc.telemetry import OPEN_STREAMS, RPC_LATENCY
+from agentrpc.turns import Turns
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -52,6 +59,10 @@ _LAST_WORDS = 5.0
 # How long nobody may have called before a stopping server closes its door: gRPC drops the calls that come in that very
 # moment without a word.
 _QUIET = 0.25
+# What a caller who is not known yet may send, and how long the rest of it may be on its way: it comes with the call.
+_STRANGER_BYTES = 16 * 1024
+_STRANGER_PATIENCE = 2.0
+_LISTING = ("List", "Search")
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.so_reuseport", 0),
@@ -137,6 +148,11 @@ class EdgeServer:
         self._bus = bus
         self._accounts = accounts
         self._hub = hub
+        # Bodies that are being read, each of at most 16 MiB: of callers who are not known, by address; of users.
+        self._strangers = Turns(8, per_key=4, waiting=64, newest_first=True)
+        self._known = Turns(256, per_key=16)
+        # Lists and searches walk what no index bounds: the store is to have room for others beside them.
+        self._lists = Turns(4, per_key=2, waiting=100)
         self._streams: Counter[UUID] = Counter()
         self._calls: set[asyncio.Task[Any]] = set()
         self._called_at = 0.0
@@ -206,7 +222,7 @@ class EdgeServer:
         answered = time.monotonic()
         while True:
             try:
-                async with self._database.connection() as connection:
+                async with self._database.connection(Lane.PULSE) as connection:
                     await connection.fetchval("SELECT 1")
                 answered = time.monotonic()
             except AgentRpcError:
@@ -233,35 +249,41 @@ class EdgeServer:
         request_class = GetMessageClass(method.input_type)
         if method.server_streaming:
 
-            async def stream(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
-                await self._stream(path, request_class, target, data, context)
+            async def stream(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+                await self._stream(path, request_class, target, context)
 
-            return grpc.unary_stream_rpc_method_handler(stream)
+            return grpc.stream_stream_rpc_method_handler(stream)
         if method.client_streaming:
 
             async def upload(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
                 return await self._upload(path, request_class, target, context)
 
             return grpc.stream_unary_rpc_method_handler(upload)
+        listing = method.name.startswith(_LISTING)
 
-        async def unary(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
-            return await self._unary(path, request_class, target, data, context)
+        async def unary(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+            return await self._unary(path, request_class, target, context, listing=listing)
 
-        return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     async def _unary(
         self,
         path: str,
         request_class: type[Message],
         target: Callable[..., Awaitable[Message]],
-        data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
+        *,
+        listing: bool,
     ) -> bytes:
         async def work(call: Call) -> bytes:
-            request = _decode(request_class, data)
             if call.principal is not None:
                 await self._limit(call.principal)
-            response = await target(call, request)
+            request = await self._request(call, request_class, context)
+            if listing and call.principal is not None:
+                async with self._lists.take(call.principal.user_id):
+                    response = await target(call, request)
+            else:
+                response = await target(call, request)
             await context.send_initial_metadata(call.metadata)
             return response.SerializeToString()
 
@@ -274,12 +296,12 @@ class EdgeServer:
         path: str,
         request_class: type[Message],
         target: Callable[..., Awaitable[None]],
-        data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
     ) -> None:
         async def work(call: Call) -> None:
             assert call.principal is not None
-            request = _decode(request_class, data)
+            await self._limit(call.principal)
+            request = await self._request(call, request_class, context)
             held.enter(call.principal)
             opened = False
 
@@ -296,6 +318,43 @@ class EdgeServer:
         with self._held(path) as held:
             await self._guard(path, context, work)
 
+    async def _request(
+        self, call: Call, request_class: type[Message], context: "grpc.aio.ServicerContext[bytes, bytes]"
+    ) -> Message:
+        """Read the one request of a call, of which nothing was read before."""
+        if call.principal is None:
+            async with self._strangers.take(call.peer):
+                data = await self._read(context, _STRANGER_PATIENCE)
+            if data is not None and len(data) > _STRANGER_BYTES:
+                raise InvalidArgument(
+                    f"the request has {len(data)} bytes, of {_STRANGER_BYTES} at most",
+                    reason="TOO_LARGE",
+                    metadata={"field": "request", "limit": str(_STRANGER_BYTES), "actual": str(len(data))},
+                )
+        else:
+            async with self._known.take(call.principal.user_id):
+                data = await self._read(context, self._settings.upload_stall_timeout)
+        if data is None:
+            raise InvalidArgument.field("request", "is missing")
+        return _decode(request_class, data)
+
+    @staticmethod
+    async def _read(context: "grpc.aio.ServicerContext[bytes, bytes]", patience: float) -> bytes | None:
+        """The next request of a call; None at its end."""
+        try:
+            async with asyncio.timeout(patience):
+                data = await context.read()
+        except TimeoutError:
+            raise Unavailable(
+                "nothing came for too long; nothing was changed: send it again",
+                reason="SLOW_CONSUMER",
+                retry_after=1.0,
+            ) from None
+        if not isinstance(data, bytes):
+            # grpc.aio.EOF: the sender has said that this is all.
+            return None
+        return data
+
     async def _upload(
         self,
         path: str,
@@ -306,19 +365,7 @@ class EdgeServer:
         """A stream of requests, of which one is read when the one before is dealt with: the sender waits meanwhile."""
 
         async def requests() -> AsyncIterator[Message]:
-            while True:
-                try:
-                    async with asyncio.timeout(self._settings.upload_stall_timeout):
-                        data = await context.read()
-                except TimeoutError:
-                    raise Unavailable(
-                        "nothing came for too long; nothing was changed: send it again",
-                        reason="SLOW_CONSUMER",
-                        retry_after=1.0,
-                    ) from None
-                if not isinstance(data, bytes):
-                    # grpc.aio.EOF: the sender has said that this is all.
-                    return
+            while (data := await self._read(context, self._settings.upload_stall_timeout)) is not None:
                 yield _decode(request_class, data)
 
         async def work(call: Call) -> bytes:
@@ -437,5 +484,16 @@ def _decode(request_class: type[Message], data: bytes) -> Message:
 
 
 def _address(peer: str) -> str:
-    """The address in gRPC's `ipv4:127.0.0.1:5000`, without the port."""
-    return peer.rpartition(":")[0]
+    """Where a call comes from, of gRPC's `ipv4:127.0.0.1:5000`: the address; of IPv6 its network, which is one site's.
+
+    Somebody who has one IPv6 address has 2**64 of them (RFC 6177).
+    """
+    address = unquote(peer.rpartition(":")[0])
+    if not address.startswith("ipv6:"):
+        return address
+    with suppress(ValueError):
+        found = IPv6Address(address.removeprefix("ipv6:").strip("[]").partition("%")[0])
+        if found.ipv4_mapped is not None:
+            return f"ipv4:{found.ipv4_mapped}"
+        return f"ipv6:{IPv6Network((found, 64), strict=False)}"
+    return address
