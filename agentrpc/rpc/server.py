@@ -69,6 +69,8 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     # A prompt of 10 MB is to get TOO_LARGE and not a bare status.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    # What a client may send that nobody reads stays at 64 KiB, however fast it has shown to be.
+    ("grpc.http2.bdp_probe", 0),
     # Clients that ping every 30 s are not sent away.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -149,7 +151,7 @@ class EdgeServer:
         self._accounts = accounts
         self._hub = hub
         # Bodies that are being read, each of at most 16 MiB: of callers who are not known, by address; of users.
-        self._strangers = Turns(8, per_key=4, waiting=64, newest_first=True)
+        self._strangers = Turns(4, per_key=2, waiting=64, newest_first=True)
         self._known = Turns(256, per_key=16)
         # Lists and searches walk what no index bounds: the store is to have room for others beside them.
         self._lists = Turns(4, per_key=2, waiting=100)
@@ -325,11 +327,13 @@ class EdgeServer:
         if call.principal is None:
             async with self._strangers.take(call.peer):
                 data = await self._read(context, _STRANGER_PATIENCE)
-            if data is not None and len(data) > _STRANGER_BYTES:
+            if (size := len(data or b"")) > _STRANGER_BYTES:
+                # An error keeps the frames that it came through, and what they hold, until they are collected.
+                del data
                 raise InvalidArgument(
-                    f"the request has {len(data)} bytes, of {_STRANGER_BYTES} at most",
+                    f"the request has {size} bytes, of {_STRANGER_BYTES} at most",
                     reason="TOO_LARGE",
-                    metadata={"field": "request", "limit": str(_STRANGER_BYTES), "actual": str(len(data))},
+                    metadata={"field": "request", "limit": str(_STRANGER_BYTES), "actual": str(size)},
                 )
         else:
             async with self._known.take(call.principal.user_id):
