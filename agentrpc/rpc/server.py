@@ -5,25 +5,21 @@ clear error; it knows who calls, keeps the limits, measures, and turns every err
 error tree reaches callers as INTERNAL with an id. Handlers are registered as one dictionary: the generated
 `add_*_to_server` would register others that win over them.
 
-All methods are registered as if their requests were streams, which is the same on the wire: of a unary request gRPC
-reads the whole body before its handler begins, of a stream what the handler asks for. So nothing is read of a caller
-that is not known, besides what HTTP/2 lets anybody send (64 KiB), and of those who log in a few bodies at a time.
+All methods are registered as if their requests were streams, see `bodies`.
 """
 
 import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -33,7 +29,8 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.ending import end_tasks
-from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
+from agentrpc.errors import AgentRpcError, ResourceExhausted, Unauthenticated, Unavailable
+from agentrpc.rpc.bodies import Bodies, peer_address
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Method, Service
 from agentrpc.rpc.status import internal_error, to_status
@@ -59,9 +56,6 @@ _LAST_WORDS = 5.0
 # How long nobody may have called before a stopping server closes its door: gRPC drops the calls that come in that very
 # moment without a word.
 _QUIET = 0.25
-# What a caller who is not known yet may send, and how long the rest of it may be on its way: it comes with the call.
-_STRANGER_BYTES = 16 * 1024
-_STRANGER_PATIENCE = 2.0
 _LISTING = ("List", "Search")
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
@@ -150,9 +144,7 @@ class EdgeServer:
         self._bus = bus
         self._accounts = accounts
         self._hub = hub
-        # Bodies that are being read, each of at most 16 MiB: of callers who are not known, by address; of users.
-        self._strangers = Turns(4, per_key=2, waiting=64, newest_first=True)
-        self._known = Turns(256, per_key=16)
+        self._bodies = Bodies(settings)
         # Lists and searches walk what no index bounds: the store is to have room for others beside them.
         self._lists = Turns(4, per_key=2, waiting=100)
         self._streams: Counter[UUID] = Counter()
@@ -280,7 +272,7 @@ class EdgeServer:
         async def work(call: Call) -> bytes:
             if call.principal is not None:
                 await self._limit(call.principal)
-            request = await self._request(call, request_class, context)
+            request = await self._bodies.one(_user(call), call.peer, request_class, context)
             if listing and call.principal is not None:
                 async with self._lists.take(call.principal.user_id):
                     response = await target(call, request)
@@ -303,7 +295,7 @@ class EdgeServer:
         async def work(call: Call) -> None:
             assert call.principal is not None
             await self._limit(call.principal)
-            request = await self._request(call, request_class, context)
+            request = await self._bodies.one(_user(call), call.peer, request_class, context)
             held.enter(call.principal)
             opened = False
 
@@ -320,45 +312,6 @@ class EdgeServer:
         with self._held(path) as held:
             await self._guard(path, context, work)
 
-    async def _request(
-        self, call: Call, request_class: type[Message], context: "grpc.aio.ServicerContext[bytes, bytes]"
-    ) -> Message:
-        """Read the one request of a call, of which nothing was read before."""
-        if call.principal is None:
-            async with self._strangers.take(call.peer):
-                data = await self._read(context, _STRANGER_PATIENCE)
-            if (size := len(data or b"")) > _STRANGER_BYTES:
-                # An error keeps the frames that it came through, and what they hold, until they are collected.
-                del data
-                raise InvalidArgument(
-                    f"the request has {size} bytes, of {_STRANGER_BYTES} at most",
-                    reason="TOO_LARGE",
-                    metadata={"field": "request", "limit": str(_STRANGER_BYTES), "actual": str(size)},
-                )
-        else:
-            async with self._known.take(call.principal.user_id):
-                data = await self._read(context, self._settings.upload_stall_timeout)
-        if data is None:
-            raise InvalidArgument.field("request", "is missing")
-        return _decode(request_class, data)
-
-    @staticmethod
-    async def _read(context: "grpc.aio.ServicerContext[bytes, bytes]", patience: float) -> bytes | None:
-        """The next request of a call; None at its end."""
-        try:
-            async with asyncio.timeout(patience):
-                data = await context.read()
-        except TimeoutError:
-            raise Unavailable(
-                "nothing came for too long; nothing was changed: send it again",
-                reason="SLOW_CONSUMER",
-                retry_after=1.0,
-            ) from None
-        if not isinstance(data, bytes):
-            # grpc.aio.EOF: the sender has said that this is all.
-            return None
-        return data
-
     async def _upload(
         self,
         path: str,
@@ -368,15 +321,11 @@ class EdgeServer:
     ) -> bytes:
         """A stream of requests, of which one is read when the one before is dealt with: the sender waits meanwhile."""
 
-        async def requests() -> AsyncIterator[Message]:
-            while (data := await self._read(context, self._settings.upload_stall_timeout)) is not None:
-                yield _decode(request_class, data)
-
         async def work(call: Call) -> bytes:
             assert call.principal is not None
             await self._limit(call.principal)
             held.enter(call.principal)
-            response = await target(call, requests())
+            response = await target(call, self._bodies.each(request_class, context))
             await context.send_initial_metadata(call.metadata)
             return response.SerializeToString()
 
@@ -422,7 +371,7 @@ class EdgeServer:
                     retry_after=1.0,
                 )
             principal = await self._principal(path, given)
-            call = Call(principal, _address(context.peer()), request_id, metadata)
+            call = Call(principal, peer_address(context.peer()), request_id, metadata)
             return await work(call)
         except AgentRpcError as error:
             code = error.code
@@ -478,26 +427,5 @@ class EdgeServer:
             )
 
 
-def _decode(request_class: type[Message], data: bytes) -> Message:
-    try:
-        return request_class.FromString(data)
-    except (DecodeError, UnicodeDecodeError):
-        raise InvalidArgument.field(
-            "request", f"is not a valid {request_class.DESCRIPTOR.name}: strings must be UTF-8 without lone surrogates"
-        ) from None
-
-
-def _address(peer: str) -> str:
-    """Where a call comes from, of gRPC's `ipv4:127.0.0.1:5000`: the address; of IPv6 its network, which is one site's.
-
-    Somebody who has one IPv6 address has 2**64 of them (RFC 6177).
-    """
-    address = unquote(peer.rpartition(":")[0])
-    if not address.startswith("ipv6:"):
-        return address
-    with suppress(ValueError):
-        found = IPv6Address(address.removeprefix("ipv6:").strip("[]").partition("%")[0])
-        if found.ipv4_mapped is not None:
-            return f"ipv4:{found.ipv4_mapped}"
-        return f"ipv6:{IPv6Network((found, 64), strict=False)}"
-    return address
+def _user(call: Call) -> "UUID | None":
+    return call.principal.user_id if call.principal is not None else None

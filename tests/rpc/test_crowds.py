@@ -323,7 +323,7 @@ async def test_a_login_waits_for_none_of_those_that_never_send_theirs(edge, monk
 
     connections = [await beginning() for _ in range(30)]
     async with asyncio.timeout(60):
-        while edge.server._strangers._held.total() < 2:  # noqa: ASYNC110 - it has no event of that
+        while edge.server._bodies._strangers._held.total() < 2:  # noqa: ASYNC110 - it has no event of that
             await asyncio.sleep(0.01)
     async with edge.client("ann") as ann:
         assert (await ann.call(ann.auth.GetMe, auth_service_pb2.GetMeRequest())).username == "ann"

@@ -7,6 +7,7 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.errors import AgentRpcError
+from agentrpc.rpc.bodies import peer_address
 from agentrpc.services import accounts as module
 from agentrpc.store.housekeeping import forget_logins
 from agentrpc.work.scheduler import Scheduler
@@ -160,14 +161,12 @@ async def test_hashing_goes_by_turns_of_addresses(accounts, monkeypatch):
     await asyncio.gather(*crowd)
 
 
-async def test_peers_of_one_ipv6_network_are_one_address():
-    from agentrpc.rpc.server import _address
-
-    assert _address("ipv4:192.0.2.1:50000") == "ipv4:192.0.2.1"
-    one, two = _address("ipv6:%5B2001:db8:1:2::1%5D:1"), _address("ipv6:[2001:db8:1:2:ffff::9]:2")
+async def test_peers_of_one_ipv6_network_are_onepeer_address():
+    assert peer_address("ipv4:192.0.2.1:50000") == "ipv4:192.0.2.1"
+    one, two = peer_address("ipv6:%5B2001:db8:1:2::1%5D:1"), peer_address("ipv6:[2001:db8:1:2:ffff::9]:2")
     assert one == two == "ipv6:2001:db8:1:2::/64"
-    assert _address("ipv6:%5B::ffff:192.0.2.1%5D:1") == "ipv4:192.0.2.1"
-    assert _address("unix:") == "unix"
+    assert peer_address("ipv6:%5B::ffff:192.0.2.1%5D:1") == "ipv4:192.0.2.1"
+    assert peer_address("unix:") == "unix"
 
 
 # ---- Refresh ----
