@@ -55,6 +55,7 @@ class Recorder:
             options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
             isolation=choose_isolation("auto", fall_back=True)[0], gate=self._judge,
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
+            on_fault=pytest.fail,
         )  # fmt: skip
 
     async def __aenter__(self):

@@ -114,7 +114,7 @@ async def launch(tmp_path):
             session_id=session_id, claude_session_id=str(session_id), resume=resume is not None,
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
             isolation=isolation or choose_isolation("auto", fall_back=True)[0], gate=judge,
-            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
+            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some), on_fault=pytest.fail,
             carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip
         live = Live(await AgentProcess.start(spec, timeout=timeout), spec)
