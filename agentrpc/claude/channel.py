@@ -202,6 +202,8 @@ class Channel(Transport):
 
     def _frame(self, line: bytes) -> dict[str, Any] | None:
         frame = _parse(line)
+        if frame is not None and frame["type"] == "control_request" and not _is_request(frame):
+            raise BrokenFrameError("a control message that cannot be read")
         if frame is None and line.strip():
             # A part of the CLI, or of a library in it, has printed something: nothing is lost with it.
             self._strays += 1
@@ -280,6 +282,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
             raise BrokenFrameError("a frame that is not JSON") from error
         return None
     return frame if isinstance(frame.get("type"), str) else None
+
+
+def _is_request(frame: dict[str, Any]) -> bool:
+    """Whether the SDK can answer a control request: it asks for no more than this before it looks for an answer."""
+    request = frame.get("request")
+    return (
+        isinstance(frame.get("request_id"), str)
+        and isinstance(request, dict)
+        and isinstance(request.get("subtype"), str)
+    )
 
 
 async def _no_prompt() -> AsyncIterable[dict[str, Any]]:

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
 from claude_agent_sdk import project_key_for_directory
 from claude_agent_sdk._cli_version import __cli_version__
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
@@ -45,7 +45,7 @@ class Live:
                     self.frames.append(frame)
                     if frame["type"] == "result":
                         self.results.put_nowait(frame)
-        except AgentCrashedError as error:
+        except (AgentCrashedError, AgentFaultError) as error:
             self.results.put_nowait(error)
 
     async def say(self, text):
@@ -471,8 +471,20 @@ async def test_long_lines_unknown_frames_and_requests(launch):
     assert {"type": "mystery", "n": 1} in live.frames
     assert len(next(frame for frame in live.frames if frame["type"] == "huge")["padding"]) == 2_000_000
     assert live.texts()[-1] == "error: Unsupported control request subtype: mystery"
-    crash = await live.say('[[line: {"type": broken]]')
-    assert isinstance(crash, AgentCrashedError)
+    fault = await live.say('[[line: {"type": broken]]')
+    assert isinstance(fault, AgentFaultError)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [{"type": "control_request"}, {"type": "control_request", "request_id": "1"}, {"type": "control_response", "response": 1},
+     {"type": "transcript_mirror", "entries": []}],
+)  # fmt: skip
+async def test_a_control_message_that_cannot_be_read_is_a_fault_and_no_crash(launch, frame):
+    live = await launch()
+    fault = await live.say(f"[[frame: {json.dumps(frame)}]]")
+    assert isinstance(fault, AgentFaultError)
+    assert "a control message that cannot be read" in str(fault)
 
 
 @pytest.mark.parametrize("isolation", isolations())
