@@ -83,8 +83,8 @@ class AgentSpec:
         isolation: How the tree is kept apart.
         gate: Judges every call.
         on_transcript: Gets (subpath, lines); must only enqueue.
-        on_fault: Told of calls and questions that no CLI makes.
         load_transcript: All (subpath, line) of the session, with those that `on_transcript` was given before.
+        on_fault: Told of calls and questions that no CLI makes; they are refused in any case.
         carry: A call of the stored conversation that the CLI takes up by itself at its start.
         cli_path: Another CLI than the bundled one.
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
@@ -100,8 +100,8 @@ class AgentSpec:
     isolation: Isolation
     gate: Gate
     on_transcript: Callable[[str, list[bytes]], None]
-    on_fault: Callable[[str], None]
     load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
+    on_fault: Callable[[str], None] = lambda _: None
     carry: OpenCall | None = None
     cli_path: Path | None = None
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
