@@ -195,7 +195,7 @@ async def test_a_tool_reaches_neither_the_store_nor_the_log(stack, client):
     assert tried.splitlines()[1:] == ["tried all"]
     assert "FORGED" not in str(events)
     request = pb.ListMemoryEntriesRequest(parent=store)
-    assert not (await client.call(client.memory.ListMemoryEntries, request)).entries
+    assert not (await client.call(client.memory.ListMemoryEntries, request)).memory_entries
     for key in ("planted", "asked"):
         with pytest.raises(RpcError, match="NOT_FOUND"):
             await client.call(client.memory.GetMemoryEntry, pb.GetMemoryEntryRequest(name=f"{store}/entries/{key}"))
