@@ -71,7 +71,7 @@ def cli(tmp_path):
 
 def test_frames_keep_their_order_and_only_passed_on_ones_travel_together(cli):
     others = [
-        {"type": "control_request", "request_id": "1"},
+        {"type": "control_request", "request_id": "1", "request": {"subtype": "can_use_tool"}},
         {"type": "transcript_mirror", "filePath": "f", "entries": []},
         {"type": "result", "subtype": "success"},
     ]
