@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
 from claude_agent_sdk import project_key_for_directory
 from claude_agent_sdk._cli_version import __cli_version__
 
@@ -56,6 +57,7 @@ class Recorder:
             options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
             isolation=usable_isolation(), gate=self._judge,
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
+            on_fault=pytest.fail,
         )  # fmt: skip
 
     async def __aenter__(self):

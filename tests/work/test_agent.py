@@ -27,7 +27,7 @@ def spec(tmp_path, cli):
     return AgentSpec(
         session_id=session_id, claude_session_id=str(session_id), resume=False, options=session_pb2.SessionOptions(),
         paths=paths, gateway_url="http://127.0.0.1:9", token="t", isolation=usable_isolation(), gate=deny,
-        on_transcript=lambda *_: None, cli_path=cli,
+        on_transcript=lambda *_: None, on_fault=pytest.fail, cli_path=cli,
     )  # fmt: skip
 
 

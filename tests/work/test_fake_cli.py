@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import SessionPaths, stop_tree
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
@@ -40,7 +40,7 @@ class Live:
                     self.frames.append(frame)
                     if frame["type"] == "result":
                         self.results.put_nowait(frame)
-        except AgentCrashedError as error:
+        except (AgentCrashedError, AgentFaultError) as error:
             self.results.put_nowait(error)
 
     async def say(self, text):
@@ -109,7 +109,7 @@ async def launch(tmp_path):
             session_id=session_id, claude_session_id=str(session_id), resume=resume is not None,
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
             isolation=isolation or usable_isolation(), gate=judge,
-            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
+            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some), on_fault=pytest.fail,
             carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip
         live = Live(await AgentProcess.start(spec, timeout=timeout), spec)
@@ -466,8 +466,20 @@ async def test_long_lines_unknown_frames_and_requests(launch):
     assert {"type": "mystery", "n": 1} in live.frames
     assert len(next(frame for frame in live.frames if frame["type"] == "huge")["padding"]) == 2_000_000
     assert live.texts()[-1] == "error: Unsupported control request subtype: mystery"
-    crash = await live.say('[[line: {"type": broken]]')
-    assert isinstance(crash, AgentCrashedError)
+    fault = await live.say('[[line: {"type": broken]]')
+    assert isinstance(fault, AgentFaultError)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [{"type": "control_request"}, {"type": "control_request", "request_id": "1"}, {"type": "control_response", "response": 1},
+     {"type": "transcript_mirror", "entries": []}],
+)  # fmt: skip
+async def test_a_control_message_that_cannot_be_read_is_a_fault_and_no_crash(launch, frame):
+    live = await launch()
+    fault = await live.say(f"[[frame: {json.dumps(frame)}]]")
+    assert isinstance(fault, AgentFaultError)
+    assert "a control message that cannot be read" in str(fault)
 
 
 @pytest.mark.parametrize("isolation", isolations())

@@ -80,7 +80,7 @@ async def talk(tmp_path, model):
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False, options=options, paths=paths,
             gateway_url=model.url, token="t", isolation=usable_isolation(), gate=judge,
-            on_transcript=lambda *_: None, tools={"own": tools},
+            on_transcript=lambda *_: None, on_fault=pytest.fail, tools={"own": tools},
         )  # fmt: skip
         agent = await AgentProcess.start(spec, timeout=60)
         started.append(agent)
