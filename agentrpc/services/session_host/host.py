@@ -7,7 +7,6 @@ a queued run needs no Redis.
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +17,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
@@ -436,7 +436,7 @@ class SessionHost:
         here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
         for session_id in await cleaned_sessions(self._database, here):
             if session_id not in self._closing:
-                await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)
+                await asyncio.to_thread(remove_tree, folder / str(session_id))
 
     async def _clean_workspace(self, session_id: UUID) -> bool:
         try:
