@@ -1,8 +1,8 @@
 """What callers do with executions, and the beginning of those whose time has come."""
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from uuid import UUID
@@ -236,21 +236,22 @@ class Executions:
 
     async def start_due(self) -> int:
         """Begin those whose time has come; how many there were. Any number of processes may do this."""
-        begun: set[UUID] = set()
+        # And for whom.
+        begun: dict[UUID, UUID] = {}
         under_way: set[asyncio.Task[None]] = set()
-        waiting, read = _in_turns(await due_executions(self._database, _BATCH)), clock.monotonic()
+        waiting, read = _in_turns(await due_executions(self._database, _BATCH), begun), clock.monotonic()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < _AT_ONCE:
-                    execution_id = waiting.popleft()
-                    begun.add(execution_id)
+                    execution_id, creator = waiting.popleft()
+                    begun[execution_id] = creator
                     under_way.add(asyncio.create_task(self._start(execution_id), name=f"begin-{execution_id}"))
                 _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 if waiting and clock.monotonic() - read > _LOOK_AGAIN:
                     # Where beginning takes long, somebody else's may have come meanwhile: his turn is next.
                     due = await due_executions(self._database, _BATCH)
                     read = clock.monotonic()
-                    waiting = _in_turns([one for one in due[: _BATCH - len(begun)] if one[0] not in begun])
+                    waiting = _in_turns([one for one in due if one[0] not in begun][: _BATCH - len(begun)], begun)
         finally:
             await end_tasks(under_way)
         return len(begun)
@@ -336,15 +337,17 @@ async def _known(tx: Transaction, key: RequestKey) -> UUID | None:
     return found[0]
 
 
-def _in_turns(due: Sequence[tuple[UUID, UUID]]) -> deque[UUID]:
-    """Executions, one of each user in turn.
+def _in_turns(due: Sequence[tuple[UUID, UUID]], begun: Mapping[UUID, UUID]) -> deque[tuple[UUID, UUID]]:
+    """Executions, one of each user in turn; first those of users for whom the fewest have begun.
 
     Each process has an order of its own: what another one does at the same time is done in vain.
     """
-    queues: dict[UUID, list[UUID]] = {}
-    for execution_id, creator in sorted(due, key=lambda _: clock.jitter(1)):
-        queues.setdefault(creator, []).append(execution_id)
-    return deque(one for turn in zip_longest(*queues.values()) for one in turn if one is not None)
+    queues: dict[UUID, list[tuple[UUID, UUID]]] = {}
+    for one in sorted(due, key=lambda _: clock.jitter(1)):
+        queues.setdefault(one[1], []).append(one)
+    had = Counter(begun.values())
+    turns = zip_longest(*(queues[creator] for creator in sorted(queues, key=lambda creator: had[creator])))
+    return deque(one for turn in turns for one in turn if one is not None)
 
 
 def _state(found: Found) -> RunState:
