@@ -29,7 +29,7 @@ class FairPlaces:
         self._each = each
         self._waiting = waiting
         self._held: dict[UUID, int] = {}
-        # In the order of their turns.
+        # Of users in the order of their last turns.
         self._queues: dict[UUID, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
@@ -61,9 +61,11 @@ class FairPlaces:
 
     def _deal(self) -> None:
         while self._free:
-            user = next((user for user in self._queues if self._held.get(user, 0) < self._each), None)
-            if user is None:
+            may = [user for user in self._queues if self._held.get(user, 0) < self._each]
+            if not may:
                 return
+            # Who has the fewest; of several, who has waited longest for a turn.
+            user = min(may, key=lambda user: self._held.get(user, 0))
             # Whoever gets a place goes to the end of the line.
             queue = self._queues.pop(user)
             turn = queue.popleft()

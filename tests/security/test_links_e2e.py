@@ -67,7 +67,8 @@ ATTACKS = {
     "a conversation that is not there": 'rm -f "$id.jsonl"; ln -s {victim}/new "$id.jsonl"',
     "the project": 'cd ..; for key in *; do mv "$key" ../was; ln -s {victim} "$key"; done',
     "all projects": "cd ../..; mv projects was; ln -s {victim} projects",
-    "a pipe": 'rm -f "$id.jsonl"; mkfifo "$id.jsonl"',
+    # Later, when nothing is written to it: the CLI that opens it does not come back.
+    "a pipe": """nohup sh -c 'sleep 1; rm "$0" && mkfifo "$0"' "$id.jsonl" > /dev/null 2>&1 &""",
     "a file": "cd ../..; mv projects was; touch projects",
     "a folder": 'rm -f "$id.jsonl"; mkdir -p "$id.jsonl/x"; chmod 0 "$id.jsonl"',
     "closed": "chmod 0 . .. ../.. ~",
@@ -87,6 +88,8 @@ async def test_a_process_that_starts_anew_touches_nothing_of_others(client, runn
     await run(
         client, session, bash(f'cd "$CLAUDE_CONFIG_DIR"/projects/* && id=$(basename *.jsonl .jsonl) && {command}')
     )
+    if attack == "a pipe":
+        await until(lambda: any(path.is_fifo() for path in (running.local(session) / "config").rglob("*.jsonl")))
     await restarted(client, session, 7)
     events = await run(client, session, f"{bash('echo alive')}\n[[then]]\n[[heard: first words]]")
     assert state(events) == "STATE_SUCCEEDED"
