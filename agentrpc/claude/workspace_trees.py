@@ -4,7 +4,8 @@ An agent may put a link, a pipe or a folder in the place of anything, nest folde
 folders to their owner, and go on doing so meanwhile. So nothing here follows a link, opens what is neither a file nor a
 folder, or takes more stack or descriptors for a deeper tree than it is allowed. Everything blocks: call it in a thread.
 
-The folder *above* a tree is the service's own: only where that holds is a tree found by its path.
+The folder *above* a tree is the service's own: only where that holds is a tree found by its path. Of hard links see
+`workspace_paths.py`.
 """
 
 import contextlib

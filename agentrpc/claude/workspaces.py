@@ -29,6 +29,8 @@ from agentrpc.errors import AgentRpcError
 __all__ = ["CheckpointTooLarge", "WorkspaceError", "WorkspaceLost", "WorkspaceStore"]
 
 _EXCHANGE_TRIES, _EXCHANGE_WAIT = 4, 0.05
+# What other sessions have left waits behind it.
+_REMOVE_SECONDS = 60.0
 _TAR_BLOCK = tarfile.BLOCKSIZE
 _EVERYTHING = 2**62
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -144,9 +146,9 @@ class WorkspaceStore:
             self._folder(session_id).rename(self.make_aside(session_id))
 
     def remove_aside(self, session_id: UUID | None = None) -> None:
-        """Remove what was set aside, of a session or of all."""
+        """Remove what was set aside, of a session or of all; what takes very long is left to the next time."""
         for folder in list(self._removed.glob(f"{session_id or ''}*")):
-            remove_tree(folder)
+            remove_tree(folder, seconds=_REMOVE_SECONDS)
 
     def make_aside(self, session_id: UUID) -> Path:
         """A new name for something of a workspace that is to be removed, where no agent is. Raises OSError."""
