@@ -131,7 +131,9 @@ async def test_all_that_is_done_with_a_session_stays_in_it(client, running, vict
                 raise
             return None
 
-    listed = await client.call(files.ListFiles, file_service_pb2.ListFilesRequest(parent=session, recursive=True))
+    listed = await client.call(
+        files.ListFiles, file_service_pb2.ListFilesRequest(parent=session, recursive=True, page_size=1000)
+    )
     assert {file.path for file in listed.files} >= {"sub/deep/x", "x", "mine", "sub/pipe"}
     for path in ("x", "x/precious", "to-a-file", "pipe", "sub/deep/x/precious", "mine"):
         await attempt(client.transfers.download_file(session, path, io.BytesIO()))
