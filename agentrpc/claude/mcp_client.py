@@ -44,6 +44,8 @@ _MAX_SCHEMA = 64 * 1024
 _MAX_WORDS = 200
 # How long a program may take to leave after its input has ended.
 _LEAVE = 1.0
+# What takes longer is left to the next check of any server.
+_REMOVE_SECONDS = 30.0
 # Finds the program by the PATH inside a sandbox; its own path is the same inside and outside.
 _SHELL = Path("/bin/sh").resolve()
 
@@ -328,7 +330,7 @@ async def _transport(
             try:
                 yield _program(server.stdio, ground, stderr)
             finally:
-                await asyncio.to_thread(remove_tree, ground.folder)
+                await asyncio.to_thread(remove_tree, ground.folder, seconds=_REMOVE_SECONDS)
         case "sse":
             make = _http_client(server.sse, ground, timeout)
             yield sse_client(server.sse.url, httpx_client_factory=make, sse_read_timeout=timeout)

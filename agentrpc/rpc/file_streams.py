@@ -121,7 +121,7 @@ class FileStreams:
                         await stream.write(part.SerializeToString())
             if skip:
                 raise InvalidArgument.field("offset", "is beyond the end of the archive")
-            if request.offset and await self._files.look(principal, session_id, path) != etag:
+            if request.offset and await self._files.look(principal, session_id, path, again=True) != etag:
                 # What was sent before and this do not fit together.
                 raise _tree_changed(etag)
             last = file_service_pb2.DownloadArchiveResponse(sha256=digest.hexdigest())

@@ -33,10 +33,18 @@ class FairPlaces:
         self._queues: dict[UUID, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
-    async def place(self, user: UUID) -> AsyncIterator[None]:
-        """A place, when it is the user's turn. Raises RATE_LIMITED when too many calls of the user wait already."""
+    async def place(self, user: UUID, *, going_on: bool = False) -> AsyncIterator[None]:
+        """A place, when it is the user's turn.
+
+        Args:
+            user: Whose call it is.
+            going_on: Whether the call has had a place before, and has done much since: it is not refused.
+
+        Raises:
+            ResourceExhausted: RATE_LIMITED: too many calls of the user wait already.
+        """
         queue = self._queues.setdefault(user, deque())
-        if len(queue) >= self._waiting:
+        if len(queue) >= self._waiting and not going_on:
             raise ResourceExhausted(
                 f"{len(queue)} calls of yours wait for {self._what} already: wait for some of them, then try again",
                 reason="RATE_LIMITED",

@@ -47,7 +47,7 @@ _MAX_PART = 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # Walks, checksums and unpacking at once: each takes a thread from everything else that this process does. Of these one
 # user has at most so many, and so many calls that wait.
-_HEAVY, _HEAVY_EACH, _WAITING = 3, 2, 32
+_HEAVY, _HEAVY_EACH, _WAITING = 3, 2, 100
 # Names that one call to list looks at: those of a folder are in no order.
 _MAX_NAMES = 500_000
 # How long a call that deletes a folder removes what was in it; workers do the rest.
@@ -109,9 +109,9 @@ class Files:
             info, digest = await while_wanted(partial(checksum, folder, path, message.etag))
         return file_message(session_id, FileEntry(path, info), digest)
 
-    def heavy(self, principal: Principal) -> AbstractAsyncContextManager[None]:
-        """A place for work that reads much, when it is the caller's turn. Raises RATE_LIMITED."""
-        return self._heavy.place(principal.user_id)
+    def heavy(self, principal: Principal, *, going_on: bool = False) -> AbstractAsyncContextManager[None]:
+        """A place for work that reads much, when it is the caller's turn, as `FairPlaces.place`."""
+        return self._heavy.place(principal.user_id, going_on=going_on)
 
     async def readable(self, principal: Principal, parent: str, path: str) -> UUID:
         """The session whose files are to be read. Raises NOT_FOUND when it has none yet."""
@@ -120,10 +120,10 @@ class Files:
             raise missing(path)
         return session_id
 
-    async def look(self, principal: Principal, session_id: UUID, path: str) -> str:
+    async def look(self, principal: Principal, session_id: UUID, path: str, *, again: bool = False) -> str:
         """The etag of a folder, for a download. Raises as `folder`, TOO_LARGE, LIMIT_REACHED, RATE_LIMITED."""
         most = self._settings.max_workspace_entries
-        async with self.heavy(principal), self.folder(session_id, path) as folder:
+        async with self.heavy(principal, going_on=again), self.folder(session_id, path) as folder:
             try:
                 look = await while_wanted(partial(look_at_tree, folder, most=most))
             except (TooManyNames, WorkspaceError) as error:
@@ -250,7 +250,7 @@ class Files:
                 await self._write(incoming, data)
             incoming.finish()
             _check_digest(start.sha256, incoming.sha256)
-            async with self.heavy(principal):
+            async with self.heavy(principal, going_on=True):
                 files, size = await while_wanted(partial(self._unpack, incoming.path, fresh, room.size - incoming.size))
                 needed = await in_thread(used_space, fresh, most=self._settings.max_workspace_entries)
             self._check_room(needed, await self._room(principal, session_id, "", incoming))
@@ -320,7 +320,7 @@ class Files:
                     os.close(top)
             return limit - used
 
-        async with self.heavy(principal):
+        async with self.heavy(principal, going_on=own is not None):
             room = await in_thread(measure)
         self._check_room(Usage(0, 1), room)
         return Usage(max(room.size, 0), room.entries)
@@ -356,7 +356,7 @@ class Files:
             lambda folder: delete(folder, path, make_aside, recursive=request.recursive, etag=request.etag),
         )
         if gone is not None:
-            async with self.heavy(principal):
+            async with self.heavy(principal, going_on=True):
                 await in_thread(self._store.discard, gone, seconds=_REMOVE_SECONDS)
 
     async def _change(self, principal: Principal, session_id: UUID, work: Callable[[int], _T]) -> _T:

@@ -36,6 +36,7 @@ _MAX_ERROR = 500
 _MARGIN = timedelta(seconds=30)
 # A worker that was killed leaves the folder of its check: removed by the next that looks.
 _OLD = 3600.0
+_REMOVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,6 @@ def _clean_up(folder: Path) -> None:
     for old in folder.iterdir():
         try:
             if time.time() - old.lstat().st_mtime > _OLD:
-                remove_tree(old)
+                remove_tree(old, seconds=_REMOVE_SECONDS)
         except FileNotFoundError:
             continue

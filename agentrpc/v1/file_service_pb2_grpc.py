@@ -162,8 +162,7 @@ class FileServiceServicer:
     def DeleteFile(self, request, context):
         """Deletes a file, a link, or a folder. STATE_INVALID: the folder is not empty and recursive is false.
         A folder is gone at once; what was in it may take its disk space for a while.
-        Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED,
-        RATE_LIMITED.
+        Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,8 +89,7 @@ class FileServiceStub:
     DeleteFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.DeleteFileRequest, _empty_pb2.Empty]
     """Deletes a file, a link, or a folder. STATE_INVALID: the folder is not empty and recursive is false.
     A folder is gone at once; what was in it may take its disk space for a while.
-    Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED,
-    RATE_LIMITED.
+    Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED.
     """
 
 @_typing.type_check_only
@@ -152,8 +151,7 @@ class FileServiceAsyncStub(FileServiceStub):
     DeleteFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.DeleteFileRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a file, a link, or a folder. STATE_INVALID: the folder is not empty and recursive is false.
     A folder is gone at once; what was in it may take its disk space for a while.
-    Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED,
-    RATE_LIMITED.
+    Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED.
     """
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -254,8 +252,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a file, a link, or a folder. STATE_INVALID: the folder is not empty and recursive is false.
         A folder is gone at once; what was in it may take its disk space for a while.
-        Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED,
-        RATE_LIMITED.
+        Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, ETAG_MISMATCH, SESSION_NOT_ACTIVE, STATE_INVALID, NOT_CONFIGURED.
         """
 
 def add_FileServiceServicer_to_server(servicer: FileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
