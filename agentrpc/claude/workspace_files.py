@@ -20,7 +20,6 @@ from agentrpc.claude.workspace_paths import (
     open_beneath,
     open_file,
     path_invalid,
-    reopen,
     shown,
     unreadable,
 )
@@ -250,15 +249,18 @@ def place_tree(source: Path, folder: int, path: str, *, overwrite: bool) -> None
         FailedPrecondition: STATE_INVALID: something exists, and nothing was moved.
         InvalidArgument: PATH_INVALID: a folder would take the place of a file, or the reverse; nothing was moved.
     """
-    own, target = os.open(source, _FOLDER), make_folders(folder, path)
+    target = make_folders(folder, path)
+    own = -1
     try:
+        own = os.open(source, _FOLDER)
         _merge(own, target, path, overwrite=overwrite, move=False)
         _merge(own, target, path, overwrite=overwrite, move=True)
     except OSError as error:
         raise unreadable(path, error) from error
     finally:
-        os.close(own)
         os.close(target)
+        if own >= 0:
+            os.close(own)
 
 
 def _merge(source: int, target: int, path: str, *, overwrite: bool, move: bool) -> None:
@@ -304,17 +306,13 @@ def delete(folder: int, path: str, make_aside: Callable[[], Path], *, recursive:
         Aborted: ETAG_MISMATCH.
     """
     head, _, name = path.rpartition("/")
-    found = open_beneath(folder, head)
+    parent = open_beneath(folder, head)
     try:
-        mode = os.fstat(found).st_mode
+        mode = os.fstat(parent).st_mode
         if stat.S_ISLNK(mode):
             raise path_invalid(path, "leads through a symbolic link, and none is followed: name its target")
         if not stat.S_ISDIR(mode):
             raise missing(path)
-        parent = reopen(found, os.O_RDONLY | os.O_DIRECTORY)
-    finally:
-        os.close(found)
-    try:
         there = _stat_at(parent, name)
         if there is None:
             raise missing(path)

@@ -283,6 +283,7 @@ def test_whatever_is_in_a_workspace_everything_that_is_done_with_it_stays_in_it(
             what(*args, **kwargs)
             done.append(what)
 
+    held = len(list(Path("/proc/self/fd").iterdir()))
     store.open(store.session)
     attempt(store.checkpoint, store.session, run)
     if store.has_checkpoint(store.session, run):
@@ -311,6 +312,7 @@ def test_whatever_is_in_a_workspace_everything_that_is_done_with_it_stays_in_it(
     finally:
         os.close(top)
     assert done
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
     fresh = store.make_fresh(store.session)
     planted(fresh / "x", plant, victim)
     store.replace(store.session, fresh)
