@@ -112,7 +112,7 @@ class FileStreams:
             digest = hashlib.sha256()
             skip = request.offset
             with closing(gzipped(_tar(folder, self._settings.max_workspace_size))) as blocks:
-                while data := await self._next(stream, blocks):
+                while data := await self._next(principal, stream, blocks):
                     digest.update(data)
                     rest = data[skip:]
                     skip = max(skip - len(data), 0)
@@ -127,12 +127,12 @@ class FileStreams:
             last = file_service_pb2.DownloadArchiveResponse(sha256=digest.hexdigest())
             await stream.write(last.SerializeToString())
 
-    @staticmethod
-    async def _next(stream: Stream, blocks: Iterator[bytes]) -> bytes:
+    async def _next(self, principal: Principal, stream: Stream, blocks: Iterator[bytes]) -> bytes:
         """The next bytes of an archive; none at its end."""
         while True:
             await stream.check()
-            data, ended = await in_thread(_some, blocks)
+            async with self._files.heavy(principal, going_on=True):
+                data, ended = await in_thread(_some, blocks)
             if data or ended:
                 return data
 
