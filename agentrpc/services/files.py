@@ -26,7 +26,6 @@ from agentrpc.errors import FailedPrecondition, InvalidArgument, ResourceExhaust
 from agentrpc.names import parse_session
 from agentrpc.services.access import require_write
 from agentrpc.services.archive_state import require_here
-from agentrpc.services.fairness import FairPlaces
 from agentrpc.services.pages import Pager, page_size
 from agentrpc.services.sessions import load_session, not_active
 from agentrpc.services.threads import in_thread, while_wanted
@@ -36,6 +35,7 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import newest_workspaces
 from agentrpc.store.leases import lock_head
+from agentrpc.turns import Turns
 from agentrpc.v1 import file_pb2, file_service_pb2
 
 __all__ = ["Files"]
@@ -67,7 +67,7 @@ class Files:
             checkpoints_kept=settings.checkpoints_kept,
         )
         self._pager = Pager(settings.signing_key.get_secret_value())
-        self._heavy = FairPlaces("files", places=_HEAVY, each=_HEAVY_EACH, waiting=_WAITING)
+        self._heavy = Turns(_HEAVY, per_key=_HEAVY_EACH, waiting=_WAITING)
 
     # ---- Reading ----
 
@@ -110,8 +110,8 @@ class Files:
         return file_message(session_id, FileEntry(path, info), digest)
 
     def heavy(self, principal: Principal, *, going_on: bool = False) -> AbstractAsyncContextManager[None]:
-        """A place for work that reads much, when it is the caller's turn, as `FairPlaces.place`."""
-        return self._heavy.place(principal.user_id, going_on=going_on)
+        """A place for work that reads much, when it is the caller's turn, as `Turns.take`."""
+        return self._heavy.take(principal.user_id, going_on=going_on)
 
     async def readable(self, principal: Principal, parent: str, path: str) -> UUID:
         """The session whose files are to be read. Raises NOT_FOUND when it has none yet."""

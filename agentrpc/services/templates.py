@@ -19,9 +19,9 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from agentrpc.errors import FieldViolation, InvalidArgument
-from agentrpc.services.fairness import FairPlaces
 from agentrpc.services.template_process import CPU_SECONDS, receive, send
 from agentrpc.services.threads import outlasting
+from agentrpc.turns import Turns
 
 __all__ = ["Prepared", "check_spec", "prepare"]
 
@@ -125,7 +125,7 @@ def _error(faults: list[dict[str, Any]], fields: dict[str, tuple[str, str]]) -> 
 
 
 # By event loop: a process has one, tests have many.
-_places: WeakKeyDictionary[asyncio.AbstractEventLoop, FairPlaces] = WeakKeyDictionary()
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
 _given_up: set["asyncio.Task[dict[str, Any] | None]"] = set()
 
 
@@ -133,9 +133,9 @@ async def _in_turn(user: UUID, request: dict[str, Any]) -> dict[str, Any] | None
     loop = asyncio.get_running_loop()
     if (places := _places.get(loop)) is None:
         # One user may have all of them: whoever comes then waits for no more than one rendering.
-        places = FairPlaces("templates", places=_PROCESSES, each=_PROCESSES, waiting=_WAITING)
+        places = Turns(_PROCESSES, per_key=_PROCESSES, waiting=_WAITING)
         _places[loop] = places
-    async with places.place(user):
+    async with places.take(user):
         return await outlasting(loop.run_in_executor(_threads, _exchange, request))
 
 

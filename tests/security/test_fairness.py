@@ -11,7 +11,6 @@ from sqlalchemy import func, select
 
 from agentrpc import clock
 from agentrpc.client import RpcError
-from agentrpc.errors import ResourceExhausted
 from agentrpc.services import files, task_executions, templates
 from agentrpc.services.executions import new_execution
 from agentrpc.services.templates import Prepared
@@ -297,46 +296,6 @@ async def test_pages_are_in_order_and_whole_whatever_their_size(client, folder_o
         if not (token := page.next_page_token):
             break
     assert found == names
-
-
-# ---- Places ----
-
-
-async def test_places_go_from_user_to_user_and_come_back_however_their_work_ends():
-    from agentrpc.services.fairness import FairPlaces
-
-    places = FairPlaces("x", places=2, each=1, waiting=3)
-    order, go = [], asyncio.Event()
-
-    async def work(user, name, fail=False):
-        async with places.place(user):
-            order.append(name)
-            await go.wait()
-            if fail:
-                raise ValueError
-
-    ann, bob, cid = clock.uuid7(), clock.uuid7(), clock.uuid7()
-    tasks = [asyncio.ensure_future(work(ann, f"ann{n}", fail=n == 1)) for n in range(4)]
-    await asyncio.sleep(0)
-    with pytest.raises(ResourceExhausted):
-        await work(ann, "ann4")
-    tasks += [asyncio.ensure_future(work(bob, f"bob{n}")) for n in range(2)]
-    tasks += [asyncio.ensure_future(work(cid, "cid"))]
-    given_up = asyncio.ensure_future(work(cid, "never"))
-    await asyncio.sleep(0)
-    given_up.cancel()
-    await asyncio.gather(given_up, return_exceptions=True)
-    assert order == ["ann0", "bob0"]
-    go.set()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    # One more of each that came before, and then it is the turn of who came last.
-    assert "cid" in order[:5]
-    assert sorted(order) == ["ann0", "ann1", "ann2", "ann3", "bob0", "bob1", "cid"]
-    # Both places are free again.
-    async with places.place(ann), places.place(bob):
-        pass
-    assert not places._queues
-    assert not places._held
 
 
 async def test_real_templates_that_take_all_they_may_hold_up_their_own_user(client, bob):

@@ -51,6 +51,9 @@ def victim(tmp_path):
     before = picture(folder)
     yield folder
     assert picture(folder) == before
+    # Nobody else gets rid of what is so deep.
+    for path in tmp_path.iterdir():
+        remove_tree(path)
 
 
 def folder_link(at, victim):
