@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     max_workspace_size: int = Field(
         default=10 * 1024**3, ge=1, description="Uploads stop there, as do downloads of folders; agents do not."
     )
+    max_workspace_entries: int = Field(
+        default=1_000_000, ge=1, description="Files, folders and links of a workspace: as max_workspace_size."
+    )
     max_archive_members: int = Field(
         default=100_000, ge=1, description="Of an uploaded archive; folders that their names imply count too."
     )

@@ -35,16 +35,20 @@ class Turns:
         self._queues: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
-    async def take(self, key: Hashable) -> AsyncIterator[None]:
-        """A place for as long as the block lasts. Raises as `enter`."""
-        await self.enter(key)
+    async def take(self, key: Hashable, *, going_on: bool = False) -> AsyncIterator[None]:
+        """A place for as long as the block lasts. As `enter`."""
+        await self.enter(key, going_on=going_on)
         try:
             yield
         finally:
             self.leave(key)
 
-    async def enter(self, key: Hashable) -> None:
+    async def enter(self, key: Hashable, *, going_on: bool = False) -> None:
         """Wait for a place, to be given back with `leave`.
+
+        Args:
+            key: Whose place.
+            going_on: Whether a place was had before, and much was done with it: it is not refused.
 
         Raises:
             ResourceExhausted: RATE_LIMITED, too many of this key wait.
@@ -53,7 +57,7 @@ class Turns:
             self._give(key)
             return
         queue = self._queues.setdefault(key, deque())
-        if self._waiting is not None and len(queue) >= self._waiting:
+        if self._waiting is not None and len(queue) >= self._waiting and not going_on:
             if not self._newest_first:
                 raise self._crowded()
             oldest = queue.popleft()

@@ -122,6 +122,8 @@ class SessionPaths:
         """Make what is missing, but the workspace: that is not made twice."""
         for folder in (self.root, self.home, self.config, self.launch, self.options):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # An agent may have closed its own. It cannot put anything else there: what is above them is not its.
+            folder.chmod(0o700)
 
     def write_option(self, name: str, text: str) -> Path:
         """Write a file that only its owner may read, and return its path."""
