@@ -5,9 +5,9 @@
     /src/**        from the workspace
     src/*.py       the same; a name without a slash is meant at any depth: `.env` is `**/.env`
 
-A pattern that fits a folder fits everything below it. `./x` is `/x` where it allows and `x` where it denies. A rule that
-denies `name/**` means that folder at any depth, and one that denies `/x` also the path from the root: denied is what was
-perhaps meant, allowed is only what was said.
+A pattern that fits a folder fits everything below it. `./x` is `/x` where it allows and `x` where it denies. A rule
+that denies `name/**` means that folder at any depth, and one that denies `/x` also the path from the root: denied is
+what was perhaps meant, allowed is only what was said.
 """
 
 import posixpath

@@ -166,7 +166,7 @@ def _denied(call: Call, rules: Sequence[Rule]) -> Rule | str | None:
             return rule
         if found is None:
             doubts.append(f"it cannot be told whether the rule {rule.text} denies it")
-        if rule.kind is Kind.COMMAND and call.script is not None:
+        if rule.kind is Kind.COMMAND and _is_tool(rule.tool, call.tool, allows=False):
             commands.append(rule.pattern)
     if call.script is not None and commands:
         pattern = denied_by(call.script, commands)
@@ -181,13 +181,12 @@ def _denied(call: Call, rules: Sequence[Rule]) -> Rule | str | None:
 def _denies(rule: Rule, call: Call) -> bool | None:
     """Whether a rule denies a call, but for patterns of commands; None when that cannot be told."""
     spots = [spot for spot in call.spots if _is_about(rule, call, spot)]
+    unclear = call.script is not None and not call.script.certain and rule.tool in {"Read", "Edit"}
     if rule.kind is Kind.ALL:
-        return _is_tool(rule.tool, call.tool, allows=False) or bool(spots)
+        return _is_tool(rule.tool, call.tool, allows=False) or bool(spots) or (None if unclear else False)
     if rule.kind is Kind.PATH:
         found = [_denies_path(rule, call, spot) for spot in spots]
-        if call.script is not None and not call.script.certain and rule.tool in {"Read", "Edit"}:
-            found.append(None)
-        return True if True in found else None if None in found else False
+        return True if True in found else None if unclear or None in found else False
     if not _is_tool(rule.tool, call.tool, allows=False):
         return False
     if rule.kind is Kind.UNREADABLE:
@@ -217,12 +216,10 @@ def _is_about(rule: Rule, call: Call, spot: Spot) -> bool:
 
 
 def _denies_path(rule: Rule, call: Call, spot: Spot) -> bool | None:
-    for path in spot.paths:
-        if path_fits(rule.pattern, path, call.places, denies=True, folder=spot.folder):
-            return True
-        if spot.folder and may_fit_below(rule.pattern, path, call.places):
-            return None
-    return None if not spot.known or spot.several_names else False
+    if any(path_fits(rule.pattern, path, call.places, denies=True, folder=spot.folder) for path in spot.paths):
+        return True
+    below = spot.folder and any(may_fit_below(rule.pattern, path, call.places) for path in spot.paths)
+    return None if below or not spot.known or spot.several_names else False
 
 
 def _name_fits(rule: Rule, call: Call, *, denies: bool) -> bool | None:

@@ -5,9 +5,9 @@
     domain:example.*         one name in place of the `*`
     domain:*                 every host
 
-A URL that is not written plainly (user and password, control characters, blanks, backslashes, escapes or letters of other
-scripts in the host, a dot at its end, another scheme than http and https) is allowed by no rule, and denied by every rule
-that denies a domain: who writes so means another host than one reads.
+A URL that is not written plainly (user and password, control characters, blanks, backslashes, escapes or letters of
+other scripts in the host, a dot at its end, another scheme than http and https) is allowed by no rule, and denied by
+every rule that denies a domain: who writes so means another host than one reads.
 """
 
 import re
