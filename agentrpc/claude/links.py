@@ -94,7 +94,7 @@ class SandboxView:
         """A descriptor of what is there, or what stands in its place, or the target of a link."""
         if here in self._mounts or here in SYSTEM_FOLDERS:
             if here in SYSTEM_FOLDERS and Path(here).is_symlink():
-                return os.readlink(here)
+                return str(Path(here).readlink())
             found = os.open(here, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
         elif here in _PRIVATE or above == _HIDDEN:
             return _HIDDEN

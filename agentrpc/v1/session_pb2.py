@@ -30,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/archive.proto\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\n\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x12\x1a\n\x05\x61gent\x18\x16 \x01(\tB\x04\xe2\x41\x01\x05R\x05\x61gent\x12T\n\x15\x61rchive_storage_state\x18\x17 \x01(\x0e\x32\x1a.agentrpc.v1.Archive.StateB\x04\xe2\x41\x01\x03R\x13\x61rchiveStorageState\x12+\n\x0erestore_needed\x18\x18 \x01(\x08\x42\x04\xe2\x41\x01\x03R\rrestoreNeeded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\x95\x02\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04http\x12 \n\nregistered\x18\x05 \x01(\tH\x00R\nregistered\x12\x36\n\x07\x62uiltin\x18\x06 \x01(\x0b\x32\x1a.agentrpc.v1.BuiltinServerH\x00R\x07\x62uiltinB\x0b\n\ttransport\"\xfa\x01\n\rBuiltinServer\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryToolsH\x00R\x06memory\x12\x38\n\x08\x64\x61tabase\x18\x02 \x01(\x0b\x32\x1a.agentrpc.v1.DatabaseToolsH\x00R\x08\x64\x61tabase\x12\x32\n\x06system\x18\x03 \x01(\x0b\x32\x18.agentrpc.v1.SystemToolsH\x00R\x06system\x12>\n\nkubernetes\x18\x04 \x01(\x0b\x32\x1c.agentrpc.v1.KubernetesToolsH\x00R\nkubernetesB\x07\n\x05tools\"E\n\x0bMemoryTools\x12\x1a\n\x05store\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05store\x12\x1a\n\x08writable\x18\x02 \x01(\x08R\x08writable\"\xb1\x01\n\rDatabaseTools\x12 \n\x08\x64\x61tabase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x64\x61tabase\x12\x19\n\x08max_rows\x18\x02 \x01(\x05R\x07maxRows\x12\x1b\n\tmax_bytes\x18\x03 \x01(\x05R\x08maxBytes\x12\x46\n\x11statement_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10statementTimeout\"\r\n\x0bSystemTools\"n\n\x0fKubernetesTools\x12\x18\n\x07\x63ontext\x18\x01 \x01(\tR\x07\x63ontext\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12!\n\x0c\x61llow_writes\x18\x03 \x01(\x08R\x0b\x61llowWrites\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/session.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/archive.proto\x1a\x18\x61gentrpc/v1/common.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x0b\n\x07Session\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32 .agentrpc.v1.Session.LabelsEntryR\x06labels\x12\x1a\n\x05owner\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\x1a.agentrpc.v1.Session.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32\x1b.agentrpc.v1.SessionOptionsR\x07options\x12#\n\nactive_run\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\tactiveRun\x12\x31\n\x11pending_approvals\x18\t \x03(\tB\x04\xe2\x41\x01\x03R\x10pendingApprovals\x12)\n\rlast_sequence\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0clastSequence\x12.\n\x05usage\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.UsageB\x04\xe2\x41\x01\x03R\x05usage\x12!\n\trun_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03R\x08runCount\x12,\n\x0ftool_call_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03R\rtoolCallCount\x12\x30\n\x11\x63laude_session_id\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0f\x63laudeSessionId\x12\x41\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x43\n\x0c\x61rchive_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0b\x61rchiveTime\x12\x41\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12\x12\n\x04\x65tag\x18\x13 \x01(\tR\x04\x65tag\x12?\n\npause_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpauseTime\x12%\n\x0b\x66orked_from\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03R\nforkedFrom\x12\x1a\n\x05\x61gent\x18\x16 \x01(\tB\x04\xe2\x41\x01\x05R\x05\x61gent\x12T\n\x15\x61rchive_storage_state\x18\x17 \x01(\x0e\x32\x1a.agentrpc.v1.Archive.StateB\x04\xe2\x41\x01\x03R\x13\x61rchiveStorageState\x12+\n\x0erestore_needed\x18\x18 \x01(\x08\x42\x04\xe2\x41\x01\x03R\rrestoreNeeded\x12)\n\rimposed_rules\x18\x1a \x03(\tB\x04\xe2\x41\x01\x03R\x0cimposedRules\x12)\n\rrule_warnings\x18\x1b \x03(\tB\x04\xe2\x41\x01\x03R\x0cruleWarnings\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x19\n\x15STATE_REQUIRES_ACTION\x10\x03\x12\x12\n\x0eSTATE_ARCHIVED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06:-\xea\x41*\n\x14\x61gentrpc.dev/Session\x12\x12sessions/{session}\"\x8a\x02\n\x0cSessionGrant\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x18\n\x04rule\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x04rule\x12 \n\x08\x61pproval\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x61pproval\x12\x1e\n\x07\x63reator\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x07\x63reator\x12\x41\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime:A\xea\x41>\n\x19\x61gentrpc.dev/SessionGrant\x12!sessions/{session}/grants/{grant}\"\xad\x06\n\x0eSessionOptions\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12>\n\rsystem_prompt\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.SystemPromptR\x0csystemPrompt\x12*\n\x05tools\x18\x03 \x01(\x0b\x32\x14.agentrpc.v1.ToolSetR\x05tools\x12#\n\rallowed_tools\x18\x04 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x05 \x03(\tR\x0f\x64isallowedTools\x12\x44\n\x0fpermission_mode\x18\x06 \x01(\x0e\x32\x1b.agentrpc.v1.PermissionModeR\x0epermissionMode\x12 \n\tmax_turns\x18\x07 \x01(\x05H\x00R\x08maxTurns\x88\x01\x01\x12%\n\x0cmax_cost_usd\x18\x08 \x01(\x01H\x01R\nmaxCostUsd\x88\x01\x01\x12\x31\n\x08thinking\x18\t \x01(\x0b\x32\x15.agentrpc.v1.ThinkingR\x08thinking\x12+\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x13.agentrpc.v1.EffortR\x06\x65\x66\x66ort\x12,\n\x12output_schema_json\x18\x0b \x01(\tR\x10outputSchemaJson\x12\x37\n\x0bmcp_servers\x18\x0c \x03(\x0b\x32\x16.agentrpc.v1.McpServerR\nmcpServers\x12\x1b\n\x06\x64\x65ltas\x18\r \x01(\x08H\x02R\x06\x64\x65ltas\x88\x01\x01\x12\x44\n\x10\x61pproval_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x61pprovalTimeout\x12\x44\n\x0frecovery_policy\x18\x0f \x01(\x0e\x32\x1b.agentrpc.v1.RecoveryPolicyR\x0erecoveryPolicy\x12 \n\x0b\x63heckpoints\x18\x10 \x01(\x08R\x0b\x63heckpointsB\x0c\n\n_max_turnsB\x0f\n\r_max_cost_usdB\t\n\x07_deltas\"L\n\x0cSystemPrompt\x12\x18\n\x06\x63ustom\x18\x01 \x01(\tH\x00R\x06\x63ustom\x12\x18\n\x06\x61ppend\x18\x02 \x01(\tH\x00R\x06\x61ppendB\x08\n\x06prompt\"\x1f\n\x07ToolSet\x12\x14\n\x05names\x18\x01 \x03(\tR\x05names\"\x95\x01\n\x08Thinking\x12\x1c\n\x08\x61\x64\x61ptive\x18\x01 \x01(\x08H\x00R\x08\x61\x64\x61ptive\x12%\n\rbudget_tokens\x18\x02 \x01(\x05H\x00R\x0c\x62udgetTokens\x12\x1c\n\x08\x64isabled\x18\x03 \x01(\x08H\x00R\x08\x64isabled\x12\x1e\n\nsummarized\x18\x04 \x01(\x08R\nsummarizedB\x06\n\x04mode\"\x95\x02\n\tMcpServer\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12-\n\x05stdio\x18\x02 \x01(\x0b\x32\x15.agentrpc.v1.McpStdioH\x00R\x05stdio\x12*\n\x03sse\x18\x03 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x03sse\x12,\n\x04http\x18\x04 \x01(\x0b\x32\x16.agentrpc.v1.McpRemoteH\x00R\x04http\x12 \n\nregistered\x18\x05 \x01(\tH\x00R\nregistered\x12\x36\n\x07\x62uiltin\x18\x06 \x01(\x0b\x32\x1a.agentrpc.v1.BuiltinServerH\x00R\x07\x62uiltinB\x0b\n\ttransport\"\xfa\x01\n\rBuiltinServer\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryToolsH\x00R\x06memory\x12\x38\n\x08\x64\x61tabase\x18\x02 \x01(\x0b\x32\x1a.agentrpc.v1.DatabaseToolsH\x00R\x08\x64\x61tabase\x12\x32\n\x06system\x18\x03 \x01(\x0b\x32\x18.agentrpc.v1.SystemToolsH\x00R\x06system\x12>\n\nkubernetes\x18\x04 \x01(\x0b\x32\x1c.agentrpc.v1.KubernetesToolsH\x00R\nkubernetesB\x07\n\x05tools\"E\n\x0bMemoryTools\x12\x1a\n\x05store\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05store\x12\x1a\n\x08writable\x18\x02 \x01(\x08R\x08writable\"\xb1\x01\n\rDatabaseTools\x12 \n\x08\x64\x61tabase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x64\x61tabase\x12\x19\n\x08max_rows\x18\x02 \x01(\x05R\x07maxRows\x12\x1b\n\tmax_bytes\x18\x03 \x01(\x05R\x08maxBytes\x12\x46\n\x11statement_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10statementTimeout\"\r\n\x0bSystemTools\"n\n\x0fKubernetesTools\x12\x18\n\x07\x63ontext\x18\x01 \x01(\tR\x07\x63ontext\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12!\n\x0c\x61llow_writes\x18\x03 \x01(\x08R\x0b\x61llowWrites\"\xa8\x01\n\x08McpStdio\x12\x1e\n\x07\x63ommand\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x63ommand\x12\x12\n\x04\x61rgs\x18\x02 \x03(\tR\x04\x61rgs\x12\x30\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x1e.agentrpc.v1.McpStdio.EnvEntryR\x03\x65nv\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x9e\x01\n\tMcpRemote\x12\x16\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x03url\x12=\n\x07headers\x18\x02 \x03(\x0b\x32#.agentrpc.v1.McpRemote.HeadersEntryR\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8a\x01\n\x0eRecoveryPolicy\x12\x1f\n\x1bRECOVERY_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECOVERY_POLICY_RESUME\x10\x01\x12!\n\x1dRECOVERY_POLICY_RESUME_ALWAYS\x10\x02\x12\x18\n\x14RECOVERY_POLICY_FAIL\x10\x03*v\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03\x12\x10\n\x0c\x45\x46\x46ORT_XHIGH\x10\x04\x12\x0e\n\nEFFORT_MAX\x10\x05\x42<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -78,8 +78,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION'].fields_by_name['archive_storage_state']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['restore_needed']._loaded_options = None
   _globals['_SESSION'].fields_by_name['restore_needed']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['imposed_rules']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['imposed_rules']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['rule_warnings']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['rule_warnings']._serialized_options = b'\342A\001\003'
   _globals['_SESSION']._loaded_options = None
   _globals['_SESSION']._serialized_options = b'\352A*\n\024agentrpc.dev/Session\022\022sessions/{session}'
+  _globals['_SESSIONGRANT'].fields_by_name['name']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_SESSIONGRANT'].fields_by_name['rule']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['rule']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONGRANT'].fields_by_name['approval']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['approval']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONGRANT'].fields_by_name['creator']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['creator']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONGRANT'].fields_by_name['create_time']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONGRANT']._loaded_options = None
+  _globals['_SESSIONGRANT']._serialized_options = b'\352A>\n\031agentrpc.dev/SessionGrant\022!sessions/{session}/grants/{grant}'
   _globals['_MCPSERVER'].fields_by_name['name']._loaded_options = None
   _globals['_MCPSERVER'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_MEMORYTOOLS'].fields_by_name['store']._loaded_options = None
@@ -94,42 +110,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPREMOTE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_MCPREMOTE'].fields_by_name['url']._loaded_options = None
   _globals['_MCPREMOTE'].fields_by_name['url']._serialized_options = b'\342A\001\002'
-  _globals['_RECOVERYPOLICY']._serialized_start=3949
-  _globals['_RECOVERYPOLICY']._serialized_end=4087
-  _globals['_EFFORT']._serialized_start=4089
-  _globals['_EFFORT']._serialized_end=4207
+  _globals['_RECOVERYPOLICY']._serialized_start=4304
+  _globals['_RECOVERYPOLICY']._serialized_end=4442
+  _globals['_EFFORT']._serialized_start=4444
+  _globals['_EFFORT']._serialized_end=4562
   _globals['_SESSION']._serialized_start=221
-  _globals['_SESSION']._serialized_end=1624
-  _globals['_SESSION_LABELSENTRY']._serialized_start=1387
-  _globals['_SESSION_LABELSENTRY']._serialized_end=1444
-  _globals['_SESSION_STATE']._serialized_start=1447
-  _globals['_SESSION_STATE']._serialized_end=1577
-  _globals['_SESSIONOPTIONS']._serialized_start=1627
-  _globals['_SESSIONOPTIONS']._serialized_end=2440
-  _globals['_SYSTEMPROMPT']._serialized_start=2442
-  _globals['_SYSTEMPROMPT']._serialized_end=2518
-  _globals['_TOOLSET']._serialized_start=2520
-  _globals['_TOOLSET']._serialized_end=2551
-  _globals['_THINKING']._serialized_start=2554
-  _globals['_THINKING']._serialized_end=2703
-  _globals['_MCPSERVER']._serialized_start=2706
-  _globals['_MCPSERVER']._serialized_end=2983
-  _globals['_BUILTINSERVER']._serialized_start=2986
-  _globals['_BUILTINSERVER']._serialized_end=3236
-  _globals['_MEMORYTOOLS']._serialized_start=3238
-  _globals['_MEMORYTOOLS']._serialized_end=3307
-  _globals['_DATABASETOOLS']._serialized_start=3310
-  _globals['_DATABASETOOLS']._serialized_end=3487
-  _globals['_SYSTEMTOOLS']._serialized_start=3489
-  _globals['_SYSTEMTOOLS']._serialized_end=3502
-  _globals['_KUBERNETESTOOLS']._serialized_start=3504
-  _globals['_KUBERNETESTOOLS']._serialized_end=3614
-  _globals['_MCPSTDIO']._serialized_start=3617
-  _globals['_MCPSTDIO']._serialized_end=3785
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=3731
-  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=3785
-  _globals['_MCPREMOTE']._serialized_start=3788
-  _globals['_MCPREMOTE']._serialized_end=3946
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=3888
-  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=3946
+  _globals['_SESSION']._serialized_end=1710
+  _globals['_SESSION_LABELSENTRY']._serialized_start=1473
+  _globals['_SESSION_LABELSENTRY']._serialized_end=1530
+  _globals['_SESSION_STATE']._serialized_start=1533
+  _globals['_SESSION_STATE']._serialized_end=1663
+  _globals['_SESSIONGRANT']._serialized_start=1713
+  _globals['_SESSIONGRANT']._serialized_end=1979
+  _globals['_SESSIONOPTIONS']._serialized_start=1982
+  _globals['_SESSIONOPTIONS']._serialized_end=2795
+  _globals['_SYSTEMPROMPT']._serialized_start=2797
+  _globals['_SYSTEMPROMPT']._serialized_end=2873
+  _globals['_TOOLSET']._serialized_start=2875
+  _globals['_TOOLSET']._serialized_end=2906
+  _globals['_THINKING']._serialized_start=2909
+  _globals['_THINKING']._serialized_end=3058
+  _globals['_MCPSERVER']._serialized_start=3061
+  _globals['_MCPSERVER']._serialized_end=3338
+  _globals['_BUILTINSERVER']._serialized_start=3341
+  _globals['_BUILTINSERVER']._serialized_end=3591
+  _globals['_MEMORYTOOLS']._serialized_start=3593
+  _globals['_MEMORYTOOLS']._serialized_end=3662
+  _globals['_DATABASETOOLS']._serialized_start=3665
+  _globals['_DATABASETOOLS']._serialized_end=3842
+  _globals['_SYSTEMTOOLS']._serialized_start=3844
+  _globals['_SYSTEMTOOLS']._serialized_end=3857
+  _globals['_KUBERNETESTOOLS']._serialized_start=3859
+  _globals['_KUBERNETESTOOLS']._serialized_end=3969
+  _globals['_MCPSTDIO']._serialized_start=3972
+  _globals['_MCPSTDIO']._serialized_end=4140
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_start=4086
+  _globals['_MCPSTDIO_ENVENTRY']._serialized_end=4140
+  _globals['_MCPREMOTE']._serialized_start=4143
+  _globals['_MCPREMOTE']._serialized_end=4301
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_start=4243
+  _globals['_MCPREMOTE_HEADERSENTRY']._serialized_end=4301
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 """Files are judged by what a call opens: links are followed in the sandbox's view before a rule is matched."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -101,8 +102,8 @@ def test_paths_lead_where_the_kernel_would_go(session):
 
 
 def test_it_leaves_no_descriptor_open(session):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     (session.workspace / "link").symlink_to("a/b/c")
     for path in ("link", "a/b/c/d", "../../../../../../etc/passwd", "\ud800"):
         session.view.resolve(str(session.workspace / path))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
