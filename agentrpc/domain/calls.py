@@ -218,7 +218,10 @@ class Call:
     def spot_of(self, file: File, *, writes: bool) -> Spot:
         """What a file is that shell text names."""
         path, folder = file.path, file.tree
-        if path is None or "\0" in path:
+        elsewhere = (
+            path is not None and path.startswith("~") and (self.places.home is None or path[1:2] not in {"", "/"})
+        )
+        if path is None or elsewhere or "\0" in path:
             return Spot((), known=False, writes=writes, source=file.source)
         if file.glob:
             # Names of files take the place of the wildcards: anything in the folder that the path begins with.
@@ -231,13 +234,13 @@ class Call:
 
     def _named(self, key: str) -> Iterable[Spot]:
         path, writes, searches = self.given.get(key), self.tool in EDITORS, self.tool in _SEARCHERS
-        if searches and path in {None, ""}:
+        if searches and (path is None or path == ""):
             path = self.folder
         if not isinstance(path, str) or not path or "\0" in path:
             yield Spot((), known=False, writes=writes, folder=searches, source=str(path))
             return
         pattern = self.given.get("pattern")
-        if self.tool != "Glob" or pattern in {None, ""}:
+        if self.tool != "Glob" or pattern is None or pattern == "":
             yield self._spot(path, writes=writes, folder=searches, source=path)
         elif not isinstance(pattern, str):
             yield Spot((), known=False, writes=False, folder=True, source=str(pattern))

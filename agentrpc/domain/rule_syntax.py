@@ -117,8 +117,6 @@ def _names_input(tool: str, name: str, value: str) -> bool:
         return value.strip() != "*" and (name in INPUTS[tool] or name == "command")
     if name == JUDGED_INPUTS.get(tool) or (JUDGED_INPUTS.get(tool) == "path" and name in _PATHS):
         return True
-    if tool == "WebFetch":
-        return name != "domain"
     return name in INPUTS[tool] if tool in INPUTS else True
 
 

@@ -38,6 +38,7 @@ from agentrpc.domain.calls import (
 )
 from agentrpc.domain.path_rules import Places, is_below, may_fit_below, path_fits, path_pattern
 from agentrpc.domain.rule_syntax import JUDGED_INPUTS, Kind, Rule, parse_rule, read_rules
+from agentrpc.domain.shell import Script
 from agentrpc.domain.shell_files import File
 from agentrpc.domain.shell_rules import allowed_by, denied_by, may_be_denied, session_patterns
 from agentrpc.domain.url_rules import domain_fits
@@ -45,7 +46,9 @@ from agentrpc.domain.url_rules import domain_fits
 __all__ = ["EXIT_PLAN", "Decision", "Outcome", "Own", "Rule", "Target", "decide", "parse_rule", "session_rules"]
 
 _WILDCARD = re.compile(r"(?<!\\)[*?\[]")
+_BEGINNING = re.compile(r"^(~|\.)?/+")
 _UNESCAPED = re.compile(r"\\(?=.)")
+_INTERPRETERS = frozenset({".", "bash", "dash", "eval", "sh", "source", "zsh"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -181,7 +184,7 @@ def _denied(call: Call, rules: Sequence[Rule]) -> Rule | str | None:
 def _denies(rule: Rule, call: Call) -> bool | None:
     """Whether a rule denies a call, but for patterns of commands; None when that cannot be told."""
     spots = [spot for spot in call.spots if _is_about(rule, call, spot)]
-    unclear = call.script is not None and not call.script.certain and rule.tool in {"Read", "Edit"}
+    unclear = call.script is not None and rule.tool in {"Read", "Edit"} and _runs_anything(call.script)
     if rule.kind is Kind.ALL:
         return _is_tool(rule.tool, call.tool, allows=False) or bool(spots) or (None if unclear else False)
     if rule.kind is Kind.PATH:
@@ -199,6 +202,16 @@ def _denies(rule: Rule, call: Call) -> bool | None:
     if rule.kind is Kind.INPUT:
         return _input_fits(rule, call)
     return False
+
+
+def _runs_anything(script: Script) -> bool:
+    """Whether it cannot be told which programs a line runs."""
+    return not script.certain or any(
+        command.words[0].text is None
+        or (command.words[0].text in _INTERPRETERS and any(word.text is None for word in command.words))
+        for command in script.commands
+        if command.words
+    )
 
 
 def _is_about(rule: Rule, call: Call, spot: Spot) -> bool:
@@ -269,7 +282,7 @@ def _names_literally(allowed: Sequence[Rule], call: Call, path: str) -> bool:
     for rule in allowed:
         if rule.kind is not Kind.PATH or not _may_edit(rule, call) or _WILDCARD.search(rule.pattern):
             continue
-        named = rule.pattern.removeprefix("~").removeprefix(".").lstrip("/") if "/" in rule.pattern else rule.pattern
+        named = _BEGINNING.sub("", rule.pattern)
         if path.endswith(f"/{_UNESCAPED.sub('', named)}") and path_fits(rule.pattern, path, call.places, denies=False):
             return True
     return False
@@ -441,6 +454,8 @@ def _session_files(call: Call) -> list[str]:
         return []
     spot, places = call.spots[0], call.places
     path = spot.paths[0]
+    if spot.protected is not None:
+        return []
     roots = {"/", places.workspace, places.home}
     if path in roots or (spot.folder and any(root and is_below(root, path) for root in roots)):
         return []

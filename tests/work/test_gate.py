@@ -49,7 +49,7 @@ async def gate(writer, tmp_path):
     hold = Hold(None, None, writer, clock.uuid7(), 1)
     translator = MagicMock(**{"parent_of.return_value": "", "input_of.return_value": ""})
     gate = SessionGate(hold, translator, workspace=str(tmp_path), may_begin=lambda: True)
-    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    gate.begin_run(clock.uuid7(), OPTIONS)
     return gate
 
 
@@ -89,7 +89,7 @@ async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
     gate.end_run()
     assert not (await task).allow
     assert writer.started == []
-    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    gate.begin_run(clock.uuid7(), OPTIONS)
     assert (await call(gate, "toolu_2")).allow
     assert writer.started == ["toolu_2"]
 
@@ -111,7 +111,7 @@ async def test_an_answer_that_came_in_time_counts_though_nobody_has_looked(gate,
     monkeypatch.setattr(lifecycle, "resolutions", resolutions)
     options = session_pb2.SessionOptions()
     options.approval_timeout.FromMilliseconds(1)
-    gate.begin_run(clock.uuid7(), options, [])
+    gate.begin_run(clock.uuid7(), options)
     assert (await call(gate)).allow
     assert writer.started == ["toolu_1"]
     assert asked[0] == asked[1]
@@ -132,7 +132,7 @@ async def test_a_call_with_half_a_character_is_asked_about(gate, writer, monkeyp
     monkeypatch.setattr(lifecycle, "resolutions", resolutions)
     options = session_pb2.SessionOptions()
     options.approval_timeout.FromMilliseconds(1)
-    gate.begin_run(clock.uuid7(), options, [])
+    gate.begin_run(clock.uuid7(), options)
     assert not (await call(gate, command=f"date {odd}")).allow
     assert not (await call(gate, "toolu_2", command=f"date{odd} -u")).allow
     assert [approval.title for approval in asked] == ["Claude wants to run: date �", "Claude wants to run: date� -u"]
@@ -180,7 +180,7 @@ async def test_a_session_that_is_resumed_while_its_process_goes_begins_nothing(
     monkeypatch.setattr(actor_module.lifecycle, "park", stays)
     monkeypatch.setattr(actor_module.lifecycle, "hand_over", stays)
     actor._process = Leaving(resume)
-    gate.begin_run(run.id, OPTIONS, [])
+    gate.begin_run(run.id, OPTIONS)
     await actor.look(OwnedSession(session.id, 1, run.id, 0, None, None, paused=True, inputs=0, closed=None))
     task = call(gate)
     await settle()
