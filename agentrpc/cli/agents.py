@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.terminal import print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     agent_pb2,
@@ -397,5 +398,6 @@ def _named(make: Callable[[AgentRpcClient], Awaitable[Any]], *, as_json: bool) -
             _print(made)
         else:
             print(made.name)
+        print_warnings(getattr(made, "rule_warnings", ()))
 
     run_command(work)
