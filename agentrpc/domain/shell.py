@@ -84,6 +84,7 @@ _BODIES = frozenset({
     "do_group", "elif_clause", "else_clause", "if_statement", "list", "negated_command", "pipeline", "subshell",
     "while_statement",
 })  # fmt: skip
+_SEVERAL = frozenset({"list", "negated_command", "pipeline"})
 _SIMPLE = frozenset({
     "command", "declaration_command", "unset_command", "variable_assignment", "variable_assignments",
 })  # fmt: skip
@@ -290,12 +291,16 @@ class _Reader:
             self._simple([body, *parts], node)
         else:
             self._statement(body)
+            last = body
+            while last.type in _SEVERAL:
+                last = next(child for child in reversed(last.children) if child.is_named and child.type != "comment")
             # Of several commands the last is redirected; of a compound one all of it, before anything in it runs.
-            last = body.type in {"list", "pipeline", "negated_command"}
-            self._simple(parts, parts[0] if last else node, program=False)
+            self._simple(parts, node if last is body else parts[0], of=last)
 
-    def _simple(self, parts: list[tree_sitter.Node], whole: tree_sitter.Node, *, program: bool = True) -> None:
-        """A simple command, in the order in which its parts are written."""
+    def _simple(
+        self, parts: list[tree_sitter.Node], whole: tree_sitter.Node, *, of: tree_sitter.Node | None = None
+    ) -> None:
+        """A simple command, in the order in which its parts are written; or what redirects a command before it."""
         items: list[Word | Redirect] = []
         documents = [part for part in parts if part.type == "heredoc_redirect"]
         try:
@@ -310,12 +315,15 @@ class _Reader:
             self.doubt(str(doubt))
             self._guess(parts)
         words = [item for item in items if isinstance(item, Word)]
+        redirects = tuple(item for item in items if isinstance(item, Redirect))
+        source = self._line[whole.start_byte : documents[0].start_byte if documents else whole.end_byte].strip()
+        if of is not None:
+            self._redirects(of, words, redirects, parts)
+            return
         assignments = []
         while words and (found := _ASSIGNMENT.match(words[0].source)):
             word = words.pop(0)
             assignments.append(Assignment(found[1], self._value(word, found.end())))
-        if not program and words:
-            self.doubt("words behind a redirection of several commands")
         if words:
             if words[0].source in _RESERVED:
                 self.doubt("a word that bash keeps for itself, in a place that it has not")
@@ -325,13 +333,22 @@ class _Reader:
             self._changes += [f"it sets {assignment.name}" for assignment in assignments]
         for assignment in assignments:
             self._set(assignment.value)
-        redirects = tuple(item for item in items if isinstance(item, Redirect))
         if words or redirects or assignments:
-            source = self._line[whole.start_byte : documents[0].start_byte if documents else whole.end_byte]
-            if not program:
-                source = self._line[parts[0].start_byte : parts[-1].end_byte]
-            command = Command(tuple(words), tuple(assignments), redirects, source.strip())
-            self._commands.append((whole.start_byte, command))
+            self._commands.append((whole.start_byte, Command(tuple(words), tuple(assignments), redirects, source)))
+
+    def _redirects(
+        self, node: tree_sitter.Node, words: list[Word], redirects: tuple[Redirect, ...], parts: list[tree_sitter.Node]
+    ) -> None:
+        """Redirections behind a command that was read before; what stands behind them is its arguments."""
+        for index, (start, command) in enumerate(self._commands):
+            if start == node.start_byte and node.type in _SIMPLE and command.words:
+                source = self._line[start : parts[-1].end_byte]
+                both = (*command.words, *words), command.assignments, (*command.redirects, *redirects)
+                self._commands[index] = (start, Command(*both, source))
+                return
+        if words:
+            self.doubt("words behind a redirection of several commands")
+        self._commands.append((node.start_byte, Command((), (), redirects)))
 
     def _value(self, word: Word, start: int) -> Word:
         source = word.source[start:]
@@ -535,7 +552,7 @@ class _Reader:
                 if not _FUNCTION_NAME.fullmatch(name):
                     self.doubt("a function with an odd name")
             elif child.type in _REDIRECTS:
-                self._simple([child], child, program=False)
+                self._simple([child], child, of=node)
             elif child.is_named:
                 self._statement(child)
             elif child.type not in {"function", "(", ")"}:

@@ -17,6 +17,7 @@ __all__ = ["PLAIN", "Runs", "consents", "is_safe", "name_of", "runs_of", "withou
 
 _MAX_DEPTH = 4
 _UNKNOWN = Word(None, "…", "", splits=True)
+_RESERVED = frozenset({"[[", "case", "for", "function", "if", "select", "until", "while", "{"})
 
 
 def name_of(word: Word) -> str | None:
@@ -198,6 +199,12 @@ def runs_of(command: Command, depth: int = 0) -> Runs:
         if name is None:
             found.doubt("it runs a program whose name is unknown")
             break
+        if at and found.words[at].source in _RESERVED:
+            found.doubt("a word that bash keeps for itself behind a wrapper")
+        if at and found.words[at].source == "!":
+            found.programs.pop()
+            at += 1
+            continue
         if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", name, re.DOTALL):
             # `time A=1 ls`.
             found.programs.pop()

@@ -133,6 +133,9 @@ class Words:
                 items += [redirect] if redirect else []
             else:
                 at, word = self.word(following, end)
+                if re.fullmatch(r"\{[A-Za-z_][A-Za-z0-9_]*\}", word.source) and self._text[at : at + 1] in ("<", ">"):
+                    msg = "a redirection that sets a variable"
+                    raise Unsure(msg)
                 items.append(word)
 
     def _skip(self, at: int, end: int, *, lines: bool) -> int:
