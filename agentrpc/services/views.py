@@ -93,6 +93,8 @@ def session_message(
         message.forked_from = session_name(session.forked_from)
     if session.agent_id and session.agent_number:
         message.agent = agent_version_name(session.agent_id, session.agent_number)
+    if session.isolation_level:
+        message.MergeFrom(session_pb2.Session(isolation_level=f"ISOLATION_LEVEL_{session.isolation_level}"))
     if archive is not None:
         message.MergeFrom(
             session_pb2.Session(archive_storage_state=f"STATE_{archive.state}", restore_needed=archive.dropped)

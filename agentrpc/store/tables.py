@@ -138,6 +138,7 @@ class Session(Base):
     forked_from: Mapped[UUID | None]
     agent_id: Mapped[UUID | None]  # with agent_number: the version of an agent that it was made from
     agent_number: Mapped[int | None] = mapped_column(Integer)
+    isolation_level: Mapped[str | None]  # of the worker that took up its newest run
     # Rules that deny, of what it was made from where that is another's: they hold whatever options say.
     imposed_rules: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'::text[]"))
     # Counts changes of what the gate judges by: options, and rules that answers have added.
