@@ -216,24 +216,24 @@ async def test_rules_of_another_cannot_be_taken_away_by_who_uses_them(worker, ed
             agent_service_pb2.CreateAgentRequest(
                 agent=agent_pb2.Agent(display_name="shared", shared=True),
                 version=agent_pb2.AgentVersion(
-                    options=session_pb2.SessionOptions(disallowed_tools=["WebFetch"]), tool_groups=[group.name]
+                    options=session_pb2.SessionOptions(disallowed_tools=["Read"]), tool_groups=[group.name]
                 ),
             ),
         )
-        wanted = options_of(allowed_tools=["Bash"], disallowed_tools=["Read(.env)"])
+        wanted = options_of(allowed_tools=["Bash"], disallowed_tools=["Edit(.env)"])
         wanted.agent = agent.name
         session = await bob.create_session(wanted)
-        assert list(session.imposed_rules) == ["WebFetch", "Bash(touch:*)"]
-        session = await update(bob, session.name, disallowed_tools=[], allowed_tools=["Bash", "WebFetch"])
+        assert list(session.imposed_rules) == ["Read", "Bash(touch:*)"]
+        session = await update(bob, session.name, disallowed_tools=[], allowed_tools=["Bash", "Read"])
         assert not session.options.disallowed_tools
-        assert list(session.imposed_rules) == ["WebFetch", "Bash(touch:*)"]
-        assert "WebFetch: allows nothing, because WebFetch denies all of it" in session.rule_warnings
+        assert list(session.imposed_rules) == ["Read", "Bash(touch:*)"]
+        assert "Read: allows nothing, because Read denies all of it" in session.rule_warnings
 
         async def answer(_):
             raise AssertionError
 
-        fetch = '[[tool: WebFetch {"url": "https://example.com/", "prompt": "x"}]]'
-        calls = ends(await conduct(bob, session, told(bash("echo a; touch made"), fetch), answer))
+        read = '[[tool: Read {"file_path": "made"}]]'
+        calls = ends(await conduct(bob, session, told(bash("echo a; touch made"), read), answer))
         assert [call.outcome for call in calls] == [Outcome.OUTCOME_DENIED, Outcome.OUTCOME_DENIED]
         assert not file(settings, session, "made").exists()
         fork = await bob.fork_session(session.name)
