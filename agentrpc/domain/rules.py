@@ -16,6 +16,7 @@ two is asked, and what nobody answers is denied. Protected names are never writt
 (`protected_paths.py`).
 """
 
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from agentrpc.domain.calls import (
     read_call,
 )
 from agentrpc.domain.path_rules import Places, is_below, may_fit_below, path_fits, path_pattern
+from agentrpc.domain.protected_paths import protected_name
 from agentrpc.domain.rule_syntax import JUDGED_INPUTS, Kind, Rule, parse_rule, read_rules
 from agentrpc.domain.shell import Script
 from agentrpc.domain.shell_files import File
@@ -272,9 +274,20 @@ def _must_be_asked(call: Call, allowed: Sequence[Rule]) -> str | None:
             return "it cannot be told what is written: a link leads where nobody can look"
         if call.script is None and spot.several_names:
             return "the file has further names, and what else is written with it cannot be told"
+    name = _copied(call)
+    if name is not None:
+        return f"{name} decides what programs do, so that it is not copied into a folder without a question"
     if call.address is not None and not call.address.plain:
         return f"the address is not written plainly: {call.address.why}"
     return None
+
+
+def _copied(call: Call) -> str | None:
+    """A protected name that shell text perhaps puts into a folder: `cp x/.mcp.json .` writes `.mcp.json`."""
+    if call.script is None or not any(spot.writes and spot.folder for spot in call.spots):
+        return None
+    names = (protected_name(f"/{posixpath.basename(path)}") for spot in call.spots for path in spot.paths)
+    return next((name for name in names if name is not None), None)
 
 
 def _names_literally(allowed: Sequence[Rule], call: Call, path: str) -> bool:

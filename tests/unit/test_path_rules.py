@@ -234,7 +234,8 @@ def test_only_a_rule_that_names_the_very_file_allows_a_protected_name():
 @pytest.mark.parametrize(
     "command",
     ["echo x > .git/config", "echo x >> ~/.bashrc", "cd .claude && tee hooks.json", "cp x .mcp.json", "ln -s x .envrc",
-     "echo a | sed s/a/b/ > .claude/settings.json", "mv x .git/hooks/pre-commit"],
+     "echo a | sed s/a/b/ > .claude/settings.json", "mv x .git/hooks/pre-commit",
+     "cp payload/.mcp.json .", "cp -r payload/.git .", "mv payload/.bashrc ~"],
 )  # fmt: skip
 def test_nor_does_shell_text_write_them(command):
     for allow in (
