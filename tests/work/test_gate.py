@@ -11,10 +11,12 @@ from agentrpc.claude.launcher import Isolation
 from agentrpc.domain.gate import ToolCall
 from agentrpc.errors import StoreUnavailable
 from agentrpc.services.session_host import actor as actor_module
+from agentrpc.services.session_host import gate as gate_module
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.lifecycle import SessionRules
 from agentrpc.services.session_host.process import Environment
 from agentrpc.store.leases import OwnedSession
 from agentrpc.v1 import approval_pb2, session_pb2
@@ -76,6 +78,30 @@ async def test_a_call_that_waited_for_its_line_when_the_hold_came_waits_on(gate,
     gate.hold(held=False)
     assert (await task).allow
     assert writer.started == ["toolu_1"]
+
+
+async def test_a_call_that_was_held_begins_by_the_rules_of_then(gate, writer, monkeypatch):
+    """Paused, given a rule that denies, and resumed: the call had passed the old rules."""
+    monkeypatch.setattr(gate_module, "_MOMENT", 0.0)
+    rules = [SessionRules(1, ["Bash"], [])]
+
+    async def since(revision):
+        return None if revision == rules[-1].revision else rules[-1]
+
+    gate.rules_since = since
+    lines = set()
+    gate.in_transcript = lines.__contains__
+    tasks = [call(gate), call(gate, "toolu_2", command="pwd")]
+    await settle()
+    gate.hold(held=True)
+    lines.update({"toolu_1", "toolu_2"})
+    await settle()
+    rules.append(SessionRules(2, ["Bash"], ["Bash(date:*)"]))
+    gate.hold(held=False)
+    verdicts = [await task for task in tasks]
+    assert [verdict.allow for verdict in verdicts] == [False, True]
+    assert "Bash(date:*)" in verdicts[0].message
+    assert writer.started == ["toolu_2"]
 
 
 async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
