@@ -20,7 +20,7 @@ __all__ = ["MAX_LINE", "Assignment", "Command", "Redirect", "Script", "Word", "r
 
 # Longer lines are not read.
 MAX_LINE = 10_000
-_MAX_DEPTH = 40
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ _SIMPLE = frozenset({
 _REDIRECTS = frozenset({"file_redirect", "heredoc_redirect", "herestring_redirect"})
 # Tokens of the grammar that stand between statements.
 _TOKENS = frozenset({
-    "!", "&", "&&", "(", ")", ";", ";&", ";;", ";;&", "do", "done", "elif", "else", "fi", "if", "in", "then", "until",
+    "!", "&", "&&", "(", ")", ";", "do", "done", "elif", "else", "fi", "if", "in", "then", "until",
     "while", "{", "|", "|&", "||", "}", "\n",
 })  # fmt: skip
 # What bash takes for its own at the beginning of a command; a simple command that begins so was read wrongly.
@@ -239,7 +239,7 @@ class _Reader:
     def _body(self, node: tree_sitter.Node, start: int, end: int) -> None:
         """Statements and the tokens between them."""
         at, separated = start, True
-        for child in node.children:
+        for child in _flat(node):
             gap = self._gap(at, child.start_byte)
             at = child.end_byte
             if child.type == "comment":
@@ -534,7 +534,7 @@ class _Reader:
                 self._separated(child, gap, separated=separated)
                 separated = False
                 self._statement(child)
-            elif child.type not in _TOKENS:
+            elif child.type not in _TOKENS and child.type not in {";;", ";&", ";;&"}:
                 msg = "a case of an unknown form"
                 raise Unsure(msg)
             else:
@@ -725,6 +725,15 @@ class _Reader:
         if node.type != "command":
             return None
         return place, end, target.text
+
+
+def _flat(node: tree_sitter.Node) -> list[tree_sitter.Node]:
+    """The children of a node; of a list, which the grammar nests to the left, those of the lists in it."""
+    parts = []
+    while node.type == "list" and node.children[0].type == "list":
+        parts += reversed(node.children[1:])
+        node = node.children[0]
+    return [*node.children, *reversed(parts)]
 
 
 def _moves(command: Command) -> bool:

@@ -482,7 +482,7 @@ def _find(found: _Found, arguments: list[Word]) -> None:
 
 def _git(found: _Found, arguments: list[Word], depth: int) -> None:
     texts = [word.text or "" for word in arguments]
-    for text, following in zip(texts, [*texts[1:], ""], strict=True):
+    for text, following in zip(texts, texts[1:], strict=False):
         if text == "-c" and re.match(
             r"(?i)(alias\.|core\.|pager\.|.*\.(cmd|command|textconv|process|clean|smudge))", following
         ):
@@ -651,6 +651,8 @@ def is_safe(name: str, arguments: tuple[Word, ...], literal: int = 0) -> bool:
         )
     operands = _operands(judged, flags)
     if operands is None or (operands and name in _NO_OPERANDS):
+        return False
+    if name in {"less", "man", "bat"} and any((word.text or "+").startswith("+") for word in operands):
         return False
     if name == "sed":
         return _sed_is_safe(judged, operands)
