@@ -7,7 +7,7 @@ read as in a command, and words are compared one by one.
 To deny, a pattern need match one command anywhere in the line, also behind wrappers; the program by its base name, and
 `git -C x push` is a `git push`. It binds what the line says, not what a program does by itself: it is no boundary.
 To allow, patterns must match every command, all of whose words are known; what a pattern leaves open may not make the
-program run another or write elsewhere (`shell_programs`), and nothing in the line may change what its words mean.
+program run another or write elsewhere (`shell_safety`), and nothing in the line may change what its words mean.
 """
 
 import re
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentrpc.domain.shell import Command, Script, read_shell
-from agentrpc.domain.shell_files import File, files_of, redirected
-from agentrpc.domain.shell_programs import PLAIN, Runs, consents, is_safe, name_of, runs_of, without_globals
+from agentrpc.domain.shell_files import File, redirected
+from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
+from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
 from agentrpc.domain.shell_words import Word
 
 __all__ = ["allowed_by", "denied_by", "may_be_denied", "session_patterns", "warnings_of"]
@@ -154,7 +155,7 @@ def _unseen(command: Command, *, calculates: bool = False) -> str:
     return runs.unseen or next((why for inner in runs.inner if (why := _unseen(inner))), "")
 
 
-def _forms(command: Command, depth: int = 0) -> Iterator[tuple[Word, ...]]:
+def _forms(command: Command) -> Iterator[tuple[Word, ...]]:
     """The words of a command in each of the ways in which a rule may speak of it."""
     if not command.words:
         return
@@ -174,9 +175,8 @@ def _forms(command: Command, depth: int = 0) -> Iterator[tuple[Word, ...]]:
         shorter = without_globals(name, words)
         if len(shorter) != len(words):
             yield shorter
-    if depth < 8:  # noqa: PLR2004
-        for inner in runs.inner:
-            yield from _forms(inner, depth + 1)
+    for inner in runs.inner:
+        yield from _forms(inner)
 
 
 def _may_match(pattern: _Pattern, words: tuple[Word, ...]) -> bool:

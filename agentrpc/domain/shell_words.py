@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Redirect", "Unsure", "Word", "Words"]
 
 
-class Unsure(Exception):  # noqa: N818 - it is no error: the caller goes on with what it knows
+class Unsure(Exception):
     """Bash may read this otherwise."""
 
 
@@ -154,8 +154,10 @@ class Words:
         at = self._skip(found.end(), end, lines=False)
         if operator in (">&", "<&") and self._text.startswith("-", at):
             after = at + 1
-            if after == end or self._text[after] in _END:
-                return after, None
+            if after < end and self._text[after] not in _END:
+                msg = "a word behind a closed descriptor"
+                raise Unsure(msg)
+            return after, None
         at, word = self.word(at, end)
         if operator == "<<<" or word.source.startswith(("<(", ">(")):
             return at, None
@@ -217,9 +219,7 @@ class Words:
         elif letter == "{":
             part.stop_prefix()
             part.brace = True
-        elif letter == "," and part.brace:
-            part.unknown(splits=True)
-        elif letter == "." and part.brace and part.text and part.text[-1] == ".":
+        elif (letter == "," and part.brace) or (letter == "." and part.brace and part.text and part.text[-1] == "."):
             part.unknown(splits=True)
         elif letter == "~":
             if at == start:
