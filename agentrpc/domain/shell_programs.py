@@ -1,8 +1,8 @@
 """What programs do with their arguments: which others they run.
 
 Wrappers run what follows their own options: some change nothing about it (`timeout 5 ls` is `ls`), others do (`env`,
-`sudo`). Shells and their like run a text. What is not known to run others is taken to run none: a rule that denies binds
-what a line says, not what a program does by itself.
+`sudo`). Shells and their like run a text. What is not known to run others is taken to run none: a rule that denies
+binds what a line says, not what a program does by itself.
 """
 
 import posixpath
@@ -116,14 +116,15 @@ _SHELL_FLAGS = re.compile(r"-[abefhklmnprtuvxBCEHPTi]*c[aefhmux]*|-[efuvxl]+")
 
 # Builtins that change what later words mean, or run what is not seen here; a rule must be that very command.
 CHANGERS = frozenset({
-    ".", "alias", "bind", "builtin", "compgen", "complete", "compopt", "declare", "disown", "enable", "eval", "exec",
-    "export", "fc", "getopts", "hash", "history", "let", "local", "logout", "mapfile", "popd", "pushd", "read",
-    "readarray", "readonly", "select", "set", "shopt", "source", "suspend", "trap", "typeset", "umask", "unalias",
-    "unset",
+    ".", "alias", "bind", "builtin", "compgen", "complete", "compopt", "declare", "disown", "enable", "eval",
+    "exec", "export", "fc", "getopts", "hash", "history", "let", "local", "logout", "mapfile", "popd", "pushd",
+    "read", "readarray", "readonly", "select", "set", "shopt", "source", "suspend", "trap", "typeset", "umask",
+    "unalias", "unset",
 })  # fmt: skip
 # Builtins whose arguments bash reads once more: an index, or a whole list of words, in a text.
 _READ_AGAIN = frozenset({
-    "declare", "export", "getopts", "let", "local", "mapfile", "read", "readarray", "readonly", "typeset", "unset", "wait",
+    "declare", "export", "getopts", "let", "local", "mapfile", "read", "readarray", "readonly", "typeset",
+    "unset", "wait",
 })  # fmt: skip
 _UNSEEN_FLAGS = {
     "bind": "-x", "compgen": "-CFW", "complete": "-CFW", "enable": "-f", "fc": "", "hash": "-p", "history": "", "jobs": "-x",

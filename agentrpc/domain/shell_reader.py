@@ -1,16 +1,38 @@
 """The walk over the tree that bash's grammar (tree-sitter-bash) makes of a line.
 
-The grammar is generous where bash is not, so all that it says is checked: whatever lies between two nodes must be blank,
-words are taken apart here, and a node of a kind that is not known here makes the line uncertain. Uncertain means that
-bash may run more than was found, never that nothing was.
+The grammar is generous where bash is not, so all that it says is checked: whatever lies between two nodes must be
+blank, words are taken apart here, and a node of a kind that is not known here makes the line uncertain. Uncertain means
+that bash may run more than was found, never that nothing was.
 """
 
 import re
-from functools import cache
 
 import tree_sitter
-import tree_sitter_bash
 
+from agentrpc.domain.shell_expansions import (
+    EXPANDED,
+    NUMBER,
+    check_arithmetic,
+    check_content,
+    check_document,
+    check_parameter,
+)
+from agentrpc.domain.shell_grammar import (
+    ASSIGNMENT,
+    BODIES,
+    FUNCTION_NAME,
+    GAP,
+    INDEXED,
+    LOOP_NAME,
+    PLAIN_VALUE,
+    REDIRECTS,
+    RESERVED,
+    SEVERAL,
+    SIMPLE,
+    TOKENS,
+    flat,
+    grammar,
+)
 from agentrpc.domain.shell_script import Assignment, Command, Script, in_folders
 from agentrpc.domain.shell_words import Redirect, Unsure, Word, Words
 
@@ -18,50 +40,6 @@ __all__ = ["Reader"]
 
 _MAX_COMMANDS = 1000
 _MAX_DEPTH = 100
-
-
-@cache
-def _grammar() -> tuple[tree_sitter.Parser, tree_sitter.Query]:
-    language = tree_sitter.Language(tree_sitter_bash.language())
-    return tree_sitter.Parser(language), tree_sitter.Query(language, f"[{' '.join(f'({x})' for x in _EXPANSIONS)}] @x")
-
-
-_EXPANSIONS = (
-    "command_substitution", "process_substitution", "expansion", "simple_expansion", "arithmetic_expansion", "array",
-)  # fmt: skip
-_BODIES = frozenset({
-    "do_group", "elif_clause", "else_clause", "if_statement", "list", "negated_command", "pipeline", "subshell",
-    "while_statement",
-})  # fmt: skip
-_SEVERAL = frozenset({"list", "negated_command", "pipeline"})
-_SIMPLE = frozenset({
-    "command", "declaration_command", "unset_command", "variable_assignment", "variable_assignments",
-})  # fmt: skip
-_REDIRECTS = frozenset({"file_redirect", "heredoc_redirect", "herestring_redirect"})
-# Tokens of the grammar that stand between statements.
-_TOKENS = frozenset({
-    "!", "&", "&&", "(", ")", ";", "do", "done", "elif", "else", "fi", "if", "in", "then", "until",
-    "while", "{", "|", "|&", "||", "}", "\n",
-})  # fmt: skip
-# What bash takes for its own at the beginning of a command; a simple command that begins so was read wrongly.
-_RESERVED = frozenset({
-    "!", "[[", "]]", "case", "do", "done", "elif", "else", "esac", "fi", "for", "function", "if", "in", "select", "then",
-    "until", "while", "{", "}",
-})  # fmt: skip
-_GAP = re.compile(r"(?:[ \t\n]|(?<=[ \t\n])\\\n)*")
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]+\])?\+?)=")
-_INDEXED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
-_PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./@%+,: -]*")
-_LOOP_NAME = re.compile(r"[a-z][a-z0-9]*")
-_FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-_DELIMITER = re.compile(r"(['\"\\]?)([A-Za-z0-9_]+)(['\"]?)")
-_ARITHMETIC = re.compile(r"[A-Za-z0-9_ \t+*/%<>=!&|^~?:,()-]*")
-_NAME = re.compile(r"(?<![0-9A-Za-z_#])[A-Za-z_]")
-# `${name}`, `${#name}`, `${name[1]}`, `${name op text}` with nothing quoted in the text.
-_EXPANSION = re.compile(
-    r"\$\{(?:#?(?:[A-Za-z_][A-Za-z0-9_]*(?:\[(?:@|\*|[0-9]+)\])?|[0-9]+|[@*#?$!-])"
-    r"|(?:[A-Za-z_][A-Za-z0-9_]*(?:\[(?:@|\*|[0-9]+)\])?|[0-9]+|[@*])(?P<op>:?[-=?+]|##?|%%?|//?[#%]?|\^\^?|,,?|:)(?P<text>[^{}\"'\\`]*))\}"
-)
 
 
 class Reader:
@@ -87,6 +65,7 @@ class Reader:
         self._why = self._why or why
 
     def script(self) -> Script:
+        """What was read."""
         if self._calculates and self._sets_expression:
             self.doubt("it calculates with a variable that it sets")
         if len(self._commands) > _MAX_COMMANDS:
@@ -101,7 +80,12 @@ class Reader:
         )
 
     def read(self) -> None:
-        parser, query = _grammar()
+        """Walk over the tree.
+
+        Raises:
+            Unsure: Bash may read it otherwise, so that it makes no sense to go on.
+        """
+        parser, query = grammar()
         root = parser.parse(self._text.encode()).root_node
         self._root = root
         if root.has_error:
@@ -117,8 +101,7 @@ class Reader:
     def _statement(self, node: tree_sitter.Node) -> None:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            msg = "it is nested too deeply"
-            raise Unsure(msg)
+            raise Unsure("it is nested too deeply")
         try:
             self._dispatch(node)
         except Unsure as doubt:
@@ -135,17 +118,17 @@ class Reader:
 
     def _dispatch(self, node: tree_sitter.Node) -> None:
         kind = node.type
-        if kind in _SIMPLE:
+        if kind in SIMPLE:
             self._simple([node], node)
         elif kind == "redirected_statement":
             self._redirected(node)
-        elif kind in _BODIES:
+        elif kind in BODIES:
             if kind == "while_statement":
                 self._repeated.append((node.start_byte, node.end_byte))
             self._body(node, node.start_byte, node.end_byte)
         elif kind == "compound_statement":
             if self._text.startswith("((", node.start_byte):
-                self._arithmetic(node, 2, 2)
+                self._arithmetic(node, 2)
             else:
                 self._body(node, node.start_byte, node.end_byte)
         elif kind in {"for_statement", "c_style_for_statement"}:
@@ -157,23 +140,26 @@ class Reader:
         elif kind == "test_command":
             self._test(node)
         else:
-            msg = "it holds something that is not known here"
-            raise Unsure(msg)
+            raise Unsure("it holds something that is not known here")
 
     def _body(self, node: tree_sitter.Node, start: int, end: int) -> None:
+        self._statements(flat(node), start, end)
+
+    def _statements(
+        self, nodes: list[tree_sitter.Node], start: int, end: int, *, tokens: frozenset[str] = TOKENS
+    ) -> None:
         """Statements and the tokens between them."""
         at, separated = start, True
-        for child in _flat(node):
+        for child in nodes:
             gap = self._gap(at, child.start_byte)
             at = child.end_byte
             if child.type == "comment":
                 self._comment(child)
             elif not child.is_named:
-                if child.type not in _TOKENS:
-                    msg = "it holds something that is not known here"
-                    raise Unsure(msg)
+                if child.type not in tokens:
+                    raise Unsure("it holds something that is not known here")
                 separated = True
-            elif child.type in _REDIRECTS:
+            elif child.type in REDIRECTS:
                 self._simple([child], child)
             else:
                 self._separated(child, gap, separated=separated)
@@ -188,35 +174,33 @@ class Reader:
     def _gap(self, start: int, end: int) -> str:
         """What lies between two nodes, which must be blank."""
         gap = self._text[start:end]
-        if gap and not _GAP.fullmatch(self._text, start, end) and not (start == 0 and gap.startswith("\\\n")):
-            msg = "it holds something that the grammar passes over"
-            raise Unsure(msg)
+        if gap and not GAP.fullmatch(self._text, start, end) and not (start == 0 and gap.startswith("\\\n")):
+            raise Unsure("it holds something that the grammar passes over")
         return gap
 
     def _comment(self, node: tree_sitter.Node) -> None:
         before, after = self._text[: node.start_byte][-1:], self._text[node.end_byte :][:1]
         inside = self._text[node.start_byte : node.end_byte]
         if before not in {"", " ", "\t", "\n", ";", "&", "|", "(", ")"} or after not in {"", "\n"} or "\n" in inside:
-            msg = "a comment that bash may end elsewhere"
-            raise Unsure(msg)
+            raise Unsure("a comment that bash may end elsewhere")
 
     # Simple commands.
 
     def _redirected(self, node: tree_sitter.Node) -> None:
         body = node.child_by_field_name("body")
-        parts = [child for child in node.children if child.type in _REDIRECTS]
+        parts = [child for child in node.children if child.type in REDIRECTS]
         at = node.start_byte
         for child in node.children:
             self._gap(at, child.start_byte)
             at = child.end_byte
         if body is None:
             self._simple(parts, node)
-        elif body.type in _SIMPLE:
+        elif body.type in SIMPLE:
             self._simple([body, *parts], node)
         else:
             self._statement(body)
             last = body
-            while last.type in _SEVERAL:
+            while last.type in SEVERAL:
                 last = next(child for child in reversed(last.children) if child.is_named and child.type != "comment")
             # Of several commands the last is redirected; of a compound one all of it, before anything in it runs.
             self._simple(parts, node if last is body else parts[0], of=last)
@@ -244,28 +228,31 @@ class Reader:
         if of is not None:
             self._redirects(of, words, redirects, parts)
             return
-        assignments = []
-        while words and (found := _ASSIGNMENT.match(words[0].source)):
-            word = words.pop(0)
-            assignments.append(Assignment(found[1], self._value(word, found.end())))
-        if words:
-            if words[0].source in _RESERVED:
-                self.doubt("a word that bash keeps for itself, in a place that it has not")
-            if _INDEXED.match(words[0].source):
-                self.doubt("an index that is calculated")
-        elif assignments:
+        assignments = self._assignments(words)
+        if words and words[0].source in RESERVED:
+            self.doubt("a word that bash keeps for itself, in a place that it has not")
+        if words and INDEXED.match(words[0].source):
+            self.doubt("an index that is calculated")
+        if not words:
             self._changes += [f"it sets {assignment.name}" for assignment in assignments]
-        for assignment in assignments:
-            self._set(assignment.value)
         if words or redirects or assignments:
-            self._commands.append((whole.start_byte, Command(tuple(words), tuple(assignments), redirects, source)))
+            self._commands.append((whole.start_byte, Command(tuple(words), assignments, redirects, source)))
+
+    def _assignments(self, words: list[Word]) -> tuple[Assignment, ...]:
+        """Take the assignments off the beginning of a command."""
+        found = []
+        while words and (name := ASSIGNMENT.match(words[0].source)):
+            value = self._value(words.pop(0), name.end())
+            found.append(Assignment(name[1], value))
+            self._set(value)
+        return tuple(found)
 
     def _redirects(
         self, node: tree_sitter.Node, words: list[Word], redirects: tuple[Redirect, ...], parts: list[tree_sitter.Node]
     ) -> None:
         """Redirections behind a command that was read before; what stands behind them is its arguments."""
         for index, (start, command) in enumerate(self._commands):
-            if start == node.start_byte and node.type in _SIMPLE and command.words:
+            if start == node.start_byte and node.type in SIMPLE and command.words:
                 source = self._line[start : parts[-1].end_byte]
                 both = (*command.words, *words), command.assignments, (*command.redirects, *redirects)
                 self._commands[index] = (start, Command(*both, source))
@@ -282,7 +269,7 @@ class Reader:
 
     def _set(self, value: Word) -> None:
         """Remember whether a variable gets a value that arithmetic would take for an expression."""
-        if value.text is None or not _PLAIN_VALUE.fullmatch(value.text):
+        if value.text is None or not PLAIN_VALUE.fullmatch(value.text):
             self._sets_expression = True
 
     def _guess(self, parts: list[tree_sitter.Node]) -> None:
@@ -328,57 +315,23 @@ class Reader:
                 self._body(child, child.start_byte, child.end_byte)
             elif child.is_named and kind != "file_descriptor":
                 if node.child_by_field_name("operator") is None or child.type in {"word", "string", "concatenation"}:
-                    msg = "a here-document with more on its line"
-                    raise Unsure(msg)
+                    raise Unsure("a here-document with more on its line")
                 self._statement(child)
             elif kind not in {"<<", "<<-", "&&", "||", "file_descriptor"}:
-                msg = "a here-document with more on its line"
-                raise Unsure(msg)
+                raise Unsure("a here-document with more on its line")
         if start is None or end is None:
-            msg = "a here-document that does not end"
-            raise Unsure(msg)
-        self._document_body(start, body, end, tabs=self._text.startswith("<<-", start.start_byte - 3))
+            raise Unsure("a here-document that does not end")
+        content = check_document(
+            self._line,
+            (start.start_byte, start.end_byte),
+            (end.start_byte, end.end_byte),
+            tabs=self._text.startswith("<<-", start.start_byte - 3),
+        )
+        if body is not None and self._text[content : body.start_byte].strip(" \t\n"):
+            raise Unsure("a here-document that bash may begin elsewhere")
+        if self._line[start.start_byte] not in "'\"\\":
+            check_content(self._shown(content, end.start_byte))
         return items
-
-    def _document_body(
-        self, start: tree_sitter.Node, body: tree_sitter.Node | None, end: tree_sitter.Node, *, tabs: bool
-    ) -> None:
-        found = _DELIMITER.fullmatch(self._line[start.start_byte : start.end_byte])
-        ends = {"'": "'", '"': '"', "\\": "", "": ""}
-        if found is None or found[3] != ends[found[1]]:
-            msg = "a here-document with an odd delimiter"
-            raise Unsure(msg)
-        newline = self._text.find("\n", start.end_byte)
-        first = body.start_byte if body is not None else newline + 1
-        content = self._line[newline + 1 : end.start_byte]
-        lines = [line.lstrip("\t") if tabs else line for line in content.split("\n")]
-        last = lines.pop()
-        if (
-            not 0 <= newline < first
-            or self._text[newline + 1 : first].strip(" \t\n")
-            or last
-            or found[2] in lines
-            or self._line[end.start_byte : end.end_byte].strip("\t") != found[2]
-            or self._text[end.end_byte : end.end_byte + 1] not in {"", "\n"}
-        ):
-            msg = "a here-document that bash may end elsewhere"
-            raise Unsure(msg)
-        if found[1]:
-            return
-        if "`" in content or re.search(r"\\[\n$\\]", content):
-            msg = "a here-document with substitutions that the grammar does not show"
-            raise Unsure(msg)
-        at = newline + 1
-        while (at := self._text.find("$", at, end.start_byte)) >= 0:
-            node = self._nodes.get(at)
-            if node is not None:
-                self._expansion(at)
-                at = node.end_byte
-            elif self._text[at + 1] in "({[" or self._text[at + 1].isalnum():
-                msg = "a here-document with substitutions that the grammar does not show"
-                raise Unsure(msg)
-            else:
-                at += 1
 
     # Compound commands.
 
@@ -386,22 +339,18 @@ class Reader:
         self._repeated.append((node.start_byte, node.end_byte))
         body = node.child_by_field_name("body")
         if body is None:
-            msg = "a loop without a body"
-            raise Unsure(msg)
+            raise Unsure("a loop without a body")
         self._statement(body)
         head = node.children
         if node.type == "c_style_for_statement":
             open_at = self._text.find("((", node.start_byte)
             close_at = self._text.rfind("))", open_at, body.start_byte)
             if open_at < 0 or close_at < 0:
-                msg = "a loop of an unknown form"
-                raise Unsure(msg)
-            self._calculation(open_at + 2, close_at, semicolons=True)
-            self._changes.append("it calculates")
+                raise Unsure("a loop of an unknown form")
+            self._calculation(open_at + 2, close_at)
             return
         if head[0].type == "select":
-            msg = "it asks somebody at a terminal"
-            raise Unsure(msg)
+            raise Unsure("it asks somebody at a terminal")
         at = node.start_byte
         values = []
         for child in head[:-1]:
@@ -409,18 +358,16 @@ class Reader:
             at = child.end_byte
             if child.type == "variable_name":
                 name = self._line[child.start_byte : child.end_byte]
-                if not _LOOP_NAME.fullmatch(name):
+                if not LOOP_NAME.fullmatch(name):
                     self._changes.append(f"it sets {name}")
             elif child.is_named and child.type != "comment":
                 values.append(child)
             elif child.type not in {"for", "in", ";", "\n"}:
-                msg = "a loop of an unknown form"
-                raise Unsure(msg)
+                raise Unsure("a loop of an unknown form")
         if values:
             for item in self._words.read(values[0].start_byte, values[-1].end_byte):
                 if isinstance(item, Redirect):
-                    msg = "a loop of an unknown form"
-                    raise Unsure(msg)
+                    raise Unsure("a loop of an unknown form")
                 self._set(item)
 
     def _case(self, node: tree_sitter.Node) -> None:
@@ -435,34 +382,25 @@ class Reader:
             elif child.is_named:
                 self._words.read(child.start_byte, child.end_byte)
             elif child.type not in {"case", "in", "esac", ";", "\n"}:
-                msg = "a case of an unknown form"
-                raise Unsure(msg)
+                raise Unsure("a case of an unknown form")
 
     def _case_item(self, node: tree_sitter.Node) -> None:
         """Patterns, `)`, statements."""
-        at, pattern, separated = node.start_byte, True, True
-        for child in node.children:
+        at, close = node.start_byte, next((i for i, child in enumerate(node.children) if child.type == ")"), None)
+        for child in node.children[:close]:
             gap = self._gap(at, child.start_byte)
             at = child.end_byte
-            source = self._line[child.start_byte : child.end_byte]
-            if child.type == ")":
-                pattern = False
-            elif child.type == "comment":
-                self._comment(child)
-            elif pattern and child.is_named:
-                after, _ = self._words.word(child.start_byte, child.end_byte)
-                if after != child.end_byte or source == "esac" or "\n" in gap:
-                    msg = "a pattern of an unknown form"
-                    raise Unsure(msg)
-            elif child.is_named:
-                self._separated(child, gap, separated=separated)
-                separated = False
-                self._statement(child)
-            elif child.type not in _TOKENS and child.type not in {";;", ";&", ";;&"}:
-                msg = "a case of an unknown form"
-                raise Unsure(msg)
-            else:
-                separated = True
+            if child.is_named:
+                after, word = self._words.word(child.start_byte, at)
+                if after != at or word.source == "esac" or "\n" in gap:
+                    raise Unsure("a pattern of an unknown form")
+            elif child.type not in {"(", "|"}:
+                raise Unsure("a case of an unknown form")
+        if close is None:
+            raise Unsure("a case of an unknown form")
+        rest = node.children[close:]
+        self._gap(at, rest[0].start_byte)
+        self._statements(rest[1:], rest[0].end_byte, node.end_byte, tokens=TOKENS | {";;", ";&", ";;&"})
 
     def _function(self, node: tree_sitter.Node) -> None:
         self._repeated.append((0, len(self._text)))
@@ -473,15 +411,14 @@ class Reader:
             if child.type == "word":
                 name = self._line[child.start_byte : child.end_byte]
                 self._changes.append(f"it defines the function {name}")
-                if not _FUNCTION_NAME.fullmatch(name):
+                if not FUNCTION_NAME.fullmatch(name):
                     self.doubt("a function with an odd name")
-            elif child.type in _REDIRECTS:
+            elif child.type in REDIRECTS:
                 self._simple([child], child, of=node)
             elif child.is_named:
                 self._statement(child)
             elif child.type not in {"function", "(", ")"}:
-                msg = "a function of an unknown form"
-                raise Unsure(msg)
+                raise Unsure("a function of an unknown form")
 
     def _test(self, node: tree_sitter.Node) -> None:
         """`[ … ]` is a command with words; `[[ … ]]` has a grammar of its own."""
@@ -496,8 +433,7 @@ class Reader:
                 at += 1
                 continue
             if letter in "\n;#" or self._text.startswith("]]", at):
-                msg = "a test of an unknown form"
-                raise Unsure(msg)
+                raise Unsure("a test of an unknown form")
             at, word = self._words.word(at, end)
             if word.source in {"-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-v", "-R"}:
                 self._calculates = True
@@ -510,17 +446,15 @@ class Reader:
         self._depth += 1
         try:
             if self._depth > _MAX_DEPTH:
-                msg = "it is nested too deeply"
-                raise Unsure(msg)
+                raise Unsure("it is nested too deeply")
             if node.type in {"command_substitution", "process_substitution"}:
                 self._substitution(node)
             elif node.type == "expansion":
                 self._parameter(node)
             elif node.type == "arithmetic_expansion":
                 if not self._text.startswith("$((", at):
-                    msg = "arithmetic of an old form"
-                    raise Unsure(msg)
-                self._arithmetic(node, 3, 2)
+                    raise Unsure("arithmetic of an old form")
+                self._arithmetic(node, 3)
             elif node.type == "array":
                 self._words.read(node.start_byte + 1, node.end_byte - 1, lines=True)
         finally:
@@ -532,86 +466,41 @@ class Reader:
         inside = text[opening:-1]
         if opening == 1 and re.search(r"[\\#`]|<<", inside):
             self.doubt("backticks that hold a backslash, a comment or a here-document")
-        at, separated = node.start_byte + opening, True
-        for child in node.children[1:-1]:
-            gap = self._gap(at, child.start_byte)
-            at = child.end_byte
-            if child.type == "comment":
-                self._comment(child)
-            elif child.type in _REDIRECTS:
-                self._simple([child], child)
-            elif child.is_named:
-                self._separated(child, gap, separated=separated)
-                separated = False
-                self._statement(child)
-            elif child.type not in _TOKENS:
-                msg = "it holds something that is not known here"
-                raise Unsure(msg)
-            else:
-                separated = True
-        self._gap(at, node.end_byte - 1)
+        self._statements(node.children[1:-1], node.start_byte + opening, node.end_byte - 1)
 
-    def _parameter(self, node: tree_sitter.Node) -> None:
-        """`${…}`: what stands in it is taken for text but for the substitutions that the grammar shows."""
-        start, end = node.start_byte, node.end_byte
-        shown, at = "", start
-        while at < end:
-            inner = self._nodes.get(at) if at > start else None
-            if inner is not None:
-                self._expansion(at)
-                at = inner.end_byte
-                shown += "_"
-            else:
-                shown += self._text[at]
-                at += 1
-        found = _EXPANSION.fullmatch(shown)
-        if found is None or (found["text"] and re.search(r"[$<>]\(|\$", found["text"])):
-            msg = "an expansion of an unknown form"
-            raise Unsure(msg)
-        if found["op"] == ":" and _NAME.search(found["text"]):
-            self._calculates = True
-        if found["op"] in {"=", ":="}:
-            self._changes.append("it sets a variable in an expansion")
-            self._sets_expression = True
-
-    def _arithmetic(self, node: tree_sitter.Node, opening: int, closing: int) -> None:
-        if not self._text.startswith("))", node.end_byte - 2):
-            msg = "arithmetic of an unknown form"
-            raise Unsure(msg)
-        self._calculation(node.start_byte + opening, node.end_byte - closing)
-        if re.search(r"(?<![=!<>])=(?!=)|\+\+|--", self._text[node.start_byte : node.end_byte]):
-            self._changes.append("it calculates")
-
-    def _calculation(self, start: int, end: int, *, semicolons: bool = False) -> None:
+    def _shown(self, start: int, end: int) -> str:
+        """The text of a stretch without the expansions that the grammar shows there, which are looked into."""
         shown, at = "", start
         while at < end:
             node = self._nodes.get(at)
             if node is not None:
                 self._expansion(at)
                 at = node.end_byte
-                # What a substitution gives is read as an expression too.
-                shown += "1" if node.type == "arithmetic_expansion" else "_"
+                shown += NUMBER if node.type == "arithmetic_expansion" else EXPANDED
             else:
-                shown += self._text[at]
-                at += 1
-        if semicolons:
-            shown = shown.replace(";", " ")
-        depth = 0
-        for letter in shown:
-            depth += {"(": 1, ")": -1}.get(letter, 0)
-            if depth < 0:
-                break
-        if depth or not _ARITHMETIC.fullmatch(shown.replace("\n", " ")):
-            msg = "arithmetic of an unknown form"
-            raise Unsure(msg)
-        if _NAME.search(shown):
-            self._calculates = True
+                after = min(
+                    (place for place in (self._text.find(letter, at, end) for letter in "$`<>(") if place > at),
+                    default=end,
+                )
+                shown += self._text[at:after]
+                at = after
+        return shown
 
+    def _parameter(self, node: tree_sitter.Node) -> None:
+        """`${…}`: what stands in it is taken for text but for the substitutions that the grammar shows."""
+        found = check_parameter(f"${self._shown(node.start_byte + 1, node.end_byte)}")
+        self._calculates = self._calculates or found.calculates
+        if found.sets:
+            self._changes.append("it sets a variable in an expansion")
+            self._sets_expression = True
 
-def _flat(node: tree_sitter.Node) -> list[tree_sitter.Node]:
-    """The children of a node; of a list, which the grammar nests to the left, those of the lists in it."""
-    parts = []
-    while node.type == "list" and node.children[0].type == "list":
-        parts += reversed(node.children[1:])
-        node = node.children[0]
-    return [*node.children, *reversed(parts)]
+    def _arithmetic(self, node: tree_sitter.Node, opening: int) -> None:
+        if not self._text.startswith("))", node.end_byte - 2):
+            raise Unsure("arithmetic of an unknown form")
+        self._calculation(node.start_byte + opening, node.end_byte - 2)
+
+    def _calculation(self, start: int, end: int) -> None:
+        found = check_arithmetic(self._shown(start, end))
+        self._calculates = self._calculates or found.calculates
+        if found.sets:
+            self._changes.append("it calculates")

@@ -17,27 +17,28 @@ __all__ = ["PLAIN", "consents", "is_safe"]
 # Programs that run a text or file that they are given, or commands of a file in the folder. A rule must name the script,
 # the module or the subcommand itself.
 _INTERPRETERS = frozenset({
-    "ansible", "ansible-playbook", "ant", "ash", "awk", "bash", "bun", "bundle", "bunx", "cargo", "clisp", "cmake",
-    "composer", "csh", "dash", "deno", "docker", "docker-compose", "dotnet", "ed", "elixir", "emacs", "erl", "ex",
-    "expect", "fish", "gawk", "gdb", "ghci", "go", "gradle", "gradlew", "groovy", "guile", "helm", "hg", "invoke", "irb",
-    "java", "jshell", "julia", "just", "kotlin", "ksh", "kubectl", "lein", "lldb", "ltrace", "lua", "make", "gmake",
-    "mawk", "meson", "mix", "mksh", "mvn", "mysql", "nano", "nawk", "nc", "ncat", "ninja", "nix", "nix-shell", "node",
-    "nodejs", "nox", "npm", "npx", "nvim", "octave", "osascript", "parallel", "perl", "php", "pip", "pip3", "pipenv",
-    "pipx", "pnpm", "podman", "poetry", "psql", "puppet", "pwsh", "python", "python2", "python3", "R", "rake", "rbash",
-    "Rscript", "ruby", "runuser", "rust-gdb", "sbt", "scala", "scp", "screen", "script", "sftp", "sh", "socat", "sqlite3",
-    "ssh", "strace", "su", "svn", "swift", "systemctl", "systemd-run", "task", "tclsh", "telnet", "terraform", "tmux",
-    "tox", "ts-node", "tsx", "uv", "uvx", "vi", "view", "vim", "watch", "wish", "xonsh", "yarn", "zsh",
+    "ansible", "ansible-playbook", "ant", "ash", "awk", "bash", "bun", "bundle", "bunx", "cargo", "clisp",
+    "cmake", "composer", "csh", "dash", "deno", "docker", "docker-compose", "dotnet", "ed", "elixir", "emacs",
+    "erl", "ex", "expect", "fish", "gawk", "gdb", "ghci", "go", "gradle", "gradlew", "groovy", "guile", "helm",
+    "hg", "invoke", "irb", "java", "jshell", "julia", "just", "kotlin", "ksh", "kubectl", "lein", "lldb",
+    "ltrace", "lua", "make", "gmake", "mawk", "meson", "mix", "mksh", "mvn", "mysql", "nano", "nawk", "nc",
+    "ncat", "ninja", "nix", "nix-shell", "node", "nodejs", "nox", "npm", "npx", "nvim", "octave", "osascript",
+    "parallel", "perl", "php", "pip", "pip3", "pipenv", "pipx", "pnpm", "podman", "poetry", "psql", "puppet",
+    "pwsh", "python", "python2", "python3", "R", "rake", "rbash", "Rscript", "ruby", "runuser", "rust-gdb", "sbt",
+    "scala", "scp", "screen", "script", "sftp", "sh", "socat", "sqlite3", "ssh", "strace", "su", "svn", "swift",
+    "systemctl", "systemd-run", "task", "tclsh", "telnet", "terraform", "tmux", "tox", "ts-node", "tsx", "uv",
+    "uvx", "vi", "view", "vim", "watch", "wish", "xonsh", "yarn", "zsh",
 })  # fmt: skip
 _VERSIONED = re.compile(r"(python|perl|ruby|lua|php|node|pip|tclsh|guile)[0-9.]+")
 
 # Programs that neither run others nor read a configuration from the folder they are in.
 PLAIN = frozenset({
-    "[", "basename", "cat", "cd", "chmod", "cksum", "cmp", "comm", "cp", "cut", "date", "df", "diff", "dirname", "du",
-    "echo", "egrep", "expr", "false", "fgrep", "file", "fold", "grep", "head", "hexdump", "hostname", "id", "install",
-    "join", "ln", "ls", "md5sum", "mkdir", "mktemp", "mv", "nl", "nproc", "od", "paste", "printenv", "printf", "ps", "pwd",
-    "readlink", "realpath", "rev", "rm", "rmdir", "seq", "sha1sum", "sha256sum", "sha512sum", "shuf", "sleep", "stat",
-    "strings", "sum", "tac", "tail", "tee", "test", "touch", "tr", "true", "truncate", "tty", "uname", "uniq", "unlink",
-    "wc", "which", "whoami", "xxd", "yes", ":",
+    "[", "basename", "cat", "cd", "chmod", "cksum", "cmp", "comm", "cp", "cut", "date", "df", "diff", "dirname",
+    "du", "echo", "egrep", "expr", "false", "fgrep", "file", "fold", "grep", "head", "hexdump", "hostname", "id",
+    "install", "join", "ln", "ls", "md5sum", "mkdir", "mktemp", "mv", "nl", "nproc", "od", "paste", "printenv",
+    "printf", "ps", "pwd", "readlink", "realpath", "rev", "rm", "rmdir", "seq", "sha1sum", "sha256sum",
+    "sha512sum", "shuf", "sleep", "stat", "strings", "sum", "tac", "tail", "tee", "test", "touch", "tr", "true",
+    "truncate", "tty", "uname", "uniq", "unlink", "wc", "which", "whoami", "xxd", "yes", ":",
 })  # fmt: skip
 
 # Programs that can run others, or write where no redirection shows it, by their arguments.
@@ -150,17 +151,17 @@ _MAKE_FLAGS = flags_of(
 )
 # Of these nothing but the flags is safe: an operand is a file that they write, a text that they run, or a host.
 _NO_OPERANDS = frozenset({
-    "7z", "apt", "apt-get", "at", "batch", "bzip2", "cc", "clang", "cpio", "csplit", "ctags", "dd", "g++", "gcc", "gpg", "info",
-    "ld", "links", "logger", "lynx", "mail", "more", "most", "openssl", "pdflatex", "rsync", "split", "tcpdump", "tshark", "w3m",
-    "wget", "wireshark", "zip", "crontab", "gzip", "xz",
+    "7z", "apt", "apt-get", "at", "batch", "bzip2", "cc", "clang", "cpio", "csplit", "ctags", "dd", "g++", "gcc",
+    "gpg", "info", "ld", "links", "logger", "lynx", "mail", "more", "most", "openssl", "pdflatex", "rsync",
+    "split", "tcpdump", "tshark", "w3m", "wget", "wireshark", "zip", "crontab", "gzip", "xz",
 })  # fmt: skip
 _FIND_WORDS = frozenset({
-    "!", "(", ")", ",", "-a", "-and", "-amin", "-anewer", "-atime", "-cmin", "-cnewer", "-ctime", "-daystart", "-depth", "-empty",
-    "-executable", "-false", "-follow", "-fstype", "-gid", "-group", "-ilname", "-iname", "-inum", "-ipath", "-iregex", "-links",
-    "-lname", "-ls", "-maxdepth", "-mindepth", "-mmin", "-mount", "-mtime", "-name", "-newer", "-newermt", "-nogroup", "-not",
-    "-nouser", "-o", "-or", "-path", "-perm", "-print", "-print0", "-printf", "-prune", "-quit", "-readable", "-regex",
-    "-regextype", "-samefile", "-size", "-true", "-type", "-uid", "-user", "-wholename", "-writable", "-xdev", "-xtype",
-    "-H", "-L", "-P",
+    "!", "(", ")", ",", "-a", "-and", "-amin", "-anewer", "-atime", "-cmin", "-cnewer", "-ctime", "-daystart",
+    "-depth", "-empty", "-executable", "-false", "-follow", "-fstype", "-gid", "-group", "-ilname", "-iname",
+    "-inum", "-ipath", "-iregex", "-links", "-lname", "-ls", "-maxdepth", "-mindepth", "-mmin", "-mount",
+    "-mtime", "-name", "-newer", "-newermt", "-nogroup", "-not", "-nouser", "-o", "-or", "-path", "-perm",
+    "-print", "-print0", "-printf", "-prune", "-quit", "-readable", "-regex", "-regextype", "-samefile", "-size",
+    "-true", "-type", "-uid", "-user", "-wholename", "-writable", "-xdev", "-xtype", "-H", "-L", "-P",
 })  # fmt: skip
 _SED_SCRIPT = re.compile(
     r"(?:\s*(?:(?:[0-9]+|\$|/(?:[^/\\\n]|\\.)*/I?)(?:~[0-9]+)?(?:,\s*[+~]?(?:[0-9]+|\$|/(?:[^/\\\n]|\\.)*/I?))?)?\s*!?\s*"
