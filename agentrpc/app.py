@@ -12,12 +12,13 @@ import uvloop
 from pydantic import ValidationError
 
 from agentrpc.bus.redis_bus import Bus
-from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation
 from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.server import ModelGateway
+from agentrpc.handover import environment_for, is_private, take_over
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
 from agentrpc.rpc.file_methods import archive_service, file_service
 from agentrpc.rpc.file_streams import FileStreams
@@ -50,6 +51,7 @@ from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.session_control import SessionControl
+from agentrpc.services.session_grants import SessionGrants
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
@@ -70,7 +72,7 @@ from agentrpc.work.parent import Report
 from agentrpc.work.scheduler import Scheduler
 from agentrpc.work.worker import WorkerProcess
 
-__all__ = ["UseCases", "build_edge", "main"]
+__all__ = ["UseCases", "app", "build_edge"]
 
 log = structlog.get_logger()
 
@@ -94,6 +96,7 @@ class UseCases:
         self.runs = Runs(database, bus, doorbell, settings)
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
+        self.session_grants = SessionGrants(database, bus, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
         self.schedules = Schedules(database)
         self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
@@ -115,7 +118,7 @@ class UseCases:
         """The services of the contract."""
         return [
             auth_service(self.accounts),
-            session_service(self.sessions, self.session_control, streams),
+            session_service(self.sessions, self.session_control, self.session_grants, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
             task_service(self.tasks, self.executions, self.schedules),
@@ -197,7 +200,8 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
 
 async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> None:
     isolation, why = choose_isolation(settings.isolation)
-    log.info("isolation", isolation=str(isolation), why=why)
+    say = log.info if isolation is Isolation.BUBBLEWRAP else log.warning
+    say("isolation", isolation=str(isolation), why=why)
     process = _Process(settings)
     try:
         await process.open()
@@ -256,8 +260,8 @@ def _run(name: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) 
             field = "_".join(map(str, fault["loc"])).upper()
             print(f"AGENTRPC_{field.removeprefix('AGENTRPC_')}: {fault['msg']}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
-    # The environment may hold the provider key and the signing key: nothing that is started later inherits them.
-    for variable in [name for name in os.environ if name.startswith(("AGENTRPC_", "ANTHROPIC_"))]:
+    # Nothing that is started later inherits keys. Those of AWS stay: archive storage looks for them when it is used.
+    for variable in [name for name in os.environ if is_private(name) and not name.startswith("AWS_")]:
         del os.environ[variable]
     configure_logging(name, level=settings.log_level, style=settings.log_format)
     metrics = serve_metrics(settings.metrics_listen)
@@ -276,6 +280,9 @@ def _run(name: str, work: Callable[[Settings, asyncio.Event], Awaitable[None]]) 
     except AgentRpcError as error:
         log.error("cannot_start", reason=error.reason, message=error.message)  # noqa: TRY400 - the message says it
         raise SystemExit(1) from None
+    except IsolationError as error:
+        log.error("cannot_start", message=str(error))  # noqa: TRY400 - the message says it
+        raise SystemExit(1) from None
 
 
 @app.command(rich_help_panel="Processes")
@@ -288,7 +295,9 @@ def serve() -> None:
 def worker() -> None:
     """Host agent sessions; a worker that ends by itself is started again."""
     # The parent takes this process over, without what was imported here.
-    os.execv(sys.executable, [sys.executable, "-m", parent.__name__])  # noqa: S606
+    environment, fd = environment_for(os.environ)
+    os.set_inheritable(fd, True)
+    os.execve(sys.executable, [sys.executable, "-m", parent.__name__], environment)  # noqa: S606
 
 
 @app.command(parent.WORKER_COMMAND, hidden=True)
@@ -333,10 +342,6 @@ async def _admin_for(environment: dict[str, str]) -> str | None:
 processes.register(app, _admin_for)
 
 
-def main() -> None:
-    """The entry point."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    take_over()
+    app()

@@ -42,7 +42,7 @@ def postgres() -> Iterator[str]:
         yield given
         return
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-pg-"))
-    server = EmbeddedPostgres(folder)
+    server = EmbeddedPostgres(folder / "postgres")
     try:
         yield server.start("postgres")
     finally:

@@ -323,6 +323,7 @@ class _Gatekeeper:
             tool_name=given.get("tool_name", ""),
             input=given.get("tool_input") or {},
             agent_id=given.get("agent_id"),
+            folder=str(given.get("cwd") or ""),
         )
         verdict = await self._gate(call)
         answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecision": "deny"}

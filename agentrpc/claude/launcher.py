@@ -1,21 +1,27 @@
 """How a CLI's process tree is launched apart from everything else, measured and ended.
 
 Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment and enters a
-bubblewrap sandbox, where that works: a PID and IPC namespace of its own, system folders read-only, only the session's
-folders writable, nothing else of the host visible. Otherwise a child subreaper (`supervisor.py`) holds the tree
-together, so that at least nothing of it survives. Whatever is secret goes by files with mode 0600, never by argv.
+bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities, system folders and /proc
+read-only, only the session's folders writable, nothing else of the host visible. Where an operator has chosen so, a
+child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing of it survives, and keeps
+nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret goes by
+files with mode 0600, never by argv.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -24,13 +30,43 @@ from uuid import UUID
 
 import psutil
 
+from agentrpc.claude.seccomp import seccomp_program
 from agentrpc.claude.supervisor import descendants
 from agentrpc.settings import SYSTEM_FOLDERS
 
-__all__ = ["Isolation", "SessionPaths", "StopReceipt", "choose_isolation", "stop_tree", "tree_memory", "write_launcher"]
+__all__ = [
+    "Isolation",
+    "IsolationError",
+    "SessionPaths",
+    "StopReceipt",
+    "choose_isolation",
+    "stop_tree",
+    "tree_memory",
+    "write_launcher",
+]
 
 _PROBE_TIMEOUT = 10.0
+_NOTHING_APART = "agents run as the worker's own user, and can read its files, its keys, and one another's sessions"
+_NAMESPACES = (
+    *("--die-with-parent", "--new-session", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
+    *("--unshare-cgroup-try", "--cap-drop", "ALL"),
+)
+# Read-only: through /proc/PID/mem a process would write to another one of its user, and root to settings of the kernel.
+_DEVICES = ("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev")
+# What shells read when they start, below HOME, and what the CLI has them read, below its config folder: a snapshot of a
+# shell, made by one process and read for every command, and what hooks leave. Without a snapshot it uses login shells.
+_SHELL_FILES = (
+    *(".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".profile", ".kshrc", ".mkshrc"),
+    *(".zshrc", ".zshenv", ".zprofile", ".zlogin", ".zlogout"),
+)
+_SHELL_FOLDERS = ("shell-snapshots", "session-env")
+# In every system's list of users: some programs refuse to work for an unknown one.
+_NOBODY = "65534"
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+class IsolationError(RuntimeError):
+    """Agents cannot be kept apart here as they should be. The message says what to do."""
 
 
 class Isolation(StrEnum):
@@ -38,6 +74,11 @@ class Isolation(StrEnum):
 
     BUBBLEWRAP = "bubblewrap"
     SUBREAPER = "subreaper"
+
+    @property
+    def level(self) -> str:
+        """A value of `agentrpc.v1.Session.IsolationLevel` without its prefix."""
+        return "SANDBOX" if self is Isolation.BUBBLEWRAP else "NONE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +128,28 @@ class SessionPaths:
         return _write_private(self.options / name, text.encode())
 
 
-def choose_isolation(wanted: str) -> tuple[Isolation, str]:
+def choose_isolation(wanted: str, *, fall_back: bool = False) -> tuple[Isolation, str]:
     """The isolation to use, and why.
 
     Args:
         wanted: `auto`, `bubblewrap` or `subreaper`.
+        fall_back: Whether `auto` may mean the subreaper where bubblewrap does not work. Never as root: agents would be
+            able to do anything to this machine.
 
     Raises:
-        RuntimeError: bubblewrap was asked for and does not work here.
+        IsolationError: bubblewrap does not work here, and nothing else was named.
     """
     if wanted == Isolation.SUBREAPER:
-        return Isolation.SUBREAPER, "as configured"
+        return Isolation.SUBREAPER, f"as configured: {_NOTHING_APART}"
     trouble = _bubblewrap_trouble()
     if trouble is None:
         return Isolation.BUBBLEWRAP, "bubblewrap works"
-    if wanted == Isolation.BUBBLEWRAP:
-        msg = f"isolation=bubblewrap is set, but {trouble}"
-        raise RuntimeError(msg)
-    return Isolation.SUBREAPER, f"{trouble}: agents of one worker can see each other's files and processes"
+    if wanted == "auto" and fall_back and os.geteuid() != 0:
+        return Isolation.SUBREAPER, f"{trouble}: {_NOTHING_APART}"
+    who = "as root they can do anything to this machine" if os.geteuid() == 0 else _NOTHING_APART
+    raise IsolationError(
+        f"{trouble}. Mend that, or set AGENTRPC_ISOLATION=subreaper to let agents run without a sandbox: {who}"
+    )
 
 
 @lru_cache
@@ -114,29 +159,32 @@ def _bubblewrap_trouble() -> str | None:
     if binary is None:
         return "bubblewrap is not installed (`apt-get install bubblewrap`)"
     try:
-        done = subprocess.run(  # noqa: S603
-            [
-                binary,
-                "--unshare-pid",
-                "--unshare-ipc",
-                "--ro-bind",
-                "/",
-                "/",
-                "--proc",
-                "/proc",
-                "--dev",
-                "/dev",
-                "true",
-            ],
-            capture_output=True,
-            timeout=_PROBE_TIMEOUT,
-            check=False,
-        )
+        program = seccomp_program()
+    except RuntimeError as error:
+        return str(error)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(program)
+            file.seek(0)
+            command = [binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES]
+            done = subprocess.run(  # noqa: S603
+                [*command, "--seccomp", str(file.fileno()), "true"],
+                capture_output=True,
+                timeout=_PROBE_TIMEOUT,
+                check=False,
+                pass_fds=[file.fileno()],
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"bubblewrap does not start ({type(error).__name__})"
     if done.returncode:
-        return f"bubblewrap does not work here ({done.stderr.decode(errors='replace').strip()[:200]})"
+        said = done.stderr.decode(errors="replace").strip()[:200]
+        return f"bubblewrap does not work here ({said}; in a container it needs the options of docker-compose.yml)"
     return None
+
+
+def _identity() -> list[str]:
+    # What root's agents make belongs to root outside, as if there were no namespace. Inside they are nobody.
+    return ["--uid", _NOBODY, "--gid", _NOBODY] if os.geteuid() == 0 else []
 
 
 def write_launcher(
@@ -156,14 +204,24 @@ def write_launcher(
         environment: All that the agent's environment will hold.
         output: A named pipe that takes the place of the standard output.
     """
+    program = seccomp_program()
     if isolation is Isolation.BUBBLEWRAP:
         arguments = _bubblewrap_arguments(paths, cli, environment)
         secret = _write_private(paths.launch / "bwrap.args", b"\0".join(map(os.fsencode, arguments)))
+        seccomp = _write_private(paths.launch / "seccomp", program)
         bwrap = shutil.which("bwrap") or "bwrap"
         # `env -i` first: in /proc the wrapper must not show the environment of the worker.
-        body = f'exec 9<{shlex.quote(str(secret))}\nexec env -i {bwrap} --args 9 -- {shlex.quote(str(cli))} "$@"\n'
+        body = (
+            f"exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\n"
+            f'exec env -i {bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
+        )
     else:
-        plan = {"cli": str(cli), "cwd": str(paths.workspace), "env": dict(environment)}
+        plan = {
+            "cli": str(cli),
+            "cwd": str(paths.workspace),
+            "env": dict(environment),
+            "seccomp": base64.b64encode(program).decode(),
+        }
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
@@ -172,18 +230,21 @@ def write_launcher(
         pipe = shlex.quote(str(output))
         body = f"exec 8<>{pipe} 1>{pipe} 8<&-\n{body}"
     script = paths.launch / "cli"
-    _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\n{body}".encode(), mode=0o700)
+    _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
     return script
 
 
 def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
-    arguments = ["--die-with-parent", "--new-session", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    arguments = [*_NAMESPACES, *_identity()]
     for path in map(Path, SYSTEM_FOLDERS):
         if path.is_symlink():
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
+    for entry in _private_entries("/etc"):
+        hidden = ["--tmpfs", entry.path, "--remount-ro", entry.path]
+        arguments += hidden if entry.is_dir(follow_symlinks=False) else ["--ro-bind", "/dev/null", entry.path]
+    arguments += [*_DEVICES, "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
     # The resolver's file is often a link into /run.
     resolver = Path("/etc/resolv.conf").resolve()
     if resolver.is_relative_to("/run") and resolver.exists():
@@ -191,10 +252,50 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
     arguments += ["--ro-bind", str(cli), str(cli)]
     for folder in (paths.home, paths.config, paths.workspace):
         arguments += ["--bind", str(folder), str(folder)]
+    arguments += _closed_to_agents(paths)
     arguments += ["--ro-bind", str(paths.options), str(paths.options), "--chdir", str(paths.workspace), "--clearenv"]
     for name, value in environment.items():
         arguments += ["--setenv", name, value]
     return arguments
+
+
+def _closed_to_agents(paths: SessionPaths) -> list[str]:
+    """Mounts over what shells read when they start: an agent can write none of it, and put nothing in its place."""
+    _set_aside(paths.home, _SHELL_FILES, stat.S_ISREG)
+    _set_aside(paths.config, _SHELL_FOLDERS, stat.S_ISDIR)
+    empty = str(_write_private(paths.launch / "empty", b"", mode=0o400))
+    arguments: list[str] = []
+    for name in _SHELL_FILES:
+        arguments += ["--ro-bind", empty, str(paths.home / name)]
+    for name in _SHELL_FOLDERS:
+        arguments += ["--tmpfs", str(paths.config / name), "--remount-ro", str(paths.config / name)]
+    return arguments
+
+
+def _set_aside(folder: Path, names: Sequence[str], fits: Callable[[int], bool]) -> None:
+    """Give other names to what cannot be mounted on; a link would lead the mount elsewhere. No agent runs meanwhile."""
+    opened = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                if not fits(os.lstat(name, dir_fd=opened).st_mode):
+                    os.rename(name, f"{name}.{secrets.token_hex(4)}", src_dir_fd=opened, dst_dir_fd=opened)
+    finally:
+        os.close(opened)
+
+
+def _private_entries(folder: str) -> Iterator["os.DirEntry[str]"]:
+    """What not everybody may read, and a worker perhaps can: /etc/shadow, private keys of other services."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                continue
+            mode = entry.stat(follow_symlinks=False).st_mode
+            is_dir = stat.S_ISDIR(mode)
+            if not mode & (stat.S_IXOTH if is_dir else stat.S_IROTH):
+                yield entry
+            elif is_dir:
+                yield from _private_entries(entry.path)
 
 
 def _write_private(path: Path, data: bytes, mode: int = 0o600) -> Path:

@@ -5,6 +5,7 @@ sessions they made. The script is used where bubblewrap does not work. Standard 
 `python -I -S`: it must be quick.
 """
 
+import base64
 import ctypes
 import json
 import os
@@ -17,7 +18,9 @@ from pathlib import Path
 __all__ = ["become_subreaper", "descendants", "dying_with_parent", "kill_descendants"]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 def _children(pid: int) -> list[int]:
@@ -97,6 +100,22 @@ def dying_with_parent(*command: str, number: int = signal.SIGTERM) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), str(int(number)), *command]
 
 
+class _Program(ctypes.Structure):
+    """`struct sock_fprog`: how many steps of 8 bytes, and where."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+
+
+def _filter_calls(steps: bytes) -> None:
+    """From now on this process and all below it gain no privileges, and make no system call that the filter refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    program = _Program(len(steps) // 8, steps)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+    ):
+        raise OSError(ctypes.get_errno(), "the filter of system calls cannot be set")
+
+
 def main() -> None:
     """Run the CLI of the plan in argv[1] with the arguments behind it; exit as it does."""
     plan = json.loads(Path(sys.argv[1]).read_bytes())
@@ -116,6 +135,7 @@ def main() -> None:
     if child == 0:
         os.setsid()
         os.chdir(plan["cwd"])
+        _filter_calls(base64.b64decode(plan["seccomp"]))
         os.execve(plan["cli"], [plan["cli"], *sys.argv[2:]], plan["env"])  # noqa: S606
     # The pipes belong to the CLI alone: it sees the end of its input when the worker closes it.
     for fd in (0, 1, 2):

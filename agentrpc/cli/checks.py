@@ -40,10 +40,7 @@ def _machine() -> list[tuple[str, bool, str]]:
         found.append(("Claude CLI", version.returncode == 0, version.stdout.strip() or version.stderr.strip()[:200]))
     else:
         found.append(("Claude CLI", False, "missing: reinstall claude-agent-sdk from a wheel"))
-    from agentrpc.claude.launcher import Isolation, choose_isolation  # noqa: PLC0415 - slow, and only here
-
-    isolation, why = choose_isolation("auto")
-    found.append(("isolation", isolation is Isolation.BUBBLEWRAP, why))
+    found.append(("isolation", *_isolation()))
     from agentrpc.embedded.servers import redis_binary  # noqa: PLC0415 - only here
 
     redis = redis_binary()
@@ -56,6 +53,16 @@ def _machine() -> list[tuple[str, bool, str]]:
     if workspaces := os.environ.get("AGENTRPC_WORKSPACE_DIR"):
         found.append(_disk("workspaces", Path(workspaces)))
     return found
+
+
+def _isolation() -> tuple[bool, str]:
+    from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation  # noqa: PLC0415 - slow, only here
+
+    try:
+        isolation, why = choose_isolation(os.environ.get("AGENTRPC_ISOLATION") or "auto", fall_back=True)
+    except IsolationError as error:
+        return False, str(error)
+    return isolation is Isolation.BUBBLEWRAP, why
 
 
 def _disk(name: str, folder: Path) -> tuple[str, bool, str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
 from agentrpc.cli import talk
@@ -18,6 +19,7 @@ from agentrpc.cli.connection import fail
 from agentrpc.client import AgentRpcClient, RpcError
 from agentrpc.embedded.servers import EmbeddedError
 from agentrpc.embedded.stack import Stack
+from agentrpc.handover import is_private
 from agentrpc.v1 import session_pb2
 
 __all__ = ["register"]
@@ -47,7 +49,7 @@ def register(app: typer.Typer, make_admin: AdminMaker) -> None:
             _introduce(stack, password)
             await stack.run_until(stopped)
 
-        _with_stack(Stack(data_dir, listen=listen, console=console), work)
+        _with_stack(Stack(data_dir, listen=listen, console=console, given=_taken()), work)
 
     @app.command(hidden=True)
     def quickstart(
@@ -58,8 +60,9 @@ def register(app: typer.Typer, make_admin: AdminMaker) -> None:
         with tempfile.TemporaryDirectory(prefix="agentrpc-") as scratch:
             folder = data_dir or Path(scratch)
             # Logs are for `up`; here they would bury what streams by.
-            logs = console if os.environ.get("AGENTRPC_DEBUG") else None
-            stack = Stack(folder, listen="127.0.0.1:7400" if data_dir else "127.0.0.1:0", console=logs)
+            logs = console if _debugging() else None
+            listen = "127.0.0.1:7400" if data_dir else "127.0.0.1:0"
+            stack = Stack(folder, listen=listen, console=logs, given=_taken())
             status = 0
 
             async def work(stack: Stack, stopped: asyncio.Event) -> None:
@@ -107,6 +110,15 @@ def _introduce(stack: Stack, password: str | None) -> None:
     console.print(Panel("\n".join(lines), title="AgentRPC", expand=False), highlight=False, soft_wrap=True)
 
 
+def _debugging() -> bool:
+    return bool(os.environ.get("AGENTRPC_DEBUG"))
+
+
+def _taken() -> dict[str, str]:
+    """Settings and keys of the environment. They are removed from it: PostgreSQL and Redis inherit the rest."""
+    return {name: os.environ.pop(name) for name in list(os.environ) if is_private(name) and name != "AGENTRPC_DEBUG"}
+
+
 def _with_stack(stack: Stack, work: Callable[[Stack, asyncio.Event], Awaitable[None]]) -> None:
     async def main() -> None:
         stopped = asyncio.Event()
@@ -116,6 +128,8 @@ def _with_stack(stack: Stack, work: Callable[[Stack, asyncio.Event], Awaitable[N
         began = time.monotonic()
         await stack.start()
         stack.say("up", f"ready after {time.monotonic() - began:.1f} s")
+        if stack.warning:
+            console.print(f"[bold red]✗ {escape(stack.warning)}[/]", highlight=False, soft_wrap=True)
         try:
             working = asyncio.ensure_future(work(stack, stopped))
             waiting = asyncio.ensure_future(stopped.wait())
@@ -133,6 +147,6 @@ def _with_stack(stack: Stack, work: Callable[[Stack, asyncio.Event], Awaitable[N
     try:
         asyncio.run(main())
     except (EmbeddedError, RpcError) as error:
-        if os.environ.get("AGENTRPC_DEBUG"):
+        if _debugging():
             raise
         raise fail(str(error)) from None

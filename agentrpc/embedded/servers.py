@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import warnings
@@ -15,8 +17,14 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from agentrpc.claude.supervisor import dying_with_parent
+from agentrpc.store.server import create_database, set_password
 
 __all__ = ["EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "free_port", "redis_binary"]
+
+
+# Rules of pg_hba.conf.
+_ASKING = "local all all scram-sha-256\n"
+_TRUSTING = "local all all trust\n"
 
 
 class EmbeddedError(Exception):
@@ -31,9 +39,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL of its own under `folder`, on a Unix socket only.
+    """A PostgreSQL of its own under `folder`, on a Unix socket only, with a password.
 
-    It outlives a killed parent: the next start finds it running, or recovers what an unclean stop left.
+    It outlives a killed parent: the next start finds it running, or recovers what an unclean stop left. Its password is
+    beside the folder, in a file that only its owner may read: `postgres.key` for `postgres`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,14 +62,47 @@ class EmbeddedPostgres:
 
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._server = get_server(self._folder, cleanup_mode=None)
-                # It gives out one that this process has stopped as it is.
-                self._server.ensure_postgres_running()
+                self._server = get_server(self._folder, cleanup_mode=None, start=False)
+                # Its own is one file for all users of a machine, which only the first of them may open.
+                self._server._lock = type(self._server._lock)(self._beside("lock"))  # noqa: SLF001 - no other way
+                # Also one that this process has stopped.
+                self._server.start()
             except (subprocess.SubprocessError, OSError) as error:
                 raise EmbeddedError(f"PostgreSQL did not start: see {self._folder / 'log'}") from error
-        if "0 rows" in self._server.psql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):  # noqa: S608 - ours
-            self._server.psql(f"CREATE DATABASE {name}")
-        return str(self._server.get_uri(database=name))
+        password = self._guarded()
+        asyncio.run(create_database(self._url("postgres", password), name))
+        return self._url(name, password)
+
+    def _beside(self, suffix: str) -> Path:
+        return self._folder.with_name(f"{self._folder.name}.{suffix}")
+
+    def _url(self, name: str, password: str) -> str:
+        return str(self._server.get_uri(database=name)).replace("://postgres:@", f"://postgres:{password}@")
+
+    def _guarded(self) -> str:
+        """Its password. Sets one where it lets everybody in, as after it was made, or where the file is lost."""
+        file, rules = self._beside("key"), self._folder / "pg_hba.conf"
+        if file.exists() and rules.read_text() == _ASKING:
+            return file.read_text()
+        password = secrets.token_hex(24)
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as writing:
+            writing.write(password)
+        self._admit(_TRUSTING)
+        asyncio.run(set_password(self._url("postgres", password), password))
+        self._admit(_ASKING)
+        return password
+
+    def _admit(self, rules: str) -> None:
+        path = self._folder / "pg_hba.conf"
+        fresh = path.with_name("pg_hba.conf.new")
+        fresh.write_text(rules)
+        # As root: of the user that it runs as.
+        owner = path.stat()
+        os.chown(fresh, owner.st_uid, owner.st_gid)
+        fresh.chmod(0o600)
+        fresh.replace(path)
+        os.kill(self._server.get_pid(), signal.SIGHUP)
 
     def stop(self) -> None:
         """Stop it. Blocking."""

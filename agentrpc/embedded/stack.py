@@ -14,16 +14,18 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 
+from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation
 from agentrpc.claude.supervisor import dying_with_parent
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, free_port
+from agentrpc.handover import environment_for, is_private
 from agentrpc.store.database import Database
 from agentrpc.store.leases import declare_dead
 from agentrpc.store.schema import migrate
@@ -32,11 +34,12 @@ __all__ = ["Stack"]
 
 _COLOURS = {"serve": "cyan", "worker": "magenta", "scheduler": "blue", "up": "green"}
 _COMMANDS = {
-    "serve": ("agentrpc.app", "serve"),
+    "serve": ("agentrpc", "serve"),
     # What `agentrpc worker` becomes.
     "worker": ("agentrpc.work.parent",),
-    "scheduler": ("agentrpc.app", "scheduler"),
+    "scheduler": ("agentrpc", "scheduler"),
 }
+_OF_THE_MODEL = ("ANTHROPIC_", "AGENTRPC_MODEL_")
 _READY_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 
@@ -55,9 +58,18 @@ class Stack:
         data_dir: Where everything is kept.
         listen: host:port of gRPC; port 0 takes a free one.
         console: For its own lines and those of its children; None: no output.
+        given: Settings and keys of the user's, by the names of their variables. Default: those of the environment.
     """
 
-    def __init__(self, data_dir: Path, *, listen: str = "127.0.0.1:7400", console: Console | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        listen: str = "127.0.0.1:7400",
+        console: Console | None = None,
+        given: Mapping[str, str] | None = None,
+    ) -> None:
+        self._given = dict(given if given is not None else os.environ)
         self._dir = data_dir.resolve()
         self._host, _, port = listen.rpartition(":")
         self._port = int(port)
@@ -71,6 +83,9 @@ class Stack:
         self._stopping = False
         self.environment: dict[str, str] = {}
         self.scripted = False
+        self._isolation = ""
+        # What a user has to know of how agents are kept apart; empty: in a sandbox.
+        self.warning = ""
 
     @property
     def address(self) -> str:
@@ -99,10 +114,11 @@ class Stack:
 
     async def _start(self) -> None:
         self._kill_leftovers()
-        database_url = os.environ.get("AGENTRPC_DATABASE_URL", "")
+        self._choose_isolation()
+        database_url = self._given.get("AGENTRPC_DATABASE_URL", "")
         if not database_url:
             database_url = await asyncio.to_thread(self._postgres.start)
-        redis_url = os.environ.get("AGENTRPC_REDIS_URL") or await self._redis.start()
+        redis_url = self._given.get("AGENTRPC_REDIS_URL") or await self._redis.start()
         await asyncio.to_thread(migrate, database_url)
         # Under the lock of this data dir, and with nothing of its last life running, its workers are dead for certain.
         database = Database(database_url, pool_size=1)
@@ -118,18 +134,32 @@ class Stack:
             "AGENTRPC_REDIS_URL": redis_url,
             "AGENTRPC_DATA_DIR": str(self._dir),
             "AGENTRPC_WORKSPACE_DIR": str(self._dir / "workspaces"),
-            "AGENTRPC_SIGNING_KEY": os.environ.get("AGENTRPC_SIGNING_KEY") or self._key("signing", secrets.token_hex),
-            "AGENTRPC_SECRET_KEYS": os.environ.get("AGENTRPC_SECRET_KEYS") or self._key("secret", _fernet_key),
+            "AGENTRPC_SIGNING_KEY": self._given.get("AGENTRPC_SIGNING_KEY") or self._key("signing", secrets.token_hex),
+            "AGENTRPC_SECRET_KEYS": self._given.get("AGENTRPC_SECRET_KEYS") or self._key("secret", _fernet_key),
             "AGENTRPC_LISTEN": self.address,
             "AGENTRPC_LOG_FORMAT": "console",
+            "AGENTRPC_ISOLATION": self._isolation,
             **await self._model_settings(),
         }
         for name in _COMMANDS:
             await self._spawn(name)
         await self._wait_until_served()
 
+    def _choose_isolation(self) -> None:
+        """Only here may `auto` mean none: whoever starts this is told so, and no one else's agents are meant to run."""
+        self._isolation = self._given.get("AGENTRPC_ISOLATION") or "auto"
+        try:
+            isolation, why = choose_isolation(self._isolation, fall_back=True)
+        except IsolationError as error:
+            raise EmbeddedError(str(error)) from None
+        if self._isolation == "auto":
+            self._isolation = str(isolation)
+        if isolation is not Isolation.BUBBLEWRAP:
+            self.warning = f"agents run without a sandbox, {why}"
+            self.say("up", self.warning)
+
     async def _model_settings(self) -> dict[str, str]:
-        if any(os.environ.get(name) for name in ("ANTHROPIC_API_KEY", "AGENTRPC_MODEL_API_KEY", "AGENTRPC_MODEL_URL")):
+        if any(self._given.get(name) for name in ("ANTHROPIC_API_KEY", "AGENTRPC_MODEL_API_KEY", "AGENTRPC_MODEL_URL")):
             return {}
         await self._model.start()
         self.scripted = True
@@ -171,22 +201,32 @@ class Stack:
 
     # ---- Children ----
 
-    async def _spawn(self, name: str) -> None:
-        inherited = {
+    def _values(self, name: str) -> dict[str, str]:
+        """The environment of a process."""
+        values = {
             key: value
-            for key, value in os.environ.items()
-            if key.startswith(("AGENTRPC_", "ANTHROPIC_", "LC_")) or key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
+            for key, value in {**os.environ, **self._given, **self.environment}.items()
+            if key.startswith("LC_") or key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"} or is_private(key)
         }
-        process = await asyncio.create_subprocess_exec(
-            *dying_with_parent(sys.executable, "-m", *_COMMANDS[name]),
-            env={**inherited, **self.environment, "PYTHONUNBUFFERED": "1"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            # Ctrl-C at the terminal is for this process, which stops its children in order.
-            start_new_session=True,
-            limit=1024 * 1024,
-        )
+        # Only workers speak to a model.
+        return {key: value for key, value in values.items() if name == "worker" or not key.startswith(_OF_THE_MODEL)}
+
+    async def _spawn(self, name: str) -> None:
+        environment, handed_over = environment_for(self._values(name))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *dying_with_parent(sys.executable, "-m", *_COMMANDS[name]),
+                env={**environment, "PYTHONUNBUFFERED": "1"},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                # Ctrl-C at the terminal is for this process, which stops its children in order.
+                start_new_session=True,
+                limit=1024 * 1024,
+                pass_fds=[handed_over],
+            )
+        finally:
+            os.close(handed_over)
         self._children[name] = _Child(name, process, asyncio.create_task(self._relay(name, process)))
         self._note_processes()
 
@@ -247,7 +287,7 @@ class Stack:
 
     def _owns_workers(self) -> bool:
         """Whether all workers of this host in the database are of this data dir: so if the database is its own."""
-        return not os.environ.get("AGENTRPC_DATABASE_URL")
+        return not self._given.get("AGENTRPC_DATABASE_URL")
 
     def _key(self, name: str, make: Callable[[int], str]) -> str:
         path = self._dir / f"{name}.key"

@@ -49,6 +49,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HEALTH_INTERVAL = 2.0
 _UNHEALTHY_AFTER = 5.0
 _LAST_WORDS = 5.0
+# How long nobody may have called before a stopping server closes its door: gRPC drops the calls that come in that very
+# moment without a word.
+_QUIET = 0.25
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.so_reuseport", 0),
@@ -135,7 +138,8 @@ class EdgeServer:
         self._accounts = accounts
         self._hub = hub
         self._streams: Counter[UUID] = Counter()
-        self._uploads: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._called_at = 0.0
         self._draining = False
         self._health = HealthServicer()
         self._checking: asyncio.Task[None] | None = None
@@ -173,21 +177,29 @@ class EdgeServer:
         return port
 
     async def stop(self, grace: float) -> None:
-        """Leave no client guessing: not healthy, no new calls, streams end with their resume point, then stop."""
+        """Leave no client guessing: not healthy, new calls are refused, streams end with their resume point, then stop.
+
+        Args:
+            grace: Seconds for what is under way. What takes longer is cut off, and told so.
+        """
         self._draining = True
         if self._checking is not None:
             await end_tasks([self._checking])
         await self._set_health(serving=False)
         self._hub.drain()
-        deadline = time.monotonic() + grace
-        while self._streams.total() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a process's life
+        now = time.monotonic()
+        # Whoever has called by now, though the call is still on its way to its handler, is told too.
+        self._called_at = now
+        deadline = now + max(grace, _QUIET)
+        while (self._calls or now - self._called_at < _QUIET) and now < deadline:
             await asyncio.sleep(0.02)
-        if uploads := list(self._uploads):
-            # They get a status: a sender that is cut off without one does not know what has become of it.
-            for upload in uploads:
-                upload.cancel()
-            await asyncio.wait(uploads, timeout=_LAST_WORDS)
-        await self._server.stop(max(deadline - time.monotonic(), 0.2))
+            now = time.monotonic()
+        if calls := list(self._calls):
+            # They get a status: a caller that is cut off without one does not know what has become of its call.
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls, timeout=_LAST_WORDS)
+        await self._server.stop(0.2)
         await self._hub.close()
 
     async def _check_health(self) -> None:
@@ -317,14 +329,8 @@ class EdgeServer:
             await context.send_initial_metadata(call.metadata)
             return response.SerializeToString()
 
-        task = asyncio.current_task()
-        assert task is not None
-        self._uploads.add(task)
-        try:
-            with self._held(path) as held:
-                result = await self._guard(path, context, work)
-        finally:
-            self._uploads.discard(task)
+        with self._held(path) as held:
+            result = await self._guard(path, context, work)
         assert result is not None
         return result
 
@@ -344,7 +350,12 @@ class EdgeServer:
         work: Callable[[Call], Awaitable[bytes | None]],
     ) -> bytes | None:
         """Run one RPC: who, how long, and every error as a status."""
-        began = time.monotonic()
+        began = self._called_at = time.monotonic()
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        # Not before its status has gone.
+        task.add_done_callback(self._calls.discard)
         given = dict(context.invocation_metadata() or ())
         wanted = given.get("x-request-id", "")
         request_id = wanted if isinstance(wanted, str) and _REQUEST_ID.fullmatch(wanted) else str(clock.uuid7())

@@ -79,6 +79,7 @@ def session_message(
         tool_call_count=head.tool_call_count,
         claude_session_id=str(session.claude_session_id),
         etag=etag_of(session.revision),
+        imposed_rules=session.imposed_rules,
     )
     _time(message.create_time, session.create_time)
     _time(message.update_time, session.update_time)
@@ -92,6 +93,8 @@ def session_message(
         message.forked_from = session_name(session.forked_from)
     if session.agent_id and session.agent_number:
         message.agent = agent_version_name(session.agent_id, session.agent_number)
+    if session.isolation_level:
+        message.MergeFrom(session_pb2.Session(isolation_level=f"ISOLATION_LEVEL_{session.isolation_level}"))
     if archive is not None:
         message.MergeFrom(
             session_pb2.Session(archive_storage_state=f"STATE_{archive.state}", restore_needed=archive.dropped)

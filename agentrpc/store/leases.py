@@ -286,6 +286,7 @@ async def claim_next(
     *,
     may_take_new: bool,
     begun_first: bool = False,
+    isolation_level: str | None = None,
     begin: Callable[[Session, Run, Origin], Sequence[LogEvent]],
 ) -> Claim | None:
     """Take the next run that waits or that nobody drives; None when there is nothing for this worker.
@@ -295,6 +296,7 @@ async def claim_next(
         worker_id: The worker.
         may_take_new: False: only sessions that the worker holds already.
         begun_first: Look for runs that nobody drives before those that wait. Alternate, so that neither starves.
+        isolation_level: How the worker keeps agents apart; noted at the session.
         begin: Gives the first events of the run, from session, run and where it was.
     """
     async with database.transaction() as tx:
@@ -329,6 +331,7 @@ async def claim_next(
             head.worker = worker_id
             head.epoch += 1
             head.batch = 0
+        session.isolation_level = isolation_level
         before = head.last_sequence
         losses = head.losses
         await tx.flush()

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.claude.supervisor import become_subreaper, dying_with_parent, kill_descendants
+from agentrpc.handover import environment_for, take_over
 
 __all__ = ["WORKER_COMMAND", "reporter"]
 
@@ -63,6 +64,8 @@ class _Parent:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
+        self._environment, handed_over = environment_for(os.environ)
+        os.set_inheritable(handed_over, True)
         self._asked: int | None = None
         self._stopping = False
         self._worker: int | None = None
@@ -106,7 +109,7 @@ class _Parent:
         command = dying_with_parent(*self._command, str(writing), number=signal.SIGKILL)
         # A session of its own: Ctrl-C at a terminal is for this process, which hands it on.
         self._worker = os.posix_spawn(
-            command[0], command, os.environ, setsid=True, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
+            command[0], command, self._environment, setsid=True, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
         )
         os.close(writing)
         life = _Life(reading)
@@ -261,5 +264,6 @@ def _say(event: str, **values: object) -> None:
 
 
 if __name__ == "__main__":
+    take_over()
     become_subreaper()
-    sys.exit(_Parent([sys.executable, "-m", "agentrpc.app", WORKER_COMMAND]).run())
+    sys.exit(_Parent([sys.executable, "-m", "agentrpc", WORKER_COMMAND]).run())

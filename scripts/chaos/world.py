@@ -124,7 +124,7 @@ class World:
         inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}}
         with child.log.open("ab") as log:
             child.process = await asyncio.create_subprocess_exec(
-                *dying_with_parent(sys.executable, "-m", "agentrpc.app", child.kind),
+                *dying_with_parent(sys.executable, "-m", "agentrpc", child.kind),
                 cwd=self.code,
                 env={**inherited, **child.environment, "PYTHONPATH": str(self.code)},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -253,7 +253,7 @@ async def world(*, real_cli: bool = False, change: Callable[[Path], None] = lamb
     made = World(folder, code, postgres, wire, model, _port(), store_url, Clocks(folder))
     common = {
         **_TIMES,
-        "AGENTRPC_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{wire.port}/agentrpc",
+        "AGENTRPC_DATABASE_URL": f"postgresql://postgres:{urlsplit(store_url).password}@127.0.0.1:{wire.port}/agentrpc",
         "AGENTRPC_REDIS_URL": f"redis://127.0.0.1:{made.redis_port}/0",
         "AGENTRPC_DATA_DIR": str(folder / "data"),
         "AGENTRPC_SIGNING_KEY": "for the fault suite, and for nothing else",

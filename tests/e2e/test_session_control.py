@@ -188,7 +188,7 @@ async def test_a_rewind_takes_conversation_and_files_back(client, running):
     assert outputs(events)[0].split() == ["a", "link", "one", "/etc/hostname"]
     said = [b.text.text for m in of(events, "assistant_message") for b in m.blocks if b.text.text.startswith("heard")]
     assert said == ["heard 2", "heard 0", "heard 0"]
-    if choose_isolation("auto")[0] is Isolation.BUBBLEWRAP:
+    if choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP:
         assert outputs(await run(client, session, bash("ls -A .."))) == ["files"]
     back = [e async for e in _log(client, session) if e.HasField("conversation_rewound")]
     assert back[0].conversation_rewound.workspace_restored

@@ -263,7 +263,7 @@ async def test_an_agent_sees_no_secret_and_no_neighbour(client, running):
 async def _isolation():
     from agentrpc.claude.launcher import choose_isolation
 
-    return choose_isolation("auto")
+    return choose_isolation("auto", fall_back=True)
 
 
 async def test_nothing_secret_is_in_any_argv(client):

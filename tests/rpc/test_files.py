@@ -822,7 +822,7 @@ async def test_an_upload_that_is_given_up_or_cut_leaves_nothing(edge, client, se
     await arrived.wait()
     call.cancel()
     async with asyncio.timeout(10):
-        while edge.server._uploads:  # noqa: ASYNC110 - the end of an RPC rings no bell
+        while edge.server._calls:  # noqa: ASYNC110 - the end of an RPC rings no bell
             await asyncio.sleep(0.01)
     assert not list(incoming.iterdir())
     arrived.clear()

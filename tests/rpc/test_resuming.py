@@ -3,11 +3,23 @@
 import asyncio
 from uuid import UUID, uuid4
 
+import grpc
 import pytest
 
 from agentrpc.client import AgentRpcClient
+from agentrpc.client.errors import decode
 from agentrpc.rpc import approval_stream
-from agentrpc.v1 import approval_service_pb2, run_pb2, run_service_pb2, session_service_pb2, stream_pb2
+from agentrpc.v1 import (
+    approval_service_pb2,
+    file_service_pb2,
+    run_pb2,
+    run_service_pb2,
+    session_service_pb2,
+    stream_pb2,
+)
+from agentrpc.v1.file_service_pb2_grpc import FileServiceStub
+from agentrpc.v1.session_service_pb2_grpc import SessionServiceStub
+from tests.conftest import edge_of
 
 End = stream_pb2.StreamEnd
 
@@ -55,6 +67,13 @@ async def read():
     await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
 
 
+async def endless_upload(session, begun):
+    """Requests of an upload that begins and does not go on."""
+    begun.set()
+    yield file_service_pb2.UploadFileRequest(start=file_service_pb2.UploadFileStart(parent=session, path="x"))
+    await asyncio.sleep(60)
+
+
 def stream_run(source):
     return run_service_pb2.StreamRunRequest(
         parent=source.name, run=run_pb2.Run(prompt="x"), request_id=str(uuid4()), include_deltas=True
@@ -63,6 +82,38 @@ def stream_run(source):
 
 def run_id(run):
     return UUID(run.name.rpartition("/")[2])
+
+
+async def ended_by(call):
+    """The reason that a call ends with, by its status or by its last message; empty for one that was answered."""
+    try:
+        if isinstance(call, grpc.aio.UnaryStreamCall):
+            return End.Reason.Name([response async for response in call][-1].end.reason).removeprefix("REASON_")
+        await call
+    except grpc.aio.AioRpcError as error:
+        return decode(error).reason
+    return ""
+
+
+async def test_calls_that_come_as_an_edge_stops_are_told(edge, source, client):
+    """However far a call has come when the stop begins: its request is on its way, or its handler has begun."""
+    metadata = await client._metadata()
+    for turns in range(12):
+        other = edge_of(edge.settings, edge.database, edge.bus)
+        port = await other.server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.channel_ready()
+            sessions, begun = SessionServiceStub(channel), asyncio.Event()
+            get = sessions.GetSession(session_service_pb2.GetSessionRequest(name=source.name), metadata=metadata)
+            watch = sessions.WatchSession(session_service_pb2.WatchSessionRequest(name=source.name), metadata=metadata)
+            send = FileServiceStub(channel).UploadFile(endless_upload(source.name, begun), metadata=metadata)
+            await begun.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await other.server.stop(0.3)
+            assert await ended_by(get) in {"", "DRAINING"}
+            assert await ended_by(watch) == "DRAINING"
+            assert await ended_by(send) == "DRAINING"
 
 
 async def test_a_drain_under_load_hands_over_without_a_gap(edge, second_edge, source, read):

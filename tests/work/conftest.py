@@ -61,7 +61,7 @@ async def worker(settings, database, bus, edge, tmp_path):
             stack.push_async_callback(gateway.stop)
             cli = write_cli(tmp_path / "cli-under-test") if fake else None
             changed = settings.model_copy(update={"cli_path": cli, **more})
-            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto")[0])
+            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto", fall_back=True)[0])
             await host.start()
             stack.push_async_callback(host.stop, 0.1)
             return host

@@ -53,7 +53,7 @@ class Recorder:
         self._spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False,
             options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
-            isolation=choose_isolation("auto")[0], gate=self._judge,
+            isolation=choose_isolation("auto", fall_back=True)[0], gate=self._judge,
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ def bash(command, **more):
 
 
 def isolations():
-    works = choose_isolation("auto")[0] is Isolation.BUBBLEWRAP
+    works = choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP
     skip = pytest.mark.skipif(not works, reason="bubblewrap does not work here")
     return [pytest.param(Isolation.BUBBLEWRAP, marks=skip), Isolation.SUBREAPER]
 
@@ -113,7 +113,7 @@ async def launch(tmp_path):
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=resume is not None,
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
-            isolation=isolation or choose_isolation("auto")[0], gate=judge,
+            isolation=isolation or choose_isolation("auto", fall_back=True)[0], gate=judge,
             on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
             carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip

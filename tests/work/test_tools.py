@@ -78,7 +78,7 @@ async def talk(tmp_path, model):
         )
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False, options=options, paths=paths,
-            gateway_url=model.url, token="t", isolation=choose_isolation("auto")[0], gate=judge,
+            gateway_url=model.url, token="t", isolation=choose_isolation("auto", fall_back=True)[0], gate=judge,
             on_transcript=lambda *_: None, tools={"own": tools},
         )  # fmt: skip
         agent = await AgentProcess.start(spec, timeout=60)

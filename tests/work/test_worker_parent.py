@@ -222,7 +222,7 @@ async def test_the_parent_is_small(parent):
 @pytest.fixture
 async def worker(settings, tmp_path):
     """`agentrpc worker` in a process, as an operator starts it."""
-    process = subprocess.Popen([sys.executable, "-m", "agentrpc.app", "worker"], env=environment(settings))
+    process = subprocess.Popen([sys.executable, "-m", "agentrpc", "worker"], env=environment(settings))
     yield process
     with contextlib.suppress(psutil.NoSuchProcess):
         for below in psutil.Process(process.pid).children(recursive=True):

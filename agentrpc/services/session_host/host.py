@@ -229,6 +229,7 @@ class SessionHost:
                 self.worker_id,
                 may_take_new=may_take_new,
                 begun_first=begun_first,
+                isolation_level=self._env.isolation.level,
                 begin=lambda session, run, origin: first_events(
                     session, run, origin=origin, warm=self._is_warm(session.id)
                 ),
