@@ -50,22 +50,23 @@ class Files:
 
 # Neither read nor write files by their arguments.
 _NO_FILES = frozenset({
-    ":", "[", "basename", "break", "cd", "continue", "date", "dirname", "echo", "exit", "expr", "false", "hostname", "id",
-    "kill", "nproc", "printenv", "printf", "ps", "pwd", "return", "seq", "sleep", "test", "tr", "true", "tty", "type",
-    "uname", "wait", "which", "whoami", "yes",
+    ":", "[", "basename", "break", "cd", "continue", "date", "dirname", "echo", "exit", "expr", "false",
+    "hostname", "id", "kill", "nproc", "printenv", "printf", "ps", "pwd", "return", "seq", "sleep", "test", "tr",
+    "true", "tty", "type", "uname", "wait", "which", "whoami", "yes",
 })  # fmt: skip
 # Every operand is read.
 _READERS = frozenset({
-    "base64", "bat", "cat", "cksum", "cmp", "column", "comm", "cut", "df", "diff", "du", "file", "find", "fold", "head",
-    "hexdump", "join", "less", "ls", "md5sum", "more", "nl", "od", "paste", "readlink", "realpath", "rev", "sha1sum",
-    "sha256sum", "sha512sum", "shuf", "sort", "stat", "strings", "sum", "tac", "tail", "tree", "uniq", "wc", "xxd",
+    "base64", "bat", "cat", "cksum", "cmp", "column", "comm", "cut", "df", "diff", "du", "file", "find", "fold",
+    "head", "hexdump", "join", "less", "ls", "md5sum", "more", "nl", "od", "paste", "readlink", "realpath", "rev",
+    "sha1sum", "sha256sum", "sha512sum", "shuf", "sort", "stat", "strings", "sum", "tac", "tail", "tree", "uniq",
+    "wc", "xxd",
 })  # fmt: skip
 # The first operand is a text: a pattern or a script.
 _SEARCHERS = frozenset({"ack", "ag", "awk", "egrep", "fgrep", "gawk", "grep", "jq", "mawk", "rg", "sed"})
 # Every operand is written.
 _WRITERS = frozenset({
-    "chgrp", "chmod", "chown", "mkdir", "mkfifo", "mknod", "mktemp", "rm", "rmdir", "shred", "tee", "touch", "truncate",
-    "unlink",
+    "chgrp", "chmod", "chown", "mkdir", "mkfifo", "mknod", "mktemp", "rm", "rmdir", "shred", "tee", "touch",
+    "truncate", "unlink",
 })  # fmt: skip
 # The last operand is written, the others are read.
 _COPIERS = frozenset({"cp", "install", "ln", "mv", "rsync", "scp"})
@@ -140,34 +141,50 @@ class _Found:
         # `--file=x`, `-fx`: a value that may be a file.
         values = [Word(flag.partition("=")[2], flag, "") for flag in flags if "=" in flag]
         if name in _READERS or name in _SEARCHERS:
-            if name in _SEARCHERS and operands and not _has_text(flags):
-                operands = operands[1:]
-            self._read([*operands, *values], folder, tree=tree)
-            if name == "sort" and any(flag.startswith(("-o", "--o")) for flag in flags):
-                self._write(arguments, folder)
-            if name == "find" and set(flags) & {"-delete", "-fls", "-fprint", "-fprint0", "-fprintf"}:
-                self._write(operands, folder, tree=True)
-            if name == "sed":
-                self._write(operands, folder) if any(_in_place(flag) for flag in flags) else None
-                self.writes_more = True
-            if name in {"awk", "gawk", "mawk"}:
-                self.reads_more = self.writes_more = True
-            if tree and len(operands) == 0:
-                self.reads.append(_file(Word(".", ".", "."), folder, tree=True))
+            self._reader(str(name), arguments, operands, flags, folder, tree=tree)
+            self._read(values, folder, tree=tree)
         elif name in _WRITERS:
             self._write([*operands, *values], folder, tree=tree)
         elif name in _COPIERS:
             self._copy(operands, values, flags, folder, moves=name == "mv")
         elif name == "dd":
-            for word in operands:
-                key, _, value = (word.text or "").partition("=")
-                target = Word(value if word.text is not None else None, word.source, "", tilde=value.startswith("~"))
-                if key in {"if", ""}:
-                    self._read([target], folder)
-                if key in {"of", ""}:
-                    self._write([target], folder)
+            self._dd(operands, folder)
         else:
             self.reads_more = self.writes_more = True
+
+    def _reader(
+        self,
+        name: str,
+        arguments: tuple[Word, ...],
+        operands: list[Word],
+        flags: list[str],
+        folder: str | None,
+        *,
+        tree: bool,
+    ) -> None:
+        if name in _SEARCHERS and operands and not _has_text(flags):
+            operands = operands[1:]
+        self._read(operands, folder, tree=tree)
+        if tree and not operands:
+            self.reads.append(_file(Word(".", ".", "."), folder, tree=True))
+        if name == "sort" and any(flag.startswith(("-o", "--o")) for flag in flags):
+            self._write(arguments, folder)
+        if name == "find" and set(flags) & {"-delete", "-fls", "-fprint", "-fprint0", "-fprintf"}:
+            self._write(operands, folder, tree=True)
+        if name == "sed" and any(_in_place(flag) for flag in flags):
+            self._write(operands, folder)
+        if name in {"awk", "gawk", "mawk", "sed"}:
+            # Their scripts name files too.
+            self.reads_more = self.writes_more = True
+
+    def _dd(self, operands: list[Word], folder: str | None) -> None:
+        for word in operands:
+            key, _, value = (word.text or "").partition("=")
+            target = Word(value if word.text is not None else None, word.source, "", tilde=value.startswith("~"))
+            if key in {"if", ""}:
+                self._read([target], folder)
+            if key in {"of", ""}:
+                self._write([target], folder)
 
     def _copy(
         self, operands: list[Word], values: list[Word], flags: list[str], folder: str | None, *, moves: bool

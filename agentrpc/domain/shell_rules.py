@@ -1,13 +1,13 @@
 """Judges a line of shell text by the patterns of rules for commands: the text between the parentheses of `Bash(…)`.
 
-`*` stands for any text and is the only wildcard. `X:*` is X, or X followed by a blank and anything; `X *` the same when
-that is its only wildcard. A pattern without `*` is that command, or that whole line, and no other. Quotes in a pattern are
-read as in a command, and words are compared one by one.
+`*` stands for any text and is the only wildcard. `X:*` is X, or X followed by a blank and anything; `X *` the same
+when that is its only wildcard. A pattern without `*` is that command, or that whole line, and no other. Quotes in a
+pattern are read as in a command, and words are compared one by one.
 
 To deny, a pattern need match one command anywhere in the line, also behind wrappers; the program by its base name, and
 `git -C x push` is a `git push`. It binds what the line says, not what a program does by itself: it is no boundary.
 To allow, patterns must match every command, all of whose words are known; what a pattern leaves open may not make the
-program run another or write elsewhere (`shell_programs`), and nothing in the line may change what its words mean.
+program run another or write elsewhere (`shell_safety`), and nothing in the line may change what its words mean.
 """
 
 import re
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentrpc.domain.shell import Command, Script, read_shell
-from agentrpc.domain.shell_files import File, files_of, redirected
-from agentrpc.domain.shell_programs import PLAIN, Runs, consents, is_safe, name_of, runs_of, without_globals
+from agentrpc.domain.shell_files import File, redirected
+from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
+from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
 from agentrpc.domain.shell_words import Word
 
 __all__ = ["allowed_by", "denied_by", "may_be_denied", "session_patterns", "warnings_of"]
@@ -28,7 +29,7 @@ _MAX_PATTERN = 900
 _BLANK, _UNKNOWN = "\x01", "\x02"
 # Builtins that do nothing but steer the line; they need no rule.
 _STEERING = frozenset({":", "[", "break", "continue", "exit", "false", "return", "test", "true"})
-# For these, "for the session" may leave the arguments open: they show what they are told to, and read and write no file.
+# For these, "for the session" may leave the arguments open: they show what they are told to, and open no file.
 _SHOWING = frozenset({"date", "echo", "hostname", "id", "nproc", "pwd", "uname", "whoami"})
 _SHOWING_GIT = frozenset({"diff", "log", "show", "status"})
 _PROGRAM = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -111,8 +112,8 @@ def _same(pattern: _Pattern, text: str) -> bool:
 def denied_by(script: Script, patterns: Iterable[str]) -> str | None:
     """The first of the patterns that one of the line's commands matches; None when none does.
 
-    Matched are programs by base name (`/bin/rm`), behind wrappers (`env`, `timeout 5`, `sh -c`), in every command of the
-    line, certain or not, as far as words are known.
+    Matched are programs by base name (`/bin/rm`), behind wrappers (`env`, `timeout 5`, `sh -c`), in every command of
+    the line, certain or not, as far as words are known.
     """
     forms = [form for command in script.commands for form in _forms(command)]
     sources = [script.line, *(command.source for command in script.commands)]
@@ -154,7 +155,7 @@ def _unseen(command: Command, *, calculates: bool = False) -> str:
     return runs.unseen or next((why for inner in runs.inner if (why := _unseen(inner))), "")
 
 
-def _forms(command: Command, depth: int = 0) -> Iterator[tuple[Word, ...]]:
+def _forms(command: Command) -> Iterator[tuple[Word, ...]]:
     """The words of a command in each of the ways in which a rule may speak of it."""
     if not command.words:
         return
@@ -174,9 +175,8 @@ def _forms(command: Command, depth: int = 0) -> Iterator[tuple[Word, ...]]:
         shorter = without_globals(name, words)
         if len(shorter) != len(words):
             yield shorter
-    if depth < 8:  # noqa: PLR2004
-        for inner in runs.inner:
-            yield from _forms(inner, depth + 1)
+    for inner in runs.inner:
+        yield from _forms(inner)
 
 
 def _may_match(pattern: _Pattern, words: tuple[Word, ...]) -> bool:
@@ -282,7 +282,7 @@ def _clear(runs: Runs, assigned: tuple[Word, ...]) -> tuple[int, ...]:
 def _is_bounded(pattern: _Pattern, runs: Runs, name: str, at: int) -> bool:
     """Whether what the pattern leaves open cannot make the program do something else than the pattern says."""
     literal = max(0, at + pattern.literal - pattern.assigns)
-    if runs.last not in {at} and literal <= runs.last:
+    if runs.last != at and literal <= runs.last:
         return False
     arguments = runs.words[runs.last + 1 :]
     named = max(0, literal - runs.last - 1)
@@ -389,7 +389,9 @@ def warnings_of(pattern: str, *, allows: bool = False) -> list[str]:
     named = words[runs.last + 1 :]
     if name is None or runs.changes or (not is_safe(name, named, len(named)) and not consents(name, named, ())):
         return [
-            "it allows nothing: the program runs others, or changes what follows, by its arguments;"
-            " name the script or subcommand, or the very command"
+            (
+                "it allows nothing: the program runs others, or changes what follows, by its arguments;"
+                " name the script or subcommand, or the very command"
+            )
         ]
     return []

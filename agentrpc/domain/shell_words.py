@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Redirect", "Unsure", "Word", "Words"]
 
 
-class Unsure(Exception):  # noqa: N818 - it is no error: the caller goes on with what it knows
+class Unsure(Exception):
     """Bash may read this otherwise."""
 
 
@@ -126,16 +126,14 @@ class Words:
                 return items
             found = _REDIRECT.match(self._text, following, end)
             if at == following != start and not found:
-                msg = "two words without a blank between them"
-                raise Unsure(msg)
+                raise Unsure("two words without a blank between them")
             if found:
                 at, redirect = self._redirect(found, end)
                 items += [redirect] if redirect else []
             else:
                 at, word = self.word(following, end)
                 if re.fullmatch(r"\{[A-Za-z_][A-Za-z0-9_]*\}", word.source) and self._text[at : at + 1] in ("<", ">"):
-                    msg = "a redirection that sets a variable"
-                    raise Unsure(msg)
+                    raise Unsure("a redirection that sets a variable")
                 items.append(word)
 
     def _skip(self, at: int, end: int, *, lines: bool) -> int:
@@ -154,8 +152,9 @@ class Words:
         at = self._skip(found.end(), end, lines=False)
         if operator in (">&", "<&") and self._text.startswith("-", at):
             after = at + 1
-            if after == end or self._text[after] in _END:
-                return after, None
+            if after < end and self._text[after] not in _END:
+                raise Unsure("a word behind a closed descriptor")
+            return after, None
         at, word = self.word(at, end)
         if operator == "<<<" or word.source.startswith(("<(", ">(")):
             return at, None
@@ -171,8 +170,7 @@ class Words:
         """
         text, part, at = self._text, _Part(), start
         if text.startswith("#", start):
-            msg = "a comment where a word should be"
-            raise Unsure(msg)
+            raise Unsure("a comment where a word should be")
         while at < end:
             plain = _PLAIN.match(text, at, end)
             if plain:
@@ -201,8 +199,7 @@ class Words:
                 self._special(letter, at, start, part)
                 at += 1
         if at == start:
-            msg = "an operator where a word should be"
-            raise Unsure(msg)
+            raise Unsure("an operator where a word should be")
         if part.tilde and text[start + 1 : at] and text[start + 1] != "/":
             # Another user's home.
             part.known, part.prefix = False, ""
@@ -217,9 +214,7 @@ class Words:
         elif letter == "{":
             part.stop_prefix()
             part.brace = True
-        elif letter == "," and part.brace:
-            part.unknown(splits=True)
-        elif letter == "." and part.brace and part.text and part.text[-1] == ".":
+        elif (letter == "," and part.brace) or (letter == "." and part.brace and part.text and part.text[-1] == "."):
             part.unknown(splits=True)
         elif letter == "~":
             if at == start:
@@ -232,16 +227,14 @@ class Words:
     def _pass(self, at: int, end: int) -> int:
         after = self._expansions[at]
         if after > end:
-            msg = "an expansion that reaches too far"
-            raise Unsure(msg)
+            raise Unsure("an expansion that reaches too far")
         self._look_into(at)
         return after
 
     def _single(self, at: int, end: int, part: _Part) -> int:
         close = self._text.find("'", at + 1, end)
         if close < 0:
-            msg = "an unclosed quote"
-            raise Unsure(msg)
+            raise Unsure("an unclosed quote")
         part.text.append(self._text[at + 1 : close])
         return close + 1
 
@@ -265,13 +258,11 @@ class Words:
                 at += 2
             else:
                 at = self._dollar(at, end, part, quoted=True)
-        msg = "an unclosed quote"
-        raise Unsure(msg)
+        raise Unsure("an unclosed quote")
 
     def _escaped(self, at: int, end: int, part: _Part) -> int:
         if at + 1 >= end:
-            msg = "a backslash at the end"
-            raise Unsure(msg)
+            raise Unsure("a backslash at the end")
         following = self._text[at + 1]
         if following != "\n":
             part.text.append(following)
@@ -288,13 +279,11 @@ class Words:
             after = self._pass(at, end)
             passed = text[at:after]
             if following not in "({" and text[at] == "$" and not _NAMED.fullmatch(passed):
-                msg = "an expansion of an unknown form"
-                raise Unsure(msg)
+                raise Unsure("an expansion of an unknown form")
             part.unknown(splits=not quoted or "@" in passed)
             return after
         if text[at] == "`" or (following and (following.isalnum() or following in "_({[@*#?$!-")):
-            msg = "an expansion that the grammar does not show"
-            raise Unsure(msg)
+            raise Unsure("an expansion that the grammar does not show")
         part.text.append("$")
         return at + 1
 
@@ -303,8 +292,7 @@ class Words:
         while close < end and self._text[close] != "'":
             close += 2 if self._text[close] == "\\" else 1
         if close >= end:
-            msg = "an unclosed quote"
-            raise Unsure(msg)
+            raise Unsure("an unclosed quote")
         part.text.append(_ANSI_ESCAPE.sub(_unescape, self._text[at + 2 : close]))
         return close + 1
 
@@ -313,12 +301,10 @@ def _unescape(found: re.Match[str]) -> str:
     octal, short, wide, long, letter = found.groups()
     if letter is not None:
         if letter not in _SIMPLE_ESCAPES:
-            msg = "an escape of an unknown form"
-            raise Unsure(msg)
+            raise Unsure("an escape of an unknown form")
         return _SIMPLE_ESCAPES[letter]
     code = int(octal, 8) if octal else int(short or wide or long, 16)
     if not 0 < code < _ASCII_END:
         # Bytes that are no letters by themselves, and NUL, which ends the word.
-        msg = "an escape for something else than an ASCII letter"
-        raise Unsure(msg)
+        raise Unsure("an escape for something else than an ASCII letter")
     return chr(code)
