@@ -10,23 +10,18 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
+from agentrpc.claude.launcher import SessionPaths, stop_tree
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
 from agentrpc.testkit import write_cli
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from tests.isolations import isolations, usable_isolation
 
 ALLOW = Verdict(allow=True)
 
 
 def bash(command, **more):
     return f"[[tool: Bash {json.dumps({'command': command, **more})}]]"
-
-
-def isolations():
-    works = choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP
-    skip = pytest.mark.skipif(not works, reason="bubblewrap does not work here")
-    return [pytest.param(Isolation.BUBBLEWRAP, marks=skip), Isolation.SUBREAPER]
 
 
 class Live:
@@ -113,7 +108,7 @@ async def launch(tmp_path):
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=resume is not None,
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
-            isolation=isolation or choose_isolation("auto", fall_back=True)[0], gate=judge,
+            isolation=isolation or usable_isolation(), gate=judge,
             on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
             carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip
