@@ -51,6 +51,7 @@ from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.session_control import SessionControl
+from agentrpc.services.session_grants import SessionGrants
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.signals import Doorbell
 from agentrpc.services.task_executions import Executions
@@ -95,6 +96,7 @@ class UseCases:
         self.runs = Runs(database, bus, doorbell, settings)
         self.session_control = SessionControl(database, bus, doorbell, self.sessions, settings)
         self.run_control = RunControl(database, bus, doorbell, settings)
+        self.session_grants = SessionGrants(database, bus, settings)
         self.approvals = Approvals(database, bus, doorbell, settings)
         self.schedules = Schedules(database)
         self.executions = Executions(database, bus, doorbell, settings, self.schedules.execution_ended)
@@ -116,7 +118,7 @@ class UseCases:
         """The services of the contract."""
         return [
             auth_service(self.accounts),
-            session_service(self.sessions, self.session_control, streams),
+            session_service(self.sessions, self.session_control, self.session_grants, streams),
             run_service(self.runs, self.run_control, streams),
             approval_service(self.approvals, streams),
             task_service(self.tasks, self.executions, self.schedules),

@@ -18,6 +18,7 @@ __all__ = [
     "archive_name",
     "delivery_name",
     "execution_name",
+    "grant_name",
     "mcp_server_name",
     "memory_entry_name",
     "memory_store_name",
@@ -29,6 +30,7 @@ __all__ = [
     "parse_delivery",
     "parse_delivery_or_wildcard",
     "parse_execution",
+    "parse_grant",
     "parse_mcp_server",
     "parse_memory_entry",
     "parse_memory_store",
@@ -54,6 +56,7 @@ _ID = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
 _SESSION = re.compile(f"sessions/{_ID}")
 _RUN = re.compile(f"sessions/{_ID}/runs/{_ID}")
 _APPROVAL = re.compile(f"sessions/{_ID}/approvals/{_ID}")
+_GRANT = re.compile(f"sessions/{_ID}/grants/{_ID}")
 MEMORY_STORE = re.compile(f"memoryStores/{_ID}")
 _MEMORY_ENTRY = re.compile(f"memoryStores/{_ID}/entries/(.+)", re.DOTALL)
 _ARCHIVE = re.compile(f"sessions/{_ID}/archive")
@@ -77,6 +80,11 @@ def session_name(session_id: UUID) -> str:
 def run_name(session_id: UUID, run_id: UUID) -> str:
     """`sessions/{session}/runs/{run}`."""
     return f"sessions/{session_id}/runs/{run_id}"
+
+
+def grant_name(session_id: UUID, grant_id: UUID) -> str:
+    """`sessions/{session}/grants/{grant}`."""
+    return f"sessions/{session_id}/grants/{grant_id}"
 
 
 def approval_name(session_id: UUID, approval_id: UUID) -> str:
@@ -147,6 +155,12 @@ def parse_approval(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
     """The ids of session and approval in `sessions/{session}/approvals/{approval}`. Raises as `parse_session`."""
     session_id, approval_id = _match(_APPROVAL, name, field, "sessions/{session}/approvals/{approval}")
     return session_id, approval_id
+
+
+def parse_grant(name: str, *, field: str = "name") -> tuple[UUID, UUID]:
+    """The ids of session and grant in `sessions/{session}/grants/{grant}`. Raises as `parse_session`."""
+    session_id, grant_id = _match(_GRANT, name, field, "sessions/{session}/grants/{grant}")
+    return session_id, grant_id
 
 
 def parse_memory_store(name: str, *, field: str = "name") -> UUID:

@@ -76,6 +76,7 @@ class Gatekeeper:
             tool_name=given.get("tool_name", ""),
             input=given.get("tool_input") or {},
             agent_id=given.get("agent_id"),
+            folder=str(given.get("cwd") or ""),
         )
         reason = await self._judge(call)
         answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecision": "deny"}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.terminal import print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     agent_pb2,
@@ -184,7 +185,10 @@ def create_agent(
         groups = [await _find_group(client, group) for group in tool_group or ()]
         version = agent_pb2.AgentVersion(options=given, tool_groups=groups)
         request = agent_service_pb2.CreateAgentRequest(agent=agent, version=version)
-        return await client.call(client.agents.CreateAgent, request)
+        made = await client.call(client.agents.CreateAgent, request)
+        first = agent_service_pb2.GetAgentVersionRequest(name=made.default_version)
+        print_warnings((await client.call(client.agents.GetAgentVersion, first)).rule_warnings)
+        return made
 
     _named(work, as_json=as_json)
 
@@ -397,5 +401,6 @@ def _named(make: Callable[[AgentRpcClient], Awaitable[Any]], *, as_json: bool) -
             _print(made)
         else:
             print(made.name)
+        print_warnings(getattr(made, "rule_warnings", ()))
 
     run_command(work)

@@ -13,17 +13,16 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Column, Table
 
-from agentrpc.cli import agents, mcp_servers, schedules, talk, tasks, webhooks
+from agentrpc.cli import agents, approvals, mcp_servers, schedules, talk, tasks, webhooks
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import print_line, state_name, wait_name
 from agentrpc.cli.reports import reports_app
+from agentrpc.cli.terminal import print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
-    approval_pb2,
-    approval_service_pb2,
     run_service_pb2,
     session_pb2,
     session_service_pb2,
@@ -40,10 +39,9 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(help="Sessions.", no_args_is_help=True)
 runs_app = typer.Typer(help="Runs.", no_args_is_help=True)
-approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_help=True)
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(runs_app, name="runs")
-app.add_typer(approvals_app, name="approvals")
+approvals.register(app, sessions_app)
 agents.register(app)
 app.add_typer(memory_app, name="memory")
 app.add_typer(files_app, name="files")
@@ -90,7 +88,9 @@ def _only_for_new(session: str, agent: str) -> None:
 async def _create(client: AgentRpcClient, wanted: session_pb2.Session, agent: str) -> str:
     if agent:
         wanted.agent = await agents.find_agent(client, agent)
-    return (await client.create_session(wanted)).name
+    made = await client.create_session(wanted)
+    print_warnings(made.rule_warnings)
+    return made.name
 
 
 @app.command()
@@ -369,53 +369,10 @@ def resolve_run(
     _call(lambda client: client.resolve_run(name, wanted, results))
 
 
-@approvals_app.command("list")
-def list_approvals(session: str = "-", everything: Annotated[bool, typer.Option("--all")] = False) -> None:
-    """List approvals that wait, or --all."""
-
-    async def work(client: AgentRpcClient) -> None:
-        states = [] if everything else [approval_pb2.Approval.STATE_PENDING]
-        request = approval_service_pb2.ListApprovalsRequest(parent=_session_name(session), states=states)
-        response = await client.call(client.approvals.ListApprovals, request)
-        table = Table(Column("approval", no_wrap=True), "state", "question", box=None)
-        for found in response.approvals:
-            state = approval_pb2.Approval.State.Name(found.state).removeprefix("STATE_")
-            table.add_row(found.name, state, found.title)
-        console.print(table)
-
-    run_command(work)
-
-
-@approvals_app.command("watch")
-def watch_approvals(session: str = "-") -> None:
-    """Watch approvals."""
-
-    async def work(client: AgentRpcClient) -> None:
-        async for found in client.watch_approvals(_session_name(session)):
-            state = approval_pb2.Approval.State.Name(found.state).removeprefix("STATE_")
-            console.print(f"{found.name} [b]{state}[/] {found.title}", highlight=False)
-
-    run_command(work)
-
-
-@approvals_app.command("resolve")
-def resolve_approval(
-    name: str,
-    allow: Annotated[bool, typer.Option("--allow/--deny")],
-    for_session: Annotated[bool, typer.Option(help="Allow calls like it for the rest of the session.")] = False,
-    message: Annotated[str, typer.Option(help="With --deny: what the agent is told.")] = "",
-) -> None:
-    """Answer an approval."""
-    resolution = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_DENY, message=message)
-    if allow:
-        resolution = approval_pb2.Resolution(decision=approval_pb2.Resolution.DECISION_ALLOW)
-        if for_session:
-            resolution.scope = approval_pb2.Resolution.SCOPE_SESSION
-    _call(lambda client: client.resolve(name, resolution))
-
-
 def _call(make: Any) -> None:  # noqa: ANN401 - a call of any message
     async def work(client: AgentRpcClient) -> None:
-        _print(await make(client))
+        answer = await make(client)
+        _print(answer)
+        print_warnings(getattr(answer, "rule_warnings", ()))
 
     run_command(work)

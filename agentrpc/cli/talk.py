@@ -10,10 +10,13 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
-from rich.markup import escape
+from rich.text import Text
 
-from agentrpc.cli.render import print_line, summary
+from agentrpc.cli.approvals import print_question
+from agentrpc.cli.render import print_line
+from agentrpc.cli.terminal import shown
 from agentrpc.client import AgentRpcClient, Preview, RpcError
+from agentrpc.domain.visible_text import visible
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
 
 __all__ = ["chat", "run_once"]
@@ -142,14 +145,13 @@ def _ask(console: Console, approval: approval_pb2.Approval) -> _Resolution:
         return allow
     if approval.kind == approval_pb2.Approval.KIND_PLAN:
         with suppress(ValueError):
-            console.print(Markdown(str(json.loads(approval.input_json or "{}").get("plan", ""))))
-    console.print(f"[yellow]{escape(approval.title)}[/] [dim]({escape(approval.reason)})[/]", highlight=False)
-    console.print(f"[dim]{escape(summary(approval.tool_name, approval.input_json))}[/]", highlight=False)
+            console.print(Markdown(visible(str(json.loads(approval.input_json or "{}").get("plan", "")), keep="\n\t")))
+    print_question(console, approval)
     choices = "y = yes, n = no, e = edit the input"
     if approval.session_rules:
-        choices += f", s = yes, and {', '.join(approval.session_rules)} for the session"
+        choices += ", s = yes, and for the session"
     while True:
-        answer = console.input(f"{escape(choices)}: ").strip()
+        answer = console.input(f"{choices}: ", markup=False).strip()
         if answer in {"y", "yes"}:
             return allow
         if answer == "s" and approval.session_rules:
@@ -171,12 +173,11 @@ def _ask_questions(console: Console, input_json: str) -> str:
     given = json.loads(input_json or "{}")
     answers: dict[str, str] = {}
     for question in given.get("questions", []):
-        console.print(f"[b]{escape(question.get('question', ''))}[/]", highlight=False)
+        console.print(shown(str(question.get("question", "")), "bold"), highlight=False)
         options = question.get("options", [])
         for number, option in enumerate(options, 1):
-            console.print(
-                f"  {number}. {escape(option.get('label', ''))} [dim]{escape(option.get('description', ''))}[/]"
-            )
+            label, told = str(option.get("label", "")), str(option.get("description", ""))
+            console.print(Text.assemble(f"  {number}. ", shown(label), " ", shown(told, "dim")), highlight=False)
         said = console.input("number, or your own words: ").strip()
         picked = [
             options[int(n) - 1]["label"] for n in said.split(",") if n.strip().isdigit() and 0 < int(n) <= len(options)

@@ -16,12 +16,14 @@ class ToolCall:
         tool_name: The tool, such as `Bash` or `mcp__github__create_issue`.
         input: The input as the CLI parsed it.
         agent_id: The subagent that makes the call; None for the main conversation.
+        folder: The folder that the agent is in: absolute; empty: the workspace.
     """
 
     tool_use_id: str
     tool_name: str
     input: dict[str, Any]
     agent_id: str | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

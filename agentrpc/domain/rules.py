@@ -1,30 +1,57 @@
-"""Rules for tool calls, and the decision that the gate takes by them.
+"""Rules for tool calls, and the decision that the gate takes by them. `docs/rules.md` is the reference for people.
 
-A rule is the name of a tool, which may hold `*`, or the name with a pattern in parentheses, in the form that users know
-from Claude Code's settings (https://code.claude.com/docs/en/permissions):
+A rule is the name of a tool, or the name with a pattern in parentheses, and means what it means in Claude Code's
+settings (https://code.claude.com/docs/en/permissions):
 
-    Read                     every call of Read
-    mcp__github__*           every tool of an MCP server
-    Bash(git log:*)          commands that are `git log` or begin with `git log `
-    Bash(npm run test)       that command exactly
-    Edit(src/**)             files below src in the workspace
-    WebFetch(domain:example.com)
+    Read, Edit, Bash                 every call of all that reads, of all that edits, of the shell
+    mcp__github, mcp__github__get_*  tools of an MCP server
+    Bash(git log:*)                  commands, see `shell_rules.py`
+    Edit(src/**), Read(//etc/**)     files, see `path_rules.py`
+    WebFetch(domain:example.com)     hosts, see `url_rules.py`
+    Agent(Explore), Skill(deploy)    a subagent, a skill
+    Agent(model:opus)                an input by its name, in rules that deny
 
-Deny wins over everything. A compound shell command is allowed only if each of its parts is, and is denied as soon as
-one of them is; whatever cannot be taken apart for certain (substitution, redirection, a broken quote) matches no allow
-rule with a pattern. Unknown means ask, and nobody to ask means deny.
+Deny wins over everything; it holds for what a call may be, and allowing for what it is for certain. What is between the
+two is asked, and what nobody answers is denied. Protected names are never written without a question
+(`protected_paths.py`).
 """
 
 import posixpath
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["EXIT_PLAN", "Decision", "Outcome", "Own", "Rule", "decide", "parse_rule", "session_rules", "target_path"]
+from agentrpc.domain.calls import (
+    EDITORS,
+    EXIT_PLAN,
+    HARMLESS,
+    PERSONAL,
+    READERS,
+    SHELLS,
+    Call,
+    Own,
+    Spot,
+    Target,
+    read_call,
+)
+from agentrpc.domain.path_rules import Places, is_below, may_fit_below, path_fits, path_pattern
+from agentrpc.domain.protected_paths import protected_name
+from agentrpc.domain.rule_syntax import JUDGED_INPUTS, Kind, Rule, parse_rule, read_rules
+from agentrpc.domain.shell import Script
+from agentrpc.domain.shell_files import File
+from agentrpc.domain.shell_rules import allowed_by, denied_by, may_be_denied, session_patterns
+from agentrpc.domain.url_rules import domain_fits
+
+__all__ = ["EXIT_PLAN", "Decision", "Outcome", "Own", "Rule", "Target", "decide", "parse_rule", "session_rules"]
+
+_WILDCARD = re.compile(r"(?<!\\)[*?\[]")
+_BEGINNING = re.compile(r"^(~|\.)?/+")
+_UNESCAPED = re.compile(r"\\(?=.)")
+_INTERPRETERS = frozenset({".", "bash", "dash", "eval", "sh", "source", "zsh"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Outcome(StrEnum):
@@ -45,93 +72,7 @@ class Decision:
     blocked_path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A parsed rule: a glob over names of tools and, if it has one, the pattern in parentheses."""
-
-    tool: str
-    pattern: str | None
-    text: str
-
-
-_RULE = re.compile(r"([A-Za-z0-9_*.-]{1,200})(?:\((.+)\))?", re.DOTALL)
-_MAX_RULE = 1000
-
-# The CLI gives some tools two names, by version and place.
-_ALIASES = {"Agent": "Task", "MultiEdit": "Edit"}
-
-_PATH_INPUTS = {
-    "Read": "file_path",
-    "Edit": "file_path",
-    "Write": "file_path",
-    "NotebookEdit": "notebook_path",
-    "Glob": "path",
-    "Grep": "path",
-    "LS": "path",
-}
-_READERS = frozenset({"Read", "Glob", "Grep", "LS"})
-_EDITORS = frozenset({"Edit", "Write", "NotebookEdit"})
-
-# Tools without an effect outside the agent itself. What a subagent does comes through the gate call by call.
-_HARMLESS = frozenset(
-    {
-        "BashOutput",
-        "EnterPlanMode",
-        "KillShell",
-        "ListAgents",
-        "ReportFindings",
-        "Skill",
-        "StructuredOutput",
-        "Task",
-        "TaskCreate",
-        "TaskGet",
-        "TaskList",
-        "TaskOutput",
-        "TaskStop",
-        "TaskUpdate",
-        "TodoWrite",
-        "ToolSearch",
-    }
-)
-
-# The call with which an agent presents its plan.
-EXIT_PLAN = "ExitPlanMode"
-
-# Only a person can answer these; no rule or mode can.
-PERSONAL = frozenset({"AskUserQuestion", EXIT_PLAN})
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """Folders that the CLI tells its agent of: absolute paths.
-
-    Attributes:
-        plans: Where a plan is written before it is presented.
-        results: Where results of calls are that were too long for the conversation.
-    """
-
-    plans: str
-    results: str
-
-    def may(self, tool: str, path: str) -> bool:
-        """Whether a file tool may be used there without a question."""
-        if _is_below(path, self.plans):
-            return tool in _READERS or tool in _EDITORS
-        return tool in _READERS and _is_below(path, self.results)
-
-
-def parse_rule(text: str) -> Rule:
-    """Parse a rule.
-
-    Raises:
-        ValueError: It has another form; the message says what a rule looks like.
-    """
-    found = _RULE.fullmatch(text) if len(text) <= _MAX_RULE else None
-    if found is None:
-        msg = "a rule is the name of a tool, such as Read or mcp__github__*, or Tool(pattern), such as Bash(git log:*)"
-        raise ValueError(msg)
-    name = found[1]
-    return Rule(_ALIASES.get(name, name), found[2], text)
+# ---- The decision ----
 
 
 def decide(
@@ -143,187 +84,392 @@ def decide(
     allowed: Iterable[Rule],
     disallowed: Iterable[Rule],
     own: Own | None = None,
+    home: str | None = None,
+    folder: str | None = None,
+    resolve: Callable[[str], Target] | None = None,
 ) -> Decision:
     """Decide about one call.
 
     Args:
         tool: Its tool.
         tool_input: Its input.
-        workspace: The absolute path of the workspace, links resolved.
+        workspace: The absolute path of the workspace.
         mode: The permission mode, `DEFAULT`, `ACCEPT_EDITS`, `PLAN` or `DONT_ASK`.
         allowed: Rules that allow: those of the session's options and those that answers added.
         disallowed: Rules that deny.
         own: Where the agent has files of its own.
+        home: The agent's home. None: not known.
+        folder: The folder that the agent is in, at which relative paths begin. None: the workspace.
+        resolve: Where an absolute path leads, links resolved, as the agent's processes see it. None: nothing is a link.
     """
-    tool = _ALIASES.get(tool, tool)
-    for rule in disallowed:
-        if _denies(rule, tool, tool_input, workspace):
-            return Decision(Outcome.DENY, f"the rule {rule.text} denies it", "rule")
-    if tool in PERSONAL:
+    call = read_call(tool, tool_input, Places(workspace, home), folder=folder, resolve=resolve)
+    denied = _denied(call, list(disallowed))
+    if isinstance(denied, Rule):
+        return Decision(Outcome.DENY, f"the rule {denied.text} denies it", "rule")
+    if call.tool in PERSONAL:
         if mode == "DONT_ASK":
             return Decision(Outcome.DENY, "in this permission mode nobody is asked", "mode")
         return Decision(Outcome.ASK, "only a person can answer it", "default")
-    path = target_path(tool, tool_input, workspace)
-    if own is not None and path is not None and own.may(tool, path):
+    if not denied and own is not None and _is_own(call, own):
         return Decision(Outcome.ALLOW, "it is a file of the agent's own", "default")
-    if mode == "PLAN" and tool not in _HARMLESS and tool not in _READERS:
+    if mode == "PLAN" and call.tool not in HARMLESS and call.tool not in READERS:
         return Decision(Outcome.DENY, "the agent is in plan mode and may change nothing: present the plan", "mode")
-    rule_texts = _allowing(list(allowed), tool, tool_input, workspace)
-    if rule_texts:
-        return Decision(Outcome.ALLOW, f"the rule {', '.join(rule_texts)} allows it", "rule")
-    return _by_default(tool, path, workspace, mode)
-
-
-def _by_default(tool: str, path: str | None, workspace: str, mode: str) -> Decision:
-    outside = path is not None and not _is_below(path, workspace)
-    if tool in _HARMLESS:
-        return Decision(Outcome.ALLOW, "it has no effect outside the agent", "default")
-    if tool in _READERS and not outside:
-        return Decision(Outcome.ALLOW, "it reads in the workspace", "default")
-    if tool in _EDITORS and mode == "ACCEPT_EDITS" and not outside:
-        return Decision(Outcome.ALLOW, "this permission mode accepts edits in the workspace", "mode")
+    allow = list(allowed)
+    asked = denied or _must_be_asked(call, allow)
+    if not asked:
+        texts = _allowing(call, allow, mode)
+        if texts:
+            return Decision(Outcome.ALLOW, f"the rule {', '.join(texts)} allows it", "rule")
+        default = _by_default(call, mode)
+        if default is not None:
+            return default
     if mode == "DONT_ASK":
-        return Decision(Outcome.DENY, "no rule allows it and in this permission mode nobody is asked", "mode")
-    if outside:
-        return Decision(Outcome.ASK, f"{path} is outside the workspace", "default", blocked_path=str(path))
-    return Decision(Outcome.ASK, "no rule allows it", "default")
+        why = asked or "no rule allows it"
+        return Decision(Outcome.DENY, f"{why}, and in this permission mode nobody is asked", "mode")
+    blocked = _outside(call)
+    reason = asked or (f"{blocked} is outside the workspace" if blocked else "no rule allows it")
+    return Decision(Outcome.ASK, reason, "default", blocked_path=blocked)
 
 
-def target_path(tool: str, tool_input: Mapping[str, Any], workspace: str) -> str | None:
-    """The absolute path that a call of a file tool is about; None for other tools."""
-    key = _PATH_INPUTS.get(tool)
-    if key is None:
-        return None
-    path = tool_input.get(key)
-    if not isinstance(path, str) or not path:
-        return workspace
-    return posixpath.normpath(posixpath.join(workspace, path))
+def _is_own(call: Call, own: Own) -> bool:
+    """Whether a file tool is used on files of the agent's own."""
+    spots = call.spots if call.script is None else ()
+    return bool(spots) and all(spot.known and all(own.may(call.tool, path) for path in spot.paths) for spot in spots)
 
 
-def session_rules(tool: str, tool_input: Mapping[str, Any], workspace: str) -> list[str]:
-    """The rules that an answer "for the session" would add; none when no rule would be narrow enough."""
-    tool = _ALIASES.get(tool, tool)
-    if tool in PERSONAL:
-        return []
-    if tool == "Bash":
-        commands = _commands(tool_input.get("command"))
-        if not commands:
-            return []
-        rules = []
-        for words in commands:
-            # A program whose first argument is a command of its own (git push) is named with it.
-            count = 2 if len(words) > 1 and re.fullmatch(r"[a-z][a-z-]*", words[1]) else 1
-            rules.append(f"Bash({shlex.join(words[:count])}:*)")
-        return list(dict.fromkeys(rules))
-    path = target_path(tool, tool_input, workspace)
-    if path is not None:
-        if _is_below(path, workspace):
-            return [f"{tool}(**)"]
-        return [f"{tool}({posixpath.dirname(path)}/**)"]
-    if tool == "WebFetch":
-        domain = _domain(tool_input)
-        return [f"WebFetch(domain:{domain})"] if domain else []
-    return [tool]
+def _by_default(call: Call, mode: str) -> Decision | None:
+    if call.tool in HARMLESS:
+        return Decision(Outcome.ALLOW, "it has no effect outside the agent", "default")
+    inside = bool(call.spots) and all(spot.within(call.places.workspace) for spot in call.spots)
+    if call.tool in READERS and inside:
+        return Decision(Outcome.ALLOW, "it reads in the workspace", "default")
+    if call.tool in EDITORS and mode == "ACCEPT_EDITS" and inside:
+        return Decision(Outcome.ALLOW, "this permission mode accepts edits in the workspace", "mode")
+    return None
 
 
-def _denies(rule: Rule, tool: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
-    if not fnmatchcase(tool, rule.tool):
+def _outside(call: Call) -> str:
+    """The path outside the workspace that a file tool wants; empty when there is none."""
+    if call.script is not None:
+        return ""
+    for spot in call.spots:
+        if spot.paths and not spot.within(call.places.workspace):
+            return next((path for path in spot.paths if not is_below(path, call.places.workspace)), spot.paths[0])
+    return ""
+
+
+# ---- Denying ----
+
+
+def _denied(call: Call, rules: Sequence[Rule]) -> Rule | str | None:
+    """The rule that denies a call; why it cannot be told that none does, in words; None when none does."""
+    doubts: list[str] = []
+    commands: list[str] = []
+    for rule in rules:
+        found = _denies(rule, call)
+        if found is True:
+            return rule
+        if found is None:
+            doubts.append(f"it cannot be told whether the rule {rule.text} denies it")
+        if rule.kind is Kind.COMMAND and _is_tool(rule.tool, call.tool, allows=False):
+            commands.append(rule.pattern)
+    if call.script is not None and commands:
+        pattern = denied_by(call.script, commands)
+        if pattern is not None:
+            return next(rule for rule in rules if rule.kind is Kind.COMMAND and rule.pattern == pattern)
+        why = may_be_denied(call.script, commands)
+        if why is not None:
+            doubts.append(f"it cannot be told whether a rule denies it: {why}")
+    return doubts[0] if doubts else None
+
+
+def _denies(rule: Rule, call: Call) -> bool | None:
+    """Whether a rule denies a call, but for patterns of commands; None when that cannot be told."""
+    spots = [spot for spot in call.spots if _is_about(rule, call, spot)]
+    unclear = call.script is not None and rule.tool in {"Read", "Edit"} and _runs_anything(call.script)
+    if rule.kind is Kind.ALL:
+        return _is_tool(rule.tool, call.tool, allows=False) or bool(spots) or (None if unclear else False)
+    if rule.kind is Kind.PATH:
+        found = [_denies_path(rule, call, spot) for spot in spots]
+        return True if True in found else None if unclear or None in found else False
+    if not _is_tool(rule.tool, call.tool, allows=False):
         return False
-    if rule.pattern is None or rule.pattern == "*":
+    if rule.kind is Kind.UNREADABLE:
+        return None
+    if rule.kind is Kind.DOMAIN:
+        assert call.address is not None
+        return not call.address.plain or call.address.host is None or domain_fits(rule.pattern, call.address.host)
+    if rule.kind is Kind.NAME:
+        return _name_fits(rule, call, denies=True)
+    if rule.kind is Kind.INPUT:
+        return _input_fits(rule, call)
+    return False
+
+
+def _runs_anything(script: Script) -> bool:
+    """Whether it cannot be told which programs a line runs."""
+    return not script.certain or any(
+        command.words[0].text is None
+        or (command.words[0].text in _INTERPRETERS and any(word.text is None for word in command.words))
+        for command in script.commands
+        if command.words
+    )
+
+
+def _is_about(rule: Rule, call: Call, spot: Spot) -> bool:
+    """Whether a rule that denies files is about this one: Edit about all that is written, Read about all that is read.
+
+    A pattern of Read is about what is written too: a secret that may not be read may not be replaced either.
+    """
+    if rule.tool == "Edit":
+        return spot.writes
+    if rule.tool == "Read":
+        return not spot.writes or rule.kind is Kind.PATH
+    if rule.tool in EDITORS:
+        return rule.tool == call.tool or (call.script is not None and spot.writes and rule.kind is Kind.PATH)
+    return rule.tool in READERS and rule.tool == call.tool
+
+
+def _denies_path(rule: Rule, call: Call, spot: Spot) -> bool | None:
+    if any(path_fits(rule.pattern, path, call.places, denies=True, folder=spot.folder) for path in spot.paths):
         return True
-    if tool != "Bash":
-        return _matches_input(rule.pattern, tool, tool_input, workspace)
-    command = tool_input.get("command")
-    commands = _commands(command)
-    if commands is None:
-        # It cannot be taken apart: the bare text of the pattern must do.
-        return not isinstance(command, str) or rule.pattern.removesuffix(":*").split("*", 1)[0].strip() in command
-    return any(_matches_words(rule.pattern, words) for words in commands)
+    below = spot.folder and any(may_fit_below(rule.pattern, path, call.places) for path in spot.paths)
+    return None if below or not spot.known or spot.several_names else False
 
 
-def _allowing(rules: Sequence[Rule], tool: str, tool_input: Mapping[str, Any], workspace: str) -> list[str]:
+def _name_fits(rule: Rule, call: Call, *, denies: bool) -> bool | None:
+    # Left out, it is the general one.
+    name = call.given.get(JUDGED_INPUTS[call.tool], "general-purpose" if call.tool == "Task" else None)
+    if not isinstance(name, str):
+        return None
+    pattern = rule.pattern.strip()
+    bare = pattern.removesuffix(":*").removesuffix(" *")
+    if denies:
+        name, pattern, bare = name.strip().casefold(), pattern.casefold(), bare.casefold()
+    return name == bare or _glob(pattern).fullmatch(name) is not None
+
+
+def _input_fits(rule: Rule, call: Call) -> bool | None:
+    if rule.input not in call.given:
+        return False
+    value = call.given[rule.input]
+    if isinstance(value, bool) or value is None:
+        value = {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, (dict, list)):
+        return None
+    return _glob(rule.pattern).fullmatch(str(value)) is not None
+
+
+# ---- What is asked in any mode and under any rule ----
+
+
+def _must_be_asked(call: Call, allowed: Sequence[Rule]) -> str | None:
+    for spot in call.spots:
+        if not spot.writes:
+            continue
+        name = spot.protected
+        if name is not None and not all(_names_literally(allowed, call, path) for path in spot.paths):
+            return f"{name} decides what programs do, so that it is never written without a question"
+        if call.script is None and not spot.known:
+            return "it cannot be told what is written: a link leads where nobody can look"
+        if call.script is None and spot.several_names:
+            return "the file has further names, and what else is written with it cannot be told"
+    name = _copied(call)
+    if name is not None:
+        return f"{name} decides what programs do, so that it is not copied into a folder without a question"
+    if call.address is not None and not call.address.plain:
+        return f"the address is not written plainly: {call.address.why}"
+    return None
+
+
+def _copied(call: Call) -> str | None:
+    """A protected name that shell text perhaps puts into a folder: `cp x/.mcp.json .` writes `.mcp.json`."""
+    if call.script is None or not any(spot.writes and spot.folder for spot in call.spots):
+        return None
+    names = (protected_name(f"/{posixpath.basename(path)}") for spot in call.spots for path in spot.paths)
+    return next((name for name in names if name is not None), None)
+
+
+def _names_literally(allowed: Sequence[Rule], call: Call, path: str) -> bool:
+    """Whether a rule names this very file, without wildcards."""
+    for rule in allowed:
+        if rule.kind is not Kind.PATH or not _may_edit(rule, call) or _WILDCARD.search(rule.pattern):
+            continue
+        named = _BEGINNING.sub("", rule.pattern)
+        if path.endswith(f"/{_UNESCAPED.sub('', named)}") and path_fits(rule.pattern, path, call.places, denies=False):
+            return True
+    return False
+
+
+# ---- Allowing ----
+
+
+def _allowing(call: Call, rules: Sequence[Rule], mode: str) -> list[str]:
     """The texts of the rules that together allow the call; none when they do not."""
-    named = [rule for rule in rules if fnmatchcase(tool, rule.tool)]
+    named = [rule for rule in rules if _is_named(rule, call)]
     for rule in named:
-        if rule.pattern is None or rule.pattern == "*":
+        if rule.kind is Kind.ALL:
             return [rule.text]
-        if tool != "Bash" and _matches_input(rule.pattern, tool, tool_input, workspace):
+    if call.script is not None:
+        return _allowing_commands(call, rules, mode)
+    if call.spots:
+        return _allowing_files(call, [rule for rule in named if rule.kind is Kind.PATH])
+    for rule in named:
+        if rule.kind is Kind.DOMAIN:
+            address = call.address
+            if address is not None and address.host is not None and domain_fits(rule.pattern, address.host):
+                return [rule.text]
+        elif rule.kind is Kind.NAME and _name_fits(rule, call, denies=False):
             return [rule.text]
-    if tool != "Bash":
-        return []
+    return []
+
+
+def _is_named(rule: Rule, call: Call) -> bool:
+    """Whether a rule that allows is about this tool: Edit about all that edit files, Read about all that read them."""
+    if rule.tool in {"Edit", "Read"} and rule.kind in {Kind.ALL, Kind.PATH}:
+        return call.tool in (EDITORS if rule.tool == "Edit" else READERS)
+    return rule.kind is not Kind.UNREADABLE and _is_tool(rule.tool, call.tool, allows=True)
+
+
+def _allowing_files(call: Call, rules: Sequence[Rule]) -> list[str]:
     texts: dict[str, None] = {}
-    for words in _commands(tool_input.get("command")) or ():
-        text = next((rule.text for rule in named if _matches_words(rule.pattern or "", words)), None)
-        if text is None:
+    for spot in call.spots:
+        if not spot.known:
             return []
-        texts[text] = None
+        for path in spot.paths:
+            rule = next((rule for rule in rules if _fits(rule, path, call.places, folder=spot.folder)), None)
+            if rule is None:
+                return []
+            texts[rule.text] = None
     return list(texts)
 
 
-def _matches_input(pattern: str, tool: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
-    path = target_path(tool, tool_input, workspace)
-    if path is not None:
-        return _matches_path(pattern, path, workspace)
-    if tool == "WebFetch" and pattern.startswith("domain:"):
-        domain, wanted = _domain(tool_input), pattern.removeprefix("domain:")
-        return domain == wanted or domain.endswith(f".{wanted}")
-    # Any other tool: a glob over its first text, as in Skill(name).
-    text = next((value for value in tool_input.values() if isinstance(value, str)), None)
-    return text is not None and fnmatchcase(text, pattern)
+def _fits(rule: Rule, path: str, places: Places, *, folder: bool) -> bool:
+    return path_fits(rule.pattern, path, places, denies=False, folder=folder)
 
 
-def _matches_words(pattern: str, words: Sequence[str]) -> bool:
-    text = " ".join(words)
-    if pattern.endswith(":*"):
-        prefix = pattern.removesuffix(":*")
-        return text == prefix or text.startswith(f"{prefix} ")
-    if "*" in pattern:
-        return fnmatchcase(text, pattern)
-    return text == pattern
+def _allowing_commands(call: Call, rules: Sequence[Rule], mode: str) -> list[str]:
+    assert call.script is not None
+    commands = [rule for rule in rules if rule.kind is Kind.COMMAND and _is_named(rule, call)]
+
+    def may(file: File, *, writes: bool) -> bool:
+        return _may_open(call, rules, mode, file, writes=writes)
+
+    patterns = allowed_by(
+        call.script,
+        [rule.pattern for rule in commands],
+        may_read=lambda file: may(file, writes=False),
+        may_write=lambda file: may(file, writes=True),
+    )
+    return [next(rule.text for rule in commands if rule.pattern == pattern) for pattern in patterns or ()]
 
 
-_SEPARATORS = frozenset({";", "&", "&&", "|", "||", "\n"})
+def _may_open(call: Call, rules: Sequence[Rule], mode: str, file: File, *, writes: bool) -> bool:
+    """Whether a file may be opened that shell text names, beside what its commands may."""
+    if call.is_device(file):
+        return True
+    spot = call.spot_of(file, writes=writes)
+    if not spot.known or not spot.paths or (writes and spot.several_names):
+        return False
+    if spot.within(call.places.workspace) and (not writes or mode == "ACCEPT_EDITS"):
+        return True
+    about = [rule for rule in rules if rule.tool == ("Edit" if writes else "Read")]
+    if any(rule.kind is Kind.ALL for rule in about):
+        return True
+    paths = [rule for rule in about if rule.kind is Kind.PATH]
+    return all(any(_fits(rule, path, call.places, folder=spot.folder) for rule in paths) for path in spot.paths)
 
 
-def _commands(command: object) -> list[list[str]] | None:
-    """The simple commands of a shell line as words; None when that is not certain."""
-    if not isinstance(command, str) or re.search(r"[`$<>(){}\\]|\n\s*\n", command):
-        return None
-    try:
-        lexer = shlex.shlex(command.replace("\n", " ; "), posix=True, punctuation_chars=";&|")
-        lexer.whitespace_split = True
-        tokens = list(lexer)
-    except ValueError:
-        return None
-    commands: list[list[str]] = [[]]
-    for token in tokens:
-        if token in _SEPARATORS:
-            commands.append([])
-        elif set(token) <= {";", "&", "|"}:
-            return None
-        else:
-            commands[-1].append(token)
-    commands = [words for words in commands if words]
-    # `X=1 program` runs the program under another name than its first word.
-    if any("=" in words[0] for words in commands):
-        return None
-    return commands
+def _may_edit(rule: Rule, call: Call) -> bool:
+    return rule.tool == "Edit" or rule.tool == call.tool
 
 
-def _matches_path(pattern: str, path: str, workspace: str) -> bool:
-    # `//etc/x` and `/etc/x` are absolute, all others lie in the workspace. `**` crosses folders, `*` does not.
-    absolute = pattern.replace("//", "/", 1) if pattern.startswith("/") else posixpath.join(workspace, pattern)
-    expression = ""
-    for part in re.split(r"(\*\*|\*|\?)", absolute):
-        expression += {"**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
-    return re.fullmatch(expression, path, re.DOTALL) is not None
+def _is_tool(pattern: str, tool: str, *, allows: bool) -> bool:
+    """Whether the name of a tool in a rule means this tool."""
+    if tool in SHELLS and pattern == "Bash":
+        return True
+    if pattern == tool:
+        return True
+    if not allows:
+        return _glob(pattern).fullmatch(tool) is not None or (
+            pattern.startswith("mcp__") and tool.startswith(f"{pattern.removesuffix('__')}__")
+        )
+    if pattern == "*":
+        return True
+    if not pattern.startswith("mcp__") or not tool.startswith("mcp__"):
+        return False
+    server, _, rest = pattern.removeprefix("mcp__").partition("__")
+    wanted = f"mcp__{server}__"
+    if not tool.startswith(wanted):
+        return False
+    inner = tool.removeprefix(wanted)
+    # `mcp__a__b__c` is a tool of the server `a`, or of one named `a__b`: then only a rule that says more means it.
+    unclear = inner.startswith("_") or "__" in inner
+    if not rest:
+        return not unclear
+    if unclear and "__" not in rest.split("*", 1)[0]:
+        return False
+    return _glob(rest).fullmatch(inner) is not None
 
 
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+@lru_cache(maxsize=4096)
+def _glob(pattern: str) -> re.Pattern[str]:
+    """`*` is any text; every other letter is itself."""
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
-def _domain(tool_input: Mapping[str, Any]) -> str:
-    url = tool_input.get("url")
-    found = re.match(r"https?://(?:[^/@]*@)?([^/:?#]+)", url) if isinstance(url, str) else None
-    return found[1].lower() if found else ""
+# ---- For the rest of the session ----
+
+
+def session_rules(
+    tool: str,
+    tool_input: Mapping[str, Any],
+    workspace: str,
+    *,
+    home: str | None = None,
+    folder: str | None = None,
+    resolve: Callable[[str], Target] | None = None,
+) -> list[str]:
+    """The rules that an answer "for the session" would add, none wider than what the person sees of this call.
+
+    There are none where no rule would do: for what only people can answer, for programs that run others, for tools that
+    may have an effect outside, for whole trees such as the workspace, the home and the root, for protected names, for
+    what leads through links, and where these rules would not allow the very call.
+    """
+    places = Places(workspace, home)
+    call = read_call(tool, tool_input, places, folder=folder, resolve=resolve)
+    found: list[str] = []
+    if call.script is not None:
+        found = [f"Bash({pattern})" for pattern in session_patterns(call.script)]
+    elif call.tool in READERS or call.tool in EDITORS:
+        found = _session_files(call)
+    elif call.address is not None and call.address.plain and call.address.host is not None:
+        found = [f"WebFetch(domain:{call.address.host})"]
+    rules = [rule for rule in read_rules(found, allow=True) if rule.kind is not Kind.UNREADABLE]
+    if len(rules) < len(found) or any(_CONTROL.search(text) for text in found):
+        return []
+    again = decide(
+        tool,
+        tool_input,
+        workspace=workspace,
+        mode="DEFAULT",
+        allowed=rules,
+        disallowed=[],
+        home=home,
+        folder=folder,
+        resolve=resolve,
+    )
+    return list(dict.fromkeys(found)) if again.outcome is Outcome.ALLOW else []
+
+
+def _session_files(call: Call) -> list[str]:
+    if len(call.spots) != 1 or not call.spots[0].known or len(call.spots[0].paths) != 1:
+        return []
+    spot, places = call.spots[0], call.places
+    path = spot.paths[0]
+    if spot.protected is not None:
+        return []
+    roots = {"/", places.workspace, places.home}
+    if path in roots or (spot.folder and any(root and is_below(root, path) for root in roots)):
+        return []
+    return [f"{call.tool}({path_pattern(path, places, below=spot.folder)})"]

@@ -14,6 +14,7 @@ from agentrpc.services.approvals import Approvals
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.session_control import SessionControl
+from agentrpc.services.session_grants import SessionGrants
 from agentrpc.services.sessions import Sessions
 from agentrpc.v1 import approval_service_pb2, auth_service_pb2, run_service_pb2, session_service_pb2
 
@@ -58,7 +59,7 @@ def auth_service(accounts: Accounts) -> Service:
     )
 
 
-def session_service(sessions: Sessions, control: SessionControl, streams: Streams) -> Service:
+def session_service(sessions: Sessions, control: SessionControl, grants: SessionGrants, streams: Streams) -> Service:
     """SessionService."""
     return Service(
         session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],
@@ -74,6 +75,8 @@ def session_service(sessions: Sessions, control: SessionControl, streams: Stream
             "TerminateSession": lambda call, r: control.terminate(call.principal, r.name, r.reason),
             "ForkSession": lambda call, r: control.fork(call.principal, r),
             "RewindSession": lambda call, r: control.rewind(call.principal, r),
+            "ListSessionGrants": lambda call, r: grants.list(call.principal, r),
+            "RevokeSessionGrant": emptied(lambda call, r: grants.revoke(call.principal, r.name)),
             "ListSessionEvents": lambda call, r: sessions.list_events(call.principal, r),
             "WatchSession": lambda call, r, send: streams.watch_session(call.principal, r, send),
         },

@@ -1,7 +1,7 @@
 """From an agent, what a caller sets beside it, and tool groups to the options of a session."""
 
 from collections.abc import MutableSequence, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from agentrpc.domain.principal import Principal
@@ -42,11 +42,13 @@ class ResolvedOptions:
         options: With the values of secrets.
         agent_id: The agent; None: none.
         agent_number: The version of it.
+        imposed: Rules that deny, of what is another's: the session's owner cannot take them away.
     """
 
     options: session_pb2.SessionOptions
     agent_id: UUID | None = None
     agent_number: int | None = None
+    imposed: list[str] = field(default_factory=list)
 
     @property
     def agent_version_name(self) -> str:
@@ -63,6 +65,7 @@ async def resolve_options(
     overrides: session_pb2.SessionOptions,
     tool_groups: Sequence[str] = (),
     *,
+    author: UUID | None = None,
     field: str = "session",
 ) -> ResolvedOptions:
     """The options of a session that is created now.
@@ -76,6 +79,7 @@ async def resolve_options(
         agent: `agents/{agent}` for the default version, `agents/{agent}/versions/{version}`, or empty.
         overrides: What is set beside it, checked.
         tool_groups: Names of further tool groups.
+        author: Whose `overrides` are. None: the principal's.
         field: The message in the request that holds `agent` and `options`, for errors.
 
     Raises:
@@ -85,6 +89,7 @@ async def resolve_options(
     options = session_pb2.SessionOptions()
     agent_id: UUID | None = None
     number: int | None = None
+    imposed: list[str] = []
     groups = [parse_tool_group(name, field="tool_groups") for name in tool_groups]
     if agent:
         agent_id, number = parse_agent_or_version(agent, field=f"{field}.agent")
@@ -92,19 +97,27 @@ async def resolve_options(
         version = await load_version(tx, agent_id, number or found.default_version)
         number = version.number
         options.ParseFromString(version.options)
+        if found.owner != principal.user_id:
+            imposed += options.disallowed_tools
         groups = [*version.tool_groups, *groups]
     for given, _ in overrides.ListFields():
         copy_path(overrides, options, given.name)
+    if author is not None and author != principal.user_id:
+        imposed += overrides.disallowed_tools
     if groups:
-        await _add_rules(tx, options, groups)
+        imposed += await _add_rules(tx, principal, options, groups)
         for name in ("allowed_tools", "disallowed_tools"):
             if (count := len(getattr(options, name))) > MAX_RULES:
                 told = f"with those of its tool groups there are {count} rules, at most {MAX_RULES} are taken"
                 raise InvalidArgument.field(f"{field}.options.{name}", f"{told}: join some by a glob")
-    return ResolvedOptions(options, agent_id, number)
+    return ResolvedOptions(options, agent_id, number, list(dict.fromkeys(imposed)))
 
 
-async def _add_rules(tx: Transaction, options: session_pb2.SessionOptions, groups: Sequence[UUID]) -> None:
+async def _add_rules(
+    tx: Transaction, principal: Principal, options: session_pb2.SessionOptions, groups: Sequence[UUID]
+) -> list[str]:
+    """Add the rules of tool groups; those among them that deny and are of another's groups."""
+    imposed: list[str] = []
     known = await read_tool_groups(tx, groups)
     for group_id in dict.fromkeys(groups):
         group = known.get(group_id)
@@ -113,6 +126,9 @@ async def _add_rules(tx: Transaction, options: session_pb2.SessionOptions, group
             raise NotFound("ToolGroup", tool_group_name(group_id))
         _add(options.allowed_tools, group.allowed_tools)
         _add(options.disallowed_tools, group.disallowed_tools)
+        if group.owner != principal.user_id:
+            imposed += group.disallowed_tools
+    return imposed
 
 
 def _add(rules: MutableSequence[str], more: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
+from agentrpc.domain.rule_checks import rule_warnings
 from agentrpc.errors import InvalidArgument
 from agentrpc.names import (
     agent_name,
@@ -216,7 +217,7 @@ class Agents:
         async with self._database.transaction() as tx:
             await load_agent(tx, principal, agent_id)
             rows = await find_versions(tx, agent_id, before=None if after is None else after[0], limit=size + 1)
-        versions = fitting([_version_message(row) for row in rows[:size]])
+        versions = fitting([_version_message(row, warned=False) for row in rows[:size]])
         response = agent_service_pb2.ListAgentVersionsResponse(versions=versions)
         if len(rows) > len(versions):
             last = rows[len(versions) - 1].number
@@ -298,7 +299,7 @@ def _message(agent: Agent) -> agent_pb2.Agent:
     return message
 
 
-def _version_message(version: AgentVersion) -> agent_pb2.AgentVersion:
+def _version_message(version: AgentVersion, *, warned: bool = True) -> agent_pb2.AgentVersion:
     """`agentrpc.v1.AgentVersion`."""
     message = agent_pb2.AgentVersion(
         name=agent_version_name(version.agent_id, version.number),
@@ -307,5 +308,7 @@ def _version_message(version: AgentVersion) -> agent_pb2.AgentVersion:
         note=version.note,
         creator=user_name(version.creator),
     )
+    if warned:
+        message.rule_warnings.extend(rule_warnings(message.options.allowed_tools, message.options.disallowed_tools))
     message.create_time.FromDatetime(version.create_time)
     return message

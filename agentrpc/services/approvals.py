@@ -27,12 +27,13 @@ from agentrpc.store.approvals import (
     current_approvals,
     due_approvals,
     find_approvals,
+    grant_rule,
     pending_of_run,
 )
 from agentrpc.store.database import Database, Transaction, database_time
 from agentrpc.store.leases import lock_head
 from agentrpc.store.log import LogEvent, StoredEvent, append_control
-from agentrpc.store.tables import Approval, Run, SessionGrant, SessionHead
+from agentrpc.store.tables import Approval, Run, SessionHead
 from agentrpc.v1 import approval_pb2, approval_service_pb2, event_pb2, run_pb2
 
 __all__ = ["Approvals", "cancel_pending", "is_asked", "request_approval", "run_state_event", "session_state_event"]
@@ -132,7 +133,7 @@ class Approvals:
             allowed = answer.decision == _ALLOW
             if allowed and answer.scope == approval_pb2.Resolution.SCOPE_SESSION:
                 for rule in question.session_rules:
-                    await tx.merge(SessionGrant(session_id=session_id, rule=rule, approval_id=approval_id))
+                    await grant_rule(tx, session_id, rule, approval_id, principal.user_id)
             row.resolution = answer.SerializeToString()
             state = ApprovalState.ALLOWED if allowed else ApprovalState.DENIED
             events = await _settle(tx, head, row, state, answer)

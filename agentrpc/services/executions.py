@@ -149,7 +149,9 @@ async def begin_execution(
     """
     assert execution.state == "PENDING"
     spec = task_spec(task)
-    resolved = await resolve_options(tx, principal, spec.agent, spec.options, spec.tool_groups, field="task")
+    resolved = await resolve_options(
+        tx, principal, spec.agent, spec.options, spec.tool_groups, author=task.owner, field="task"
+    )
     labels = {**spec.labels, TASK_LABEL: str(task.id), EXECUTION_LABEL: str(execution.id)}
     given = session_pb2.Session(display_name=spec.display_name, description=spec.description, labels=labels)
     session, head = new_session(clock.uuid7(), execution.creator, given, resolved)

@@ -198,6 +198,8 @@ class SessionControl:
             forked_from=source_id,
             agent_id=source.agent_id,
             agent_number=source.agent_number,
+            imposed_rules=source.imposed_rules,
+            rules_revision=0,
         )
         made: UUID | None = None
         try:

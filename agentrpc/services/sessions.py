@@ -6,6 +6,7 @@ from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.principal import Principal
+from agentrpc.domain.rule_checks import rule_warnings
 from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead
 from agentrpc.names import parse_agent_or_version, parse_run, parse_session, parse_user, run_name, session_name
 from agentrpc.services.access import require_visible, require_write, visible_owner
@@ -85,12 +86,12 @@ class Sessions:
             session, head = new_session(session_id, principal.user_id, given, resolved)
             if not request.validate_only:
                 await add_session(tx, session, head)
-        return session_message(session, head)
+        return _warned(session_message(session, head))
 
     async def get(self, principal: Principal, session_id: UUID) -> session_pb2.Session:
         """GetSession."""
         async with self._database.transaction() as tx:
-            return await self._message(tx, *(await load_session(tx, principal, session_id)))
+            return _warned(await self._message(tx, *(await load_session(tx, principal, session_id))))
 
     async def list(
         self, principal: Principal, request: session_service_pb2.ListSessionsRequest
@@ -167,10 +168,11 @@ class Sessions:
             if before != after:
                 if options != session.options:
                     await check_tools(tx, principal, wanted.options, self._settings)
+                    session.rules_revision += 1
                 session.display_name, session.description, session.labels, session.options = after
                 session.revision += 1
                 session.update_time = clock.utcnow()
-            return await self._message(tx, session, head)
+            return _warned(await self._message(tx, session, head))
 
     async def archive(self, principal: Principal, name: str, etag: str) -> session_pb2.Session:
         """ArchiveSession."""
@@ -300,6 +302,8 @@ def new_session(
         update_time=now,
         agent_id=resolved.agent_id,
         agent_number=resolved.agent_number,
+        imposed_rules=resolved.imposed,
+        rules_revision=0,
     )
     head = SessionHead(
         session_id=session_id,
@@ -311,6 +315,13 @@ def new_session(
         tool_call_count=0,
     )
     return session, head
+
+
+def _warned(message: session_pb2.Session) -> session_pb2.Session:
+    """With what is odd about its rules."""
+    denying = [*message.imposed_rules, *message.options.disallowed_tools]
+    message.rule_warnings.extend(rule_warnings(message.options.allowed_tools, denying))
+    return message
 
 
 async def add_session(tx: Transaction, session: Session, head: SessionHead) -> None:

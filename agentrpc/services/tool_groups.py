@@ -4,6 +4,7 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.domain.principal import Principal
+from agentrpc.domain.rule_checks import rule_warnings
 from agentrpc.names import parse_tool_group, parse_user, tool_group_name, user_name
 from agentrpc.services.access import require_change, require_readable, require_write, visible_owner
 from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_paths
@@ -46,7 +47,7 @@ class ToolGroups:
         async with self._database.transaction() as tx:
             made = await known_request(tx, key, group_id)
             if made is not None:
-                return _message(_readable(principal, await tx.get(ToolGroup, made), made))
+                return _warned(_message(_readable(principal, await tx.get(ToolGroup, made), made)))
             group = ToolGroup(
                 id=group_id,
                 owner=principal.user_id,
@@ -61,13 +62,13 @@ class ToolGroups:
                 update_time=now,
             )
             tx.add(group)
-        return _message(group)
+        return _warned(_message(group))
 
     async def get(self, principal: Principal, name: str) -> tool_group_pb2.ToolGroup:
         """GetToolGroup."""
         group_id = parse_tool_group(name)
         async with self._database.transaction() as tx:
-            return _message(_readable(principal, await tx.get(ToolGroup, group_id), group_id))
+            return _warned(_message(_readable(principal, await tx.get(ToolGroup, group_id), group_id)))
 
     async def list(
         self, principal: Principal, request: tool_group_service_pb2.ListToolGroupsRequest
@@ -121,7 +122,7 @@ class ToolGroups:
                 group.disallowed_tools = list(wanted.disallowed_tools)
                 group.revision += 1
                 group.update_time = clock.utcnow()
-            return _message(group)
+            return _warned(_message(group))
 
     async def delete(self, principal: Principal, name: str, etag: str) -> None:
         """DeleteToolGroup."""
@@ -140,8 +141,8 @@ def _check(group: tool_group_pb2.ToolGroup) -> None:
     faults.title("tool_group.display_name", group.display_name)
     faults.text("tool_group.description", group.description, 4000)
     faults.labels("tool_group.labels", group.labels.items())
-    check_rules(group.allowed_tools, faults, "tool_group.allowed_tools")
-    check_rules(group.disallowed_tools, faults, "tool_group.disallowed_tools")
+    check_rules(group.allowed_tools, faults, "tool_group.allowed_tools", allow=True)
+    check_rules(group.disallowed_tools, faults, "tool_group.disallowed_tools", allow=False)
     faults.done()
 
 
@@ -175,4 +176,10 @@ def _message(group: ToolGroup) -> tool_group_pb2.ToolGroup:
     )
     message.create_time.FromDatetime(group.create_time)
     message.update_time.FromDatetime(group.update_time)
+    return message
+
+
+def _warned(message: tool_group_pb2.ToolGroup) -> tool_group_pb2.ToolGroup:
+    """With what is odd about its rules."""
+    message.rule_warnings.extend(rule_warnings(message.allowed_tools, message.disallowed_tools))
     return message

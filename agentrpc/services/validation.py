@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from agentrpc.domain.mcp_config import url_is_redacted
-from agentrpc.domain.rules import parse_rule
+from agentrpc.domain.rule_syntax import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.names import MCP_SERVER, MEMORY_STORE
 from agentrpc.reports.render import RenderError, check_template
@@ -166,7 +166,7 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
     for name in options.tools.names:
         faults.check(bool(_TOOL_NAME.fullmatch(name)), f"{path}.tools.names", f"{name[:80]!r} is not a tool's name")
     for field in ("allowed_tools", "disallowed_tools"):
-        check_rules(getattr(options, field), faults, f"{path}.{field}")
+        check_rules(getattr(options, field), faults, f"{path}.{field}", allow=field == "allowed_tools")
     if options.HasField("max_turns"):
         good = 1 <= options.max_turns <= _MAX_TURNS
         faults.check(good, f"{path}.max_turns", f"must be between 1 and {_MAX_TURNS}")
@@ -185,12 +185,12 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
         json_object(f"{path}.output_schema_json", options.output_schema_json)
 
 
-def check_rules(rules: Sequence[str], faults: Faults, path: str) -> None:
-    """Rules for tool calls."""
+def check_rules(rules: Sequence[str], faults: Faults, path: str, *, allow: bool) -> None:
+    """Rules for tool calls; `allow`: those that allow them."""
     faults.check(len(rules) <= MAX_RULES, path, f"may have at most {MAX_RULES} rules, not {len(rules)}")
     for rule in rules:
         try:
-            parse_rule(rule)
+            parse_rule(rule, allows=allow)
         except ValueError as error:
             faults.add(path, f"{rule[:80]!r}: {error}")
         faults.no_nul(path, rule)
@@ -201,13 +201,20 @@ def check_mcp_server(server: session_pb2.McpServer, faults: Faults, path: str) -
     _servers(session_pb2.SessionOptions(mcp_servers=[server]), faults, path)
 
 
+def check_server_name(name: str, faults: Faults, path: str) -> None:
+    """A name from which those of its tools are made: it has to be told from them (`mcp__{name}__{tool}`)."""
+    faults.check(bool(_SERVER_NAME.fullmatch(name)), path, "the name is not of [a-zA-Z0-9_-]{1,64}")
+    good = "__" not in name and not name.endswith("_")
+    faults.check(good, path, "the name holds __ or ends with _: rules could not tell its tools from another server's")
+
+
 def _servers(options: session_pb2.SessionOptions, faults: Faults, path: str) -> None:
     names = [server.name for server in options.mcp_servers]
     faults.check(len(names) <= _MAX_SERVERS, path, f"may have at most {_MAX_SERVERS} servers")
     faults.check(len(set(names)) == len(names), path, "two servers have the same name")
     for server in options.mcp_servers:
         where = f"{path}[{server.name[:64]}]"
-        faults.check(bool(_SERVER_NAME.fullmatch(server.name)), where, "the name is not of [a-zA-Z0-9_-]{1,64}")
+        check_server_name(server.name, faults, where)
         transport = server.WhichOneof("transport")
         if transport == "stdio":
             faults.check(bool(server.stdio.command), f"{where}.stdio.command", "is required")

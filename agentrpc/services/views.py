@@ -80,6 +80,7 @@ def session_message(
         tool_call_count=head.tool_call_count,
         claude_session_id=str(session.claude_session_id),
         etag=etag_of(session.revision),
+        imposed_rules=session.imposed_rules,
     )
     _time(message.create_time, session.create_time)
     _time(message.update_time, session.update_time)

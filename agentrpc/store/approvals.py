@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, tuple_, update
 
-from agentrpc.store.database import Transaction
-from agentrpc.store.tables import Approval, SessionGrant
+from agentrpc import clock
+from agentrpc.store.database import Transaction, database_time
+from agentrpc.store.tables import Approval, Session, SessionGrant
 
 __all__ = [
     "ApprovalQuery",
@@ -17,10 +18,13 @@ __all__ = [
     "current_approvals",
     "due_approvals",
     "find_approvals",
+    "find_grants",
+    "grant_rule",
     "granted_rules",
     "of_run",
     "pending_of_run",
     "pending_of_sessions",
+    "rules_changed",
     "settled_approvals",
 ]
 
@@ -120,6 +124,33 @@ async def settled_approvals(
     return {row[0]: (row[1], row[2] or b"") for row in await tx.execute(statement)}
 
 
+async def find_grants(
+    tx: Transaction, session_id: UUID, after: tuple[datetime, UUID] | None, limit: int | None
+) -> list[SessionGrant]:
+    """A page of the rules that answers "for the session" have added, oldest first; all without a limit."""
+    statement = select(SessionGrant).where(SessionGrant.session_id == session_id)
+    if after is not None:
+        statement = statement.where(tuple_(SessionGrant.create_time, SessionGrant.id) > tuple_(*after))
+    return list(await tx.scalars(statement.order_by(SessionGrant.create_time, SessionGrant.id).limit(limit)))
+
+
 async def granted_rules(tx: Transaction, session_id: UUID) -> list[str]:
-    """The rules that answers "for the session" have added."""
+    """All the rules that answers "for the session" have added."""
     return list(await tx.scalars(select(SessionGrant.rule).where(SessionGrant.session_id == session_id)))
+
+
+async def grant_rule(tx: Transaction, session_id: UUID, rule: str, approval_id: UUID, creator: UUID) -> None:
+    """Add a rule to those of a session, unless it has it already; the caller holds the head row's lock."""
+    if await tx.get(SessionGrant, (session_id, rule)) is not None:
+        return
+    now = await database_time(tx)
+    grant = SessionGrant(session_id=session_id, rule=rule, approval_id=approval_id)
+    grant.id, grant.creator, grant.create_time = clock.uuid7(), creator, now
+    tx.add(grant)
+    await tx.flush()
+    await rules_changed(tx, session_id)
+
+
+async def rules_changed(tx: Transaction, session_id: UUID) -> None:
+    """Let the session's worker, if it has one, judge by the rules as they are when this is committed."""
+    await tx.execute(update(Session).where(Session.id == session_id).values(rules_revision=Session.rules_revision + 1))

@@ -8,11 +8,11 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
-from agentrpc.store.database import Transaction
+from agentrpc.store.database import Database, Transaction
 from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Session, SessionHead
 
-__all__ = ["SESSION_ORDER", "SessionQuery", "find_sessions"]
+__all__ = ["SESSION_ORDER", "SessionQuery", "find_sessions", "rules_revision"]
 
 _COLUMNS: dict[str, Any] = {
     "create_time": Session.create_time,
@@ -90,3 +90,9 @@ async def find_sessions(tx: Transaction, query: SessionQuery) -> list[tuple[Sess
         .limit(query.limit)
     )
     return [(row[0], row[1]) for row in await tx.execute(statement)]
+
+
+async def rules_revision(database: Database, session_id: UUID) -> int:
+    """The number that changes whenever the rules of a session do. The primary key of the session's row."""
+    async with database.connection() as connection:
+        return int(await connection.fetchval("SELECT rules_revision FROM sessions WHERE id = $1", session_id) or 0)

@@ -149,6 +149,10 @@ class Session(Base):
     agent_id: Mapped[UUID | None]  # with agent_number: the version of an agent that it was made from
     agent_number: Mapped[int | None] = mapped_column(Integer)
     isolation_level: Mapped[str | None]  # of the worker that took up its newest run
+    # Rules that deny, of what it was made from where that is another's: they hold whatever options say.
+    imposed_rules: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'::text[]"))
+    # Counts changes of what the gate judges by: options, and rules that answers have added.
+    rules_revision: Mapped[int] = mapped_column(Integer, server_default=text("0"))
 
 
 class SessionHead(Base):
@@ -293,10 +297,14 @@ class SessionGrant(Base):
     """A rule that an answer "for the session" added."""
 
     __tablename__ = "session_grants"
+    __table_args__ = (Index("session_grants_by_id", "id", unique=True),)
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
     rule: Mapped[str] = mapped_column(primary_key=True)
     approval_id: Mapped[UUID]
+    id: Mapped[UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+    creator: Mapped[UUID | None]
+    create_time: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
 class Request(Base):

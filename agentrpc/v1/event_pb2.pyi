@@ -28,7 +28,7 @@ PROCESS_START_COLD: ProcessStart
 PROCESS_START_RESUMED: ProcessStart
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "session_pause_changed", "user_message", "assistant_message", "message_completed", "messages_retracted", "conversation_rewound", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
+    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "session_pause_changed", "user_message", "assistant_message", "message_completed", "messages_retracted", "conversation_rewound", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "session_grant_revoked", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Event(_message.Message):
     TOOL_CALL_FINISHED_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_GRANT_REVOKED_FIELD_NUMBER: _ClassVar[int]
     AGENT_INITIALIZED_FIELD_NUMBER: _ClassVar[int]
     SESSION_STATE_CHANGED_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_COMPACTED_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +96,7 @@ class Event(_message.Message):
     tool_call_finished: ToolCallFinished
     approval_requested: ApprovalRequested
     approval_resolved: ApprovalResolved
+    session_grant_revoked: SessionGrantRevoked
     agent_initialized: AgentInitialized
     session_state_changed: SessionStateChanged
     context_compacted: ContextCompacted
@@ -109,7 +111,7 @@ class Event(_message.Message):
     hook_started: HookStarted
     hook_finished: HookFinished
     raw_frame: RawFrame
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., session_pause_changed: _Optional[_Union[SessionPauseChanged, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., conversation_rewound: _Optional[_Union[ConversationRewound, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., session_pause_changed: _Optional[_Union[SessionPauseChanged, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., conversation_rewound: _Optional[_Union[ConversationRewound, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., session_grant_revoked: _Optional[_Union[SessionGrantRevoked, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("message_id", "block_index", "offset", "text")
@@ -392,6 +394,14 @@ class ApprovalResolved(_message.Message):
     state: _approval_pb2.Approval.State
     resolution: _approval_pb2.Resolution
     def __init__(self, approval: _Optional[str] = ..., tool_use_id: _Optional[str] = ..., state: _Optional[_Union[_approval_pb2.Approval.State, str]] = ..., resolution: _Optional[_Union[_approval_pb2.Resolution, _Mapping]] = ...) -> None: ...
+
+class SessionGrantRevoked(_message.Message):
+    __slots__ = ("grant", "revoker")
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    REVOKER_FIELD_NUMBER: _ClassVar[int]
+    grant: _session_pb2.SessionGrant
+    revoker: str
+    def __init__(self, grant: _Optional[_Union[_session_pb2.SessionGrant, _Mapping]] = ..., revoker: _Optional[str] = ...) -> None: ...
 
 class AgentInitialized(_message.Message):
     __slots__ = ("model", "permission_mode", "tools", "mcp_servers", "subagents", "slash_commands", "skills", "agent_version", "claude_session_id")

@@ -42,7 +42,7 @@ EFFORT_XHIGH: Effort
 EFFORT_MAX: Effort
 
 class Session(_message.Message):
-    __slots__ = ("name", "display_name", "description", "labels", "owner", "state", "options", "active_run", "pending_approvals", "last_sequence", "usage", "run_count", "tool_call_count", "claude_session_id", "create_time", "update_time", "archive_time", "delete_time", "etag", "pause_time", "forked_from", "agent", "archive_storage_state", "restore_needed", "isolation_level")
+    __slots__ = ("name", "display_name", "description", "labels", "owner", "state", "options", "active_run", "pending_approvals", "last_sequence", "usage", "run_count", "tool_call_count", "claude_session_id", "create_time", "update_time", "archive_time", "delete_time", "etag", "pause_time", "forked_from", "agent", "archive_storage_state", "restore_needed", "isolation_level", "imposed_rules", "rule_warnings")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Session.State]
@@ -97,6 +97,8 @@ class Session(_message.Message):
     ARCHIVE_STORAGE_STATE_FIELD_NUMBER: _ClassVar[int]
     RESTORE_NEEDED_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    IMPOSED_RULES_FIELD_NUMBER: _ClassVar[int]
+    RULE_WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     description: str
@@ -122,7 +124,23 @@ class Session(_message.Message):
     archive_storage_state: _archive_pb2.Archive.State
     restore_needed: bool
     isolation_level: Session.IsolationLevel
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[Session.State, str]] = ..., options: _Optional[_Union[SessionOptions, _Mapping]] = ..., active_run: _Optional[str] = ..., pending_approvals: _Optional[_Iterable[str]] = ..., last_sequence: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., run_count: _Optional[int] = ..., tool_call_count: _Optional[int] = ..., claude_session_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., archive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., pause_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., forked_from: _Optional[str] = ..., agent: _Optional[str] = ..., archive_storage_state: _Optional[_Union[_archive_pb2.Archive.State, str]] = ..., restore_needed: _Optional[bool] = ..., isolation_level: _Optional[_Union[Session.IsolationLevel, str]] = ...) -> None: ...
+    imposed_rules: _containers.RepeatedScalarFieldContainer[str]
+    rule_warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[Session.State, str]] = ..., options: _Optional[_Union[SessionOptions, _Mapping]] = ..., active_run: _Optional[str] = ..., pending_approvals: _Optional[_Iterable[str]] = ..., last_sequence: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., run_count: _Optional[int] = ..., tool_call_count: _Optional[int] = ..., claude_session_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., archive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., pause_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., forked_from: _Optional[str] = ..., agent: _Optional[str] = ..., archive_storage_state: _Optional[_Union[_archive_pb2.Archive.State, str]] = ..., restore_needed: _Optional[bool] = ..., isolation_level: _Optional[_Union[Session.IsolationLevel, str]] = ..., imposed_rules: _Optional[_Iterable[str]] = ..., rule_warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SessionGrant(_message.Message):
+    __slots__ = ("name", "rule", "approval", "creator", "create_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rule: str
+    approval: str
+    creator: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., rule: _Optional[str] = ..., approval: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SessionOptions(_message.Message):
     __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints")

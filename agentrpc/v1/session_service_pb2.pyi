@@ -140,6 +140,30 @@ class RewindSessionRequest(_message.Message):
     restore_workspace: bool
     def __init__(self, name: _Optional[str] = ..., run: _Optional[str] = ..., restore_workspace: _Optional[bool] = ...) -> None: ...
 
+class ListSessionGrantsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListSessionGrantsResponse(_message.Message):
+    __slots__ = ("grants", "next_page_token")
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    grants: _containers.RepeatedCompositeFieldContainer[_session_pb2.SessionGrant]
+    next_page_token: str
+    def __init__(self, grants: _Optional[_Iterable[_Union[_session_pb2.SessionGrant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class RevokeSessionGrantRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
 class ListSessionEventsRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token", "order_by", "after_sequence", "event_types", "run")
     PARENT_FIELD_NUMBER: _ClassVar[int]

@@ -92,6 +92,16 @@ class SessionServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_session__pb2.Session.FromString,
                 _registered_method=True)
+        self.ListSessionGrants = channel.unary_unary(
+                '/agentrpc.v1.SessionService/ListSessionGrants',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsResponse.FromString,
+                _registered_method=True)
+        self.RevokeSessionGrant = channel.unary_unary(
+                '/agentrpc.v1.SessionService/RevokeSessionGrant',
+                request_serializer=agentrpc_dot_v1_dot_session__service__pb2.RevokeSessionGrantRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.ListSessionEvents = channel.unary_unary(
                 '/agentrpc.v1.SessionService/ListSessionEvents',
                 request_serializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionEventsRequest.SerializeToString,
@@ -113,7 +123,8 @@ class SessionServiceServicer:
 
         With Session.agent the options are those of the agent's version, over which every field of the request's options
         wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
-        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent. Rules
+        that deny of an agent or a tool group of another's cannot be taken away, see Session.imposed_rules.
 
         NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
         caller.
@@ -140,8 +151,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSession(self, request, context):
-        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
-        checked as by CreateSession.
+        """Changes display_name, description, labels or options. A change of rules applies from the next tool call on, that of
+        other options from the next run on; they are checked as by CreateSession.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -205,6 +216,23 @@ class SessionServiceServicer:
         """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
         it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessionGrants(self, request, context):
+        """Lists the rules that answers "for the session" have added, oldest first.
+        Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSessionGrant(self, request, context):
+        """Takes back a rule that an answer "for the session" has added. It allows nothing from the next tool call on, also of
+        a run under way.
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +316,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.RewindSession,
                     request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_session__pb2.Session.SerializeToString,
+            ),
+            'ListSessionGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessionGrants,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsResponse.SerializeToString,
+            ),
+            'RevokeSessionGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSessionGrant,
+                    request_deserializer=agentrpc_dot_v1_dot_session__service__pb2.RevokeSessionGrantRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'ListSessionEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessionEvents,
@@ -598,6 +636,60 @@ class SessionService:
             '/agentrpc.v1.SessionService/RewindSession',
             agentrpc_dot_v1_dot_session__service__pb2.RewindSessionRequest.SerializeToString,
             agentrpc_dot_v1_dot_session__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessionGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/ListSessionGrants',
+            agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_session__service__pb2.ListSessionGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSessionGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.SessionService/RevokeSessionGrant',
+            agentrpc_dot_v1_dot_session__service__pb2.RevokeSessionGrantRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

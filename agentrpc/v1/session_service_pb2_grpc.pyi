@@ -40,7 +40,8 @@ class SessionServiceStub:
 
     With Session.agent the options are those of the agent's version, over which every field of the request's options
     wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
-    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent. Rules
+    that deny of an agent or a tool group of another's cannot be taken away, see Session.imposed_rules.
 
     NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
     caller.
@@ -55,8 +56,8 @@ class SessionServiceStub:
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
-    checked as by CreateSession.
+    """Changes display_name, description, labels or options. A change of rules applies from the next tool call on, that of
+    other options from the next run on; they are checked as by CreateSession.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]
@@ -93,6 +94,15 @@ class SessionServiceStub:
     it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
+    ListSessionGrants: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionGrantsRequest, _session_service_pb2.ListSessionGrantsResponse]
+    """Lists the rules that answers "for the session" have added, oldest first.
+    Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
+    """
+    RevokeSessionGrant: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionGrantRequest, _empty_pb2.Empty]
+    """Takes back a rule that an answer "for the session" has added. It allows nothing from the next tool call on, also of
+    a run under way.
+    Errors: NOT_FOUND.
+    """
     ListSessionEvents: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]
     """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
     restore_needed.
@@ -117,7 +127,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     With Session.agent the options are those of the agent's version, over which every field of the request's options
     wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
-    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+    tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent. Rules
+    that deny of an agent or a tool group of another's cannot be taken away, see Session.imposed_rules.
 
     NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
     caller.
@@ -132,8 +143,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors: FIELD_INVALID, PAGE_TOKEN_INVALID.
     """
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
-    """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
-    checked as by CreateSession.
+    """Changes display_name, description, labels or options. A change of rules applies from the next tool call on, that of
+    other options from the next run on; they are checked as by CreateSession.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
     """
     ArchiveSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ArchiveSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
@@ -170,6 +181,15 @@ class SessionServiceAsyncStub(SessionServiceStub):
     it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
     Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
     """
+    ListSessionGrants: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionGrantsRequest, _session_service_pb2.ListSessionGrantsResponse]  # type: ignore[assignment]
+    """Lists the rules that answers "for the session" have added, oldest first.
+    Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
+    """
+    RevokeSessionGrant: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionGrantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Takes back a rule that an answer "for the session" has added. It allows nothing from the next tool call on, also of
+    a run under way.
+    Errors: NOT_FOUND.
+    """
     ListSessionEvents: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionEventsRequest, _session_service_pb2.ListSessionEventsResponse]  # type: ignore[assignment]
     """Lists durable events of a session in order of sequence. STATE_INVALID: they are in archive storage, see
     restore_needed.
@@ -197,7 +217,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         With Session.agent the options are those of the agent's version, over which every field of the request's options
         wins that is set; messages are replaced as a whole, and so are lists that are not empty. The rules of the version's
-        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent.
+        tool groups are added then, as they are now. The session keeps what comes of it, whatever becomes of the agent. Rules
+        that deny of an agent or a tool group of another's cannot be taken away, see Session.imposed_rules.
 
         NOT_FOUND, PERMISSION_DENIED, NOT_CONFIGURED: the agent, or what `builtin` servers name, is not there, or not for the
         caller.
@@ -230,8 +251,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.UpdateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
-        """Changes display_name, description, labels or options. A change of options applies from the next run on, and is
-        checked as by CreateSession.
+        """Changes display_name, description, labels or options. A change of rules applies from the next tool call on, that of
+        other options from the next run on; they are checked as by CreateSession.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, SESSION_NOT_ACTIVE, FIELD_INVALID, NOT_CONFIGURED.
         """
 
@@ -309,6 +330,27 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes the conversation, and the files if asked, back to the beginning of a run. Queued runs come after it. Doing
         it again changes nothing. STATE_INVALID: the run is not in the conversation any more, or has no checkpoint.
         Errors: NOT_FOUND, FIELD_INVALID, SESSION_NOT_ACTIVE, SESSION_BUSY, STATE_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSessionGrants(
+        self,
+        request: _session_service_pb2.ListSessionGrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.ListSessionGrantsResponse, _abc.Awaitable[_session_service_pb2.ListSessionGrantsResponse]]:
+        """Lists the rules that answers "for the session" have added, oldest first.
+        Errors: NOT_FOUND, FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeSessionGrant(
+        self,
+        request: _session_service_pb2.RevokeSessionGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Takes back a rule that an answer "for the session" has added. It allows nothing from the next tool call on, also of
+        a run under way.
+        Errors: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentrpc/v1/tool_group.proto\x12\x0b\x61gentrpc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x04\n\tToolGroup\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\'\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12:\n\x06labels\x18\x04 \x03(\x0b\x32\".agentrpc.v1.ToolGroup.LabelsEntryR\x06labels\x12#\n\rallowed_tools\x18\x05 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x06 \x03(\tR\x0f\x64isallowedTools\x12\x16\n\x06shared\x18\x07 \x01(\x08R\x06shared\x12\x1a\n\x05owner\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x41\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x12\n\x04\x65tag\x18\x0b \x01(\tR\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:4\xea\x41\x31\n\x16\x61gentrpc.dev/ToolGroup\x12\x17toolGroups/{tool_group}B<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentrpc/v1/tool_group.proto\x12\x0b\x61gentrpc.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x04\n\tToolGroup\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\'\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x0b\x64isplayName\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12:\n\x06labels\x18\x04 \x03(\x0b\x32\".agentrpc.v1.ToolGroup.LabelsEntryR\x06labels\x12#\n\rallowed_tools\x18\x05 \x03(\tR\x0c\x61llowedTools\x12)\n\x10\x64isallowed_tools\x18\x06 \x03(\tR\x0f\x64isallowedTools\x12\x16\n\x06shared\x18\x07 \x01(\x08R\x06shared\x12\x1a\n\x05owner\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\x05owner\x12\x41\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x12\n\x04\x65tag\x18\x0b \x01(\tR\x04\x65tag\x12)\n\rrule_warnings\x18\x0c \x03(\tB\x04\xe2\x41\x01\x03R\x0cruleWarnings\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:4\xea\x41\x31\n\x16\x61gentrpc.dev/ToolGroup\x12\x17toolGroups/{tool_group}B<\n\x0f\x64\x65v.agentrpc.v1P\x01Z\'agentrpc.dev/gen/agentrpc/v1;agentrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,10 +47,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLGROUP'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_TOOLGROUP'].fields_by_name['update_time']._loaded_options = None
   _globals['_TOOLGROUP'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_TOOLGROUP'].fields_by_name['rule_warnings']._loaded_options = None
+  _globals['_TOOLGROUP'].fields_by_name['rule_warnings']._serialized_options = b'\342A\001\003'
   _globals['_TOOLGROUP']._loaded_options = None
   _globals['_TOOLGROUP']._serialized_options = b'\352A1\n\026agentrpc.dev/ToolGroup\022\027toolGroups/{tool_group}'
   _globals['_TOOLGROUP']._serialized_start=139
-  _globals['_TOOLGROUP']._serialized_end=710
-  _globals['_TOOLGROUP_LABELSENTRY']._serialized_start=599
-  _globals['_TOOLGROUP_LABELSENTRY']._serialized_end=656
+  _globals['_TOOLGROUP']._serialized_end=753
+  _globals['_TOOLGROUP_LABELSENTRY']._serialized_start=642
+  _globals['_TOOLGROUP_LABELSENTRY']._serialized_end=699
 # @@protoc_insertion_point(module_scope)

@@ -11,10 +11,12 @@ from agentrpc.claude.launcher import Isolation
 from agentrpc.domain.gate import ToolCall
 from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host import actor as actor_module
+from agentrpc.services.session_host import gate as gate_module
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.lifecycle import SessionRules
 from agentrpc.services.session_host.process import Environment
 from agentrpc.store.leases import OwnedSession
 from agentrpc.store.tables import Session
@@ -50,7 +52,7 @@ async def gate(writer, tmp_path):
     hold = Hold(None, None, writer, clock.uuid7(), 1)
     translator = MagicMock(**{"parent_of.return_value": ""})
     gate = SessionGate(hold, translator, workspace=str(tmp_path), may_begin=lambda: True)
-    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    gate.begin_run(clock.uuid7(), OPTIONS)
     return gate
 
 
@@ -79,6 +81,30 @@ async def test_a_call_that_waited_for_its_line_when_the_hold_came_waits_on(gate,
     assert writer.started == ["toolu_1"]
 
 
+async def test_a_call_that_was_held_begins_by_the_rules_of_then(gate, writer, monkeypatch):
+    """Paused, given a rule that denies, and resumed: the call had passed the old rules."""
+    monkeypatch.setattr(gate_module, "_MOMENT", 0.0)
+    rules = [SessionRules(1, ["Bash"], [])]
+
+    async def since(revision):
+        return None if revision == rules[-1].revision else rules[-1]
+
+    gate.rules_since = since
+    lines = set()
+    gate.in_transcript = lines.__contains__
+    tasks = [call(gate), call(gate, "toolu_2", command="pwd")]
+    await settle()
+    gate.hold(held=True)
+    lines.update({"toolu_1", "toolu_2"})
+    await settle()
+    rules.append(SessionRules(2, ["Bash"], ["Bash(date:*)"]))
+    gate.hold(held=False)
+    verdicts = [await task for task in tasks]
+    assert [verdict.allow for verdict in verdicts] == [False, True]
+    assert "Bash(date:*)" in verdicts[0].message
+    assert writer.started == ["toolu_2"]
+
+
 async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
     gate.hold(held=True)
     task = call(gate)
@@ -90,7 +116,7 @@ async def test_a_seal_outlasts_the_hold_and_ends_with_the_run(gate, writer):
     gate.end_run()
     assert not (await task).allow
     assert writer.started == []
-    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    gate.begin_run(clock.uuid7(), OPTIONS)
     assert (await call(gate, "toolu_2")).allow
     assert writer.started == ["toolu_2"]
 
@@ -112,7 +138,7 @@ async def test_an_answer_that_came_in_time_counts_though_nobody_has_looked(gate,
     monkeypatch.setattr(lifecycle, "resolutions", resolutions)
     options = session_pb2.SessionOptions()
     options.approval_timeout.FromMilliseconds(1)
-    gate.begin_run(clock.uuid7(), options, [])
+    gate.begin_run(clock.uuid7(), options)
     assert (await call(gate)).allow
     assert writer.started == ["toolu_1"]
     assert asked[0] == asked[1]
@@ -133,11 +159,11 @@ async def test_a_call_with_half_a_character_is_asked_about(gate, writer, monkeyp
     monkeypatch.setattr(lifecycle, "resolutions", resolutions)
     options = session_pb2.SessionOptions()
     options.approval_timeout.FromMilliseconds(1)
-    gate.begin_run(clock.uuid7(), options, [])
+    gate.begin_run(clock.uuid7(), options)
     assert not (await call(gate, command=f"date {odd}")).allow
     assert not (await call(gate, "toolu_2", command=f"date{odd} -u")).allow
     assert [approval.title for approval in asked] == ["Claude wants to run: date �", "Claude wants to run: date� -u"]
-    assert [list(approval.session_rules) for approval in asked] == [["Bash(date:*)"], []]
+    assert [list(approval.session_rules) for approval in asked] == [[], []]
 
 
 async def test_what_is_remembered_of_blocks_goes_with_their_calls(gate):
@@ -203,7 +229,7 @@ async def test_a_session_that_is_resumed_while_its_process_goes_begins_nothing(
     monkeypatch.setattr(actor_module.lifecycle, "park", stays)
     monkeypatch.setattr(actor_module.lifecycle, "hand_over", stays)
     actor._process = Leaving(resume)
-    gate.begin_run(run.id, OPTIONS, [])
+    gate.begin_run(run.id, OPTIONS)
     await actor.look(OwnedSession(session.id, 1, run.id, 0, None, None, paused=True, inputs=0, closed=None))
     task = call(gate)
     await settle()

@@ -20,6 +20,7 @@ import structlog
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentStartError
 from agentrpc.claude.launcher import SessionPaths
+from agentrpc.claude.links import SandboxView
 from agentrpc.claude.revival import UnknownTranscriptFormat, own_folders
 from agentrpc.claude.translation import Translator, TurnEnded
 from agentrpc.domain.states import RunState, StopKind
@@ -95,8 +96,15 @@ class SessionActor:
         self._translator = Translator(host_paths=[str(path) for path in hidden])
         own = own_folders(self._paths, self._claude_session_id)
         self._gate = SessionGate(
-            self._hold, self._translator, workspace=str(workspace), own=own, may_begin=self._may_begin
+            self._hold,
+            self._translator,
+            workspace=str(workspace),
+            own=own,
+            home=str(self._paths.home),
+            resolve=SandboxView(self._paths).resolve,
+            may_begin=self._may_begin,
         )
+        self._gate.rules_since = partial(lifecycle.rules_since, environment.database, claim.session.id)
         self._gate.interrupt = lambda: self._intents.stop_run(Stop(StopKind.INTERRUPT, "denied with interrupt"))
         self._process = SessionProcess(
             environment,
@@ -247,11 +255,10 @@ class SessionActor:
             await self._process.stop(grace=0)
             self._void()
             return cannot
-        granted = await self._hold.patiently(lambda: lifecycle.grants(self._env.database, self.session_id))
         self._writer.deltas = options.deltas if options.HasField("deltas") else True
         # The process is still, or has to be, out of the plan mode that the session is in.
         left_plan_mode = self._gate.planned
-        self._gate.begin_run(run.id, options, granted, planned=left_plan_mode if again else plan.planned)
+        self._gate.begin_run(run.id, options, planned=left_plan_mode if again else plan.planned)
         self._gate.hold(held=self._leaving)
         self._gate.expect(plan.answers, plan.attempts)
         if again:

@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -20,12 +23,14 @@ from agentrpc import clock
 from agentrpc.claude.content import clean
 from agentrpc.claude.translation import Translator
 from agentrpc.domain.gate import ToolCall, Verdict, why_denied
-from agentrpc.domain.rules import EXIT_PLAN, Decision, Outcome, Own, Rule, decide, parse_rule, session_rules
+from agentrpc.domain.rule_syntax import read_rules
+from agentrpc.domain.rules import EXIT_PLAN, Decision, Outcome, Own, Rule, Target, decide, session_rules
+from agentrpc.domain.visible_text import visible_lines
 from agentrpc.errors import AgentRpcError, LeaseLostError
 from agentrpc.names import approval_name, run_name
 from agentrpc.services.session_host import lifecycle
 from agentrpc.services.session_host.hold import Hold
-from agentrpc.services.session_host.lifecycle import Asked
+from agentrpc.services.session_host.lifecycle import Asked, SessionRules
 from agentrpc.store.log import StartedCall
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, session_pb2
 
@@ -39,6 +44,12 @@ _DEFAULT_WAIT = timedelta(hours=1)
 _BLOCK_WAIT = 0.5
 _STORE_PATIENCE = 20.0
 _WITHDRAWN_AFTER = 1.0
+# A call that was held for longer than this is judged once more before it begins.
+_MOMENT = 0.1
+_TITLE = 200
+
+# Judging looks at links on a disk that may be slow. Threads of its own: it must not wait behind copies of files.
+_judges = ThreadPoolExecutor(max_workers=4, thread_name_prefix="judge")
 
 _KINDS = {
     "AskUserQuestion": approval_pb2.Approval.KIND_QUESTION,
@@ -53,6 +64,9 @@ class SessionGate:
         hold: The session.
         translator: Is told what was started and what was denied.
         workspace: The absolute path of the workspace.
+        own: Where the agent has files of its own.
+        home: The agent's home. None: not known.
+        resolve: Where an absolute path leads, as the agent's processes see it. None: nothing is a link.
         may_begin: Whether the worker's lease still allows to begin anything.
 
     Attributes:
@@ -66,6 +80,8 @@ class SessionGate:
         *,
         workspace: str,
         own: Own | None = None,
+        home: str | None = None,
+        resolve: Callable[[str], Target] | None = None,
         may_begin: Callable[[], bool],
     ) -> None:
         self._held = hold
@@ -73,12 +89,14 @@ class SessionGate:
         self._session_id = hold.session_id
         self._translator = translator
         self._workspace = os.path.realpath(workspace)
+        self._home = home
+        self._resolve = resolve
         self._own = own
         self._may_begin = may_begin
         self._options = session_pb2.SessionOptions()
         self._allowed: list[Rule] = []
         self._disallowed: list[Rule] = []
-        self._grants: list[str] = []
+        self._revision: int | None = None
         self._mode = "DEFAULT"
         # Whether this run's plan was approved: the CLI has left the plan mode that the session is in.
         self.planned = False
@@ -96,16 +114,15 @@ class SessionGate:
         self._sealed = False
         self.interrupt: Callable[[], None] = lambda: None
         self.in_transcript: Callable[[str], bool] = lambda _: True
+        self.rules_since: Callable[[int | None], Awaitable[SessionRules | None]] = _unchanged
 
-    def begin_run(
-        self, run_id: UUID, options: session_pb2.SessionOptions, grants: list[str], *, planned: bool = False
-    ) -> None:
-        """From now on calls belong to this run and are judged by these options."""
+    def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions, *, planned: bool = False) -> None:
+        """From now on calls belong to this run and are judged by these options, and by the rules of their moment."""
         self._run_id = run_id
         self._options = options
-        self._grants = list(grants)
-        self._allowed = [parse_rule(rule) for rule in [*options.allowed_tools, *grants]]
-        self._disallowed = [parse_rule(rule) for rule in options.disallowed_tools]
+        self._revision = None
+        self._allowed = read_rules(options.allowed_tools, allow=True)
+        self._disallowed = read_rules(options.disallowed_tools, allow=False)
         self._mode = _mode(options)
         self.planned = planned and self._mode == "PLAN"
         if self.planned:
@@ -219,23 +236,41 @@ class SessionGate:
         answer = self._answers.pop(call.tool_use_id, None)
         if answer is not None:
             return await self._heed(call, run_id, answer.state, answer.resolution)
-        if call.tool_use_id in self._attempts:
+        decision = await self._judged(call, call.input)
+        if call.tool_use_id in self._attempts and not _by_rule(decision):
             # Allowed once already, and a caller has decided that it is made again.
+            return await self._start(call, run_id, None, allowed_by_person=True)
+        if decision.outcome is Outcome.DENY:
+            return self._refuse(call, decision)
+        if decision.outcome is Outcome.ALLOW:
             return await self._start(call, run_id, None)
-        decision = decide(
+        return await self._ask(call, run_id, decision)
+
+    async def _judged(self, call: ToolCall, given: Mapping[str, Any]) -> Decision:
+        """The decision about a call with this input, by the rules of this moment."""
+        async with asyncio.timeout(_STORE_PATIENCE):
+            rules = await self._held.patiently(lambda: self.rules_since(self._revision))
+        if rules is not None:
+            self._revision = rules.revision
+            self._allowed = read_rules(rules.allowed, allow=True)
+            self._disallowed = read_rules(rules.disallowed, allow=False)
+        judge = partial(
+            decide,
             call.tool_name,
-            call.input,
+            given,
             workspace=self._workspace,
             mode=self._mode,
             allowed=self._allowed,
             disallowed=self._disallowed,
             own=self._own,
+            home=self._home,
+            folder=call.folder,
+            resolve=self._resolve,
         )
-        if decision.outcome is Outcome.DENY:
-            return self._deny(call, f"{call.tool_name} is not allowed: {decision.reason}", decision.decided_by)
-        if decision.outcome is Outcome.ALLOW:
-            return await self._start(call, run_id, None)
-        return await self._ask(call, run_id, decision)
+        return await asyncio.get_running_loop().run_in_executor(_judges, judge)
+
+    def _refuse(self, call: ToolCall, decision: Decision) -> Verdict:
+        return self._deny(call, f"{call.tool_name} is not allowed: {decision.reason}", decision.decided_by)
 
     async def _wait_for_block(self, tool_use_id: str) -> None:
         seen = self._blocks.setdefault(tool_use_id, asyncio.Event())
@@ -264,11 +299,23 @@ class SessionGate:
             await self._open.wait()
         self.starting += 1
 
-    async def _start(self, call: ToolCall, run_id: UUID, updated: dict[str, object] | None) -> Verdict:
+    async def _start(
+        self,
+        call: ToolCall,
+        run_id: UUID,
+        updated: dict[str, object] | None,
+        *,
+        allowed_by_person: bool = False,
+    ) -> Verdict:
         # An answer may come while the process is about to go: then the call is made by the next one.
+        began = time.monotonic()
         await self._enter(call)
         self._at_gate.discard(call.tool_use_id)
         try:
+            if time.monotonic() - began > _MOMENT:
+                decision = await self._judged(call, call.input if updated is None else updated)
+                if _by_rule(decision) or (decision.outcome is not Outcome.ALLOW and not allowed_by_person):
+                    return self._refuse(call, decision)
             return await self._commit(call, run_id, updated)
         finally:
             self.starting -= 1
@@ -303,7 +350,7 @@ class SessionGate:
 
     async def _ask(self, call: ToolCall, run_id: UUID, decision: Decision) -> Verdict:
         approval_id = clock.uuid7()
-        approval = self._approval(call, run_id, approval_id, decision)
+        approval = self._approval(call, run_id, approval_id, decision, await self._session_rules(call))
         await self._enter(call)
         answered: asyncio.Future[tuple[str, approval_pb2.Resolution]] = asyncio.get_running_loop().create_future()
         if not self._waiting:
@@ -346,9 +393,6 @@ class SessionGate:
                 state, resolution = found.get(approval_id, ("EXPIRED", approval_pb2.Resolution()))
         finally:
             self._waiting.pop(approval_id, None)
-        if state == "ALLOWED" and resolution.scope == approval_pb2.Resolution.SCOPE_SESSION:
-            self._grants += approval.session_rules
-            self._allowed += [parse_rule(rule) for rule in approval.session_rules]
         return await self._heed(call, run_id, state, resolution)
 
     async def _heed(self, call: ToolCall, run_id: UUID, state: str, resolution: approval_pb2.Resolution) -> Verdict:
@@ -357,13 +401,30 @@ class SessionGate:
                 self.interrupt()
             reason = why_denied(state, resolution.message)
             return self._deny(call, reason, "approval", interrupt=resolution.interrupt)
+        updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
+        # The answer may be old, or about another input than the agent's: rules that deny were not asked.
+        decision = await self._judged(call, call.input if updated is None else updated)
+        if _by_rule(decision):
+            return self._refuse(call, decision)
         if call.tool_name == EXIT_PLAN and self._mode == "PLAN":
             self._mode, self.planned = "DEFAULT", True
-        updated = json.loads(resolution.updated_input_json) if resolution.updated_input_json else None
-        return await self._start(call, run_id, updated)
+        return await self._start(call, run_id, updated, allowed_by_person=True)
 
-    def _approval(self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision) -> approval_pb2.Approval:
-        rules = session_rules(call.tool_name, call.input, self._workspace)
+    async def _session_rules(self, call: ToolCall) -> list[str]:
+        rules = partial(
+            session_rules,
+            call.tool_name,
+            call.input,
+            self._workspace,
+            home=self._home,
+            folder=call.folder,
+            resolve=self._resolve,
+        )
+        return await asyncio.get_running_loop().run_in_executor(_judges, rules)
+
+    def _approval(
+        self, call: ToolCall, run_id: UUID, approval_id: UUID, decision: Decision, rules: list[str]
+    ) -> approval_pb2.Approval:
         approval = approval_pb2.Approval(
             name=approval_name(self._session_id, approval_id),
             run=run_name(self._session_id, run_id),
@@ -371,7 +432,7 @@ class SessionGate:
             state=approval_pb2.Approval.STATE_PENDING,
             tool_use_id=call.tool_use_id,
             tool_name=call.tool_name,
-            title=clean(_title(call)),
+            title=_title(call),
             reason=clean(decision.reason),
             blocked_path=clean(decision.blocked_path),
             # A rule that cannot be stored as it is would allow something else.
@@ -397,6 +458,15 @@ def _mode(options: session_pb2.SessionOptions) -> str:
     return "DEFAULT" if name == "UNSPECIFIED" else name
 
 
+async def _unchanged(_: int | None) -> SessionRules | None:
+    return None
+
+
+def _by_rule(decision: Decision) -> bool:
+    """Whether a rule denies, which no person's answer changes."""
+    return decision.outcome is Outcome.DENY and decision.decided_by == "rule"
+
+
 def _title(call: ToolCall) -> str:
     if call.tool_name == "AskUserQuestion":
         return "Claude asks a question"
@@ -405,6 +475,8 @@ def _title(call: ToolCall) -> str:
     for key, verb in (("command", "run"), ("file_path", call.tool_name.lower()), ("url", "fetch")):
         value = call.input.get(key)
         if isinstance(value, str):
-            short = " ".join(value.split())
-            return f"Claude wants to {verb}: {short[:200]}{'…' if len(short) > 200 else ''}"
-    return f"Claude wants to call {call.tool_name}"
+            lines = visible_lines(clean(value))
+            count = f" {len(lines)} lines" if len(lines) > 1 else ""
+            short = "⏎".join(" ".join(line.split()) for line in lines)
+            return f"Claude wants to {verb}{count}: {short[:_TITLE]}{'…' if len(short) > _TITLE else ''}"
+    return f"Claude wants to call {clean(call.tool_name)}"

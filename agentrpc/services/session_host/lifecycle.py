@@ -18,17 +18,18 @@ from agentrpc.store.database import Database, Transaction
 from agentrpc.store.leases import OwnedSession, lock_head, still_held
 from agentrpc.store.log import LogEvent, StoredEvent, append_control, drop_transcript
 from agentrpc.store.runs import LedgerRow, inputs_of_run, ledger_of_run, session_options
+from agentrpc.store.sessions import rules_revision
 from agentrpc.store.tables import Run, Session, SessionHead
-from agentrpc.v1 import approval_pb2, event_pb2, run_service_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_service_pb2, session_pb2
 
 __all__ = [
     "MAX_LOSSES",
     "Asked",
     "RunRecord",
+    "SessionRules",
     "await_decision",
     "cancel_approvals",
     "end_run",
-    "grants",
     "hand_over",
     "has_workspace",
     "intents",
@@ -42,6 +43,7 @@ __all__ = [
     "resolutions",
     "rewind",
     "rewind_targets",
+    "rules_since",
     "take_inputs",
 ]
 
@@ -77,6 +79,21 @@ class RunRecord:
     asked: dict[str, Asked]
     inputs: list[tuple[UUID, str]]
     retry: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRules:
+    """What the gate judges by, besides the mode.
+
+    Attributes:
+        revision: Changes when the rules do.
+        allowed: Those of the options, and those that answers have added.
+        disallowed: Those of the options, and those that the owner cannot change.
+    """
+
+    revision: int
+    allowed: Sequence[str]
+    disallowed: Sequence[str]
 
 
 async def end_run(
@@ -135,10 +152,23 @@ async def resolutions(
     return {key: (state, approval_pb2.Resolution.FromString(answer)) for key, (state, answer) in found.items()}
 
 
-async def grants(database: Database, session_id: UUID) -> list[str]:
-    """The rules that answers "for the session" have added."""
+async def rules_since(database: Database, session_id: UUID, revision: int | None = None) -> SessionRules | None:
+    """The rules of a session as they are now; None when they have not changed since a revision.
+
+    One look-up by the primary key as long as nothing changes: the gate does it for every call.
+    """
+    now = await rules_revision(database, session_id)
+    if now == revision:
+        return None
     async with database.transaction() as tx:
-        return await granted_rules(tx, session_id)
+        session = await tx.get_one(Session, session_id)
+        options = session_pb2.SessionOptions.FromString(session.options)
+        granted = await granted_rules(tx, session_id)
+    return SessionRules(
+        session.rules_revision,
+        [*options.allowed_tools, *granted],
+        [*session.imposed_rules, *options.disallowed_tools],
+    )
 
 
 async def record_of_run(database: Database, session_id: UUID, run_id: UUID) -> RunRecord:
