@@ -197,5 +197,6 @@ async def test_a_tool_reaches_neither_the_store_nor_the_log(stack, client):
     request = pb.ListMemoryEntriesRequest(parent=store)
     assert not (await client.call(client.memory.ListMemoryEntries, request)).memory_entries
     for key in ("planted", "asked"):
-        with pytest.raises(RpcError, match="NOT_FOUND"):
+        with pytest.raises(RpcError) as caught:
             await client.call(client.memory.GetMemoryEntry, pb.GetMemoryEntryRequest(name=f"{store}/entries/{key}"))
+        assert caught.value.reason == "NOT_FOUND"
