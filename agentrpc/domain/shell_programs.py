@@ -201,7 +201,7 @@ def runs_of(command: Command) -> Runs:
             found.programs.pop()
             at += 1
             continue
-        if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", name, re.DOTALL):
+        if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\[[^]]*\])?\+?=.*", name, re.DOTALL):
             # `time A=1 ls`.
             found.programs.pop()
             clear = False

@@ -129,6 +129,8 @@ class Reader:
         elif kind == "compound_statement":
             if self._text.startswith("((", node.start_byte):
                 self._arithmetic(node, 2)
+            elif not self._text.startswith(("{ ", "{\t", "{\n"), node.start_byte):
+                raise Unsure("a brace that begins a word")
             else:
                 self._body(node, node.start_byte, node.end_byte)
         elif kind in {"for_statement", "c_style_for_statement"}:
