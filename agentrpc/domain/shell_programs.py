@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from agentrpc.domain.shell import Command, Script, Word, read_shell
+from agentrpc.domain.shell_grammar import HIDES
 
 __all__ = [
     "CHANGERS",
@@ -23,6 +24,7 @@ __all__ = [
     "flags_of",
     "name_of",
     "runs_of",
+    "sets_expression",
     "take",
     "without_globals",
 ]
@@ -130,7 +132,6 @@ _UNSEEN_FLAGS = {
     "bind": "-x", "compgen": "-CFW", "complete": "-CFW", "enable": "-f", "fc": "", "hash": "-p", "history": "", "jobs": "-x",
     "mapfile": "-C", "readarray": "-C",
 }  # fmt: skip
-_HIDDEN_BY_NAME = re.compile(r"(BASH_ENV|ENV|PS[0-9]|PROMPT_COMMAND|BASH_FUNC.*|SHELLOPTS|BASHOPTS)\+?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,6 @@ def runs_of(command: Command) -> Runs:
     """What a simple command runs; it must have words."""
     depth = command.depth
     found = _Found(list(command.words))
-    for assignment in command.assignments:
-        if _HIDDEN_BY_NAME.fullmatch(assignment.name):
-            found.doubt(f"it sets {assignment.name}")
     at: int | None = 0
     clear = True
     while at is not None and at < len(found.words):
@@ -232,7 +230,7 @@ def _behind(name: str, wrapper: _Wrapper, found: _Found, at: int) -> int | None:
     if place is None:
         return None
     while wrapper.assignments and place < len(words) and re.match(r"[A-Za-z_]\w*=", words[place].source):
-        if _HIDDEN_BY_NAME.fullmatch(words[place].source.split("=")[0]):
+        if HIDES.fullmatch(words[place].source.split("=")[0]):
             found.doubt("it sets a variable that names commands")
         place += 1
     place += wrapper.operands
@@ -275,6 +273,16 @@ def _add_arguments(words: list[Word], at: int, place: int) -> None:
         words[place:] = [word if replaced not in (word.text or replaced) else UNKNOWN for word in words[place:]]
     else:
         words.append(UNKNOWN)
+
+
+def sets_expression(runs: Runs) -> bool:
+    """Whether a builtin gives a variable, or a parameter, a value that arithmetic would take for an expression."""
+    name = name_of(runs.words[runs.last])
+    if not runs.changes or name == "cd":
+        return False
+    if name not in {"declare", "export", "local", "readonly", "set", "typeset"}:
+        return True
+    return not all(word.text is not None and re.fullmatch(r"[A-Za-z0-9_./@%+,:= -]*", word.text) for word in runs.words)
 
 
 def take(text: str, flags: Flags) -> int | None:
@@ -368,7 +376,7 @@ def _read_again(name: str, found: _Found, arguments: list[Word]) -> None:
             found.doubt(f"{name} with an unknown name or value")
         elif value is None or re.search(r"[$`\[]", value):
             found.doubt(f"{name} may read its argument once more")
-        elif _HIDDEN_BY_NAME.match(value):
+        elif HIDES.match(value):
             found.doubt(f"it sets {value.split('=')[0]}")
     if name == "let" and any(re.search(r"[A-Za-z]", word.text or "a") for word in again):
         found.doubt("it calculates with variables")

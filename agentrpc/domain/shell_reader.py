@@ -20,8 +20,10 @@ from agentrpc.domain.shell_expansions import (
 from agentrpc.domain.shell_grammar import (
     ASSIGNMENT,
     BODIES,
+    CALCULATING,
     FUNCTION_NAME,
     GAP,
+    HIDES,
     INDEXED,
     LOOP_NAME,
     PLAIN_VALUE,
@@ -66,7 +68,7 @@ class Reader:
 
     def script(self) -> Script:
         """What was read."""
-        if self._calculates and self._sets_expression:
+        if self._calculates and (self._sets_expression or any("function" in change for change in self._changes)):
             self.doubt("it calculates with a variable that it sets")
         if len(self._commands) > _MAX_COMMANDS:
             self.doubt(f"it has more than {_MAX_COMMANDS} commands")
@@ -235,6 +237,9 @@ class Reader:
             self.doubt("a word that bash keeps for itself, in a place that it has not")
         if words and INDEXED.match(words[0].source):
             self.doubt("an index that is calculated")
+        for assignment in assignments:
+            if HIDES.fullmatch(assignment.name.removesuffix("+")):
+                self.doubt(f"it sets {assignment.name}")
         if not words:
             self._changes += [f"it sets {assignment.name}" for assignment in assignments]
         if words or redirects or assignments:
@@ -360,6 +365,8 @@ class Reader:
             at = child.end_byte
             if child.type == "variable_name":
                 name = self._line[child.start_byte : child.end_byte]
+                if HIDES.fullmatch(name):
+                    self.doubt(f"it sets {name}")
                 if not LOOP_NAME.fullmatch(name):
                     self._changes.append(f"it sets {name}")
             elif child.is_named and child.type != "comment":
@@ -428,7 +435,7 @@ class Reader:
             self._simple([node], node)
             return
         start, end = node.start_byte + 2, node.end_byte - 2
-        at = start
+        at, words = start, []
         while at < end:
             letter = self._text[at]
             if letter in " \t()<>!&|" and at not in self._nodes:
@@ -437,8 +444,20 @@ class Reader:
             if letter in "\n;#" or self._text.startswith("]]", at):
                 raise Unsure("a test of an unknown form")
             at, word = self._words.word(at, end)
-            if word.source in {"-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-v", "-R"}:
-                self._calculates = True
+            words.append(word)
+        if any(word.source in CALCULATING for word in words):
+            # The operands are expressions.
+            self._calculates = True
+            for word in words:
+                self._operand(word)
+
+    def _operand(self, word: Word) -> None:
+        """Doubt an expression that is not a plain number or variable."""
+        simple = re.fullmatch(
+            r"[\"']?\$(?:[A-Za-z_][A-Za-z0-9_]*|\{#?[A-Za-z_][A-Za-z0-9_]*\}|[#?])[\"']?", word.source
+        )
+        if not simple and (word.text is None or not PLAIN_VALUE.fullmatch(word.text)):
+            self.doubt("it calculates with a text")
 
     # Expansions.
 
@@ -493,6 +512,8 @@ class Reader:
         found = check_parameter(f"${self._shown(node.start_byte + 1, node.end_byte)}")
         self._calculates = self._calculates or found.calculates
         if found.sets:
+            if HIDES.match(self._text, node.start_byte + 2):
+                self.doubt("it sets a variable in an expansion")
             self._changes.append("it sets a variable in an expansion")
             self._sets_expression = True
 
@@ -502,6 +523,8 @@ class Reader:
         self._calculation(node.start_byte + opening, node.end_byte - 2)
 
     def _calculation(self, start: int, end: int) -> None:
+        if any(start <= place < end and node.type == "command_substitution" for place, node in self._nodes.items()):
+            self.doubt("it calculates with what a command shows")
         found = check_arithmetic(self._shown(start, end))
         self._calculates = self._calculates or found.calculates
         if found.sets:

@@ -12,7 +12,6 @@ note their arguments, and wrappers such as `env` and `xargs`. Three promises are
 
 import argparse
 import fnmatch
-import os
 import random
 import re
 import shutil
@@ -232,7 +231,7 @@ class Grammar:
         return self._one(
             "$x", '"$x"', "${x}", "$1", "$@", '"$@"', "$?", "${#x}", "${x:-y}", "${x%y}", "${x/a/b}", "${x@Q}", "${x@P}", "${!x}", "$((1+2))", "$$",
             "*", "?", "[ab]", "a*", "~", "~/x", "{a,b}", "{1..3}", "a{b,c}d", "'{a,b}'", "$'\\n'", "$'a\\'b'", '"a\'b"', "'a\"b'", '"\\$x"', '"\\`"', '"$"', "$",
-            '"a\\b"', "\\\\", "\\'", "\\\n", "x\\\ny", "''", '""', "$''", "!x", "a!b", "@(a|b)", "%", "^", "+", "a:b~c", "x=~", "$[1+1]", "a\\\tb", "$x$y", "'a'\"b\"c",
+            '"a\\b"', "\\\\", "\\'", "\\\n", "x\\\ny", "''", '""', "$''", "!x", "a!b", "@(a|b)", "%", "^", "+", "a:b~c", "x=~", "'a[$(cc)]'", "'$(cc)'", "'cc y'", "$[1+1]", "a\\\tb", "$x$y", "'a'\"b\"c",
             lambda: f"$({self._list(depth - 1)})" if depth > 0 else "$(cc)",
             lambda: f'"$({self._list(depth - 1)})"' if depth > 0 else '"$(cc)"',
             lambda: f"`{self._list(depth - 1)}`" if depth > 0 else "`cc`",
@@ -302,6 +301,10 @@ class Grammar:
             "a == a || b == b",
             '"a" == a*',
             "-v x",
+            "$x -eq 0",
+            "'a[$(cc)]' -eq 0",
+            "$1 -lt 1",
+            "$(echo 1) -eq 1",
             "$x =~ (a|b)",
         )
 
@@ -320,6 +323,8 @@ class Grammar:
             "(1)",
             "a[1]",
             "x ? 1 : 2",
+            "$1",
+            "a[x]",
             "aa",
             "$x + 1",
             "1 )) && cc; (( 1",
@@ -482,7 +487,7 @@ def _logged(path: Path) -> Iterator[list[str]]:
 
 
 def _files(folder: Path) -> set[str]:
-    return {os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
 def misses_of(line: str, ran: list[list[str]], files: set[str]) -> Iterator[str]:
@@ -528,7 +533,7 @@ def _fits(form: tuple, argv: list[str]) -> bool:
         or (word.tilde and argv[0].startswith("/"))
         or (word.glob and fnmatch.fnmatchcase(argv[0], word.text))
     )
-    return (same or os.path.basename(word.text) == argv[0]) and _fits(rest, argv[1:])
+    return (same or word.text.rpartition("/")[2] == argv[0]) and _fits(rest, argv[1:])
 
 
 def fuzz(lines: int, seed: int, folder: Path) -> tuple[list[Miss], dict[str, int]]:
