@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentrpc.domain.shell import Command, Script, read_shell
+from agentrpc.domain.shell_builtins import sets_expression
 from agentrpc.domain.shell_files import File, redirected
-from agentrpc.domain.shell_programs import Runs, name_of, runs_of, sets_expression, without_globals
+from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
 from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
 from agentrpc.domain.shell_words import Word
 
@@ -164,7 +165,7 @@ def unseen_of(command: Command, *, calculates: bool = False) -> str:
     if not command.words:
         return ""
     runs = runs_of(command)
-    if calculates and sets_expression(runs):
+    if calculates and sets_expression(name_of(runs.words[runs.last]), runs.words[runs.last + 1 :]):
         return "it calculates with a variable that it sets"
     return runs.unseen or next((why for inner in runs.inner if (why := unseen_of(inner))), "")
 
