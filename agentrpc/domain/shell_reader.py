@@ -1,6 +1,6 @@
-"""The walk over the tree that bash's kinds.grammar (tree-sitter-bash) makes of a line.
+"""The walk over the tree that bash's grammar (tree-sitter-bash) makes of a line.
 
-The kinds.grammar is generous where bash is not, so all that it says is checked: whatever lies between two nodes must be
+The grammar is generous where bash is not, so all that it says is checked: whatever lies between two nodes must be
 blank, words are taken apart here, and a node of a kind that is not known here makes the line uncertain. Uncertain means
 that bash may run more than was found, never that nothing was.
 """
@@ -75,12 +75,16 @@ class Reader:
         root = parser.parse(self._text.encode()).root_node
         self._root = root
         if root.has_error:
-            self.doubt("bash's kinds.grammar does not cover all of it")
+            self.doubt("bash's grammar does not cover all of it")
         found = tree_sitter.QueryCursor(query).captures(root).get("x", [])
         self._nodes = {node.start_byte: node for node in found}
         self._words = Words(self._line, {node.start_byte: node.end_byte for node in found}, self._expansion)
         # What stands before the first statement and behind the last belongs to no node.
-        self._body(root, 0, len(self._text))
+        try:
+            self._body(root, 0, len(self._text))
+        except Unsure as doubt:
+            self.doubt(str(doubt))
+            self._rescue(root)
 
     # Statements.
 
@@ -163,7 +167,7 @@ class Reader:
         """What lies between two nodes, which must be blank."""
         gap = self._text[start:end]
         if gap and not kinds.GAP.fullmatch(self._text, start, end) and not (start == 0 and gap.startswith("\\\n")):
-            raise Unsure("it holds something that the kinds.grammar passes over")
+            raise Unsure("it holds something that the grammar passes over")
         return gap
 
     def _comment(self, node: tree_sitter.Node) -> None:
@@ -404,7 +408,7 @@ class Reader:
                 raise Unsure("a function of an unknown form")
 
     def _test(self, node: tree_sitter.Node) -> None:
-        """`[ … ]` is a command with words; `[[ … ]]` has a kinds.grammar of its own."""
+        """`[ … ]` is a command with words; `[[ … ]]` has a grammar of its own."""
         if not self._text.startswith("[[", node.start_byte):
             self._simple([node], node)
             return
@@ -456,7 +460,7 @@ class Reader:
         self._statements(node.children[1:-1], node.start_byte + opening, node.end_byte - 1)
 
     def _shown(self, start: int, end: int) -> str:
-        """The text of a stretch without the expansions that the kinds.grammar shows there, which are looked into."""
+        """The text of a stretch without the expansions that the grammar shows there, which are looked into."""
         shown, at = "", start
         while at < end:
             node = self._nodes.get(at)
@@ -474,7 +478,7 @@ class Reader:
         return shown
 
     def _parameter(self, node: tree_sitter.Node) -> None:
-        """`${…}`: what stands in it is taken for text but for the substitutions that the kinds.grammar shows."""
+        """`${…}`: what stands in it is taken for text but for the substitutions that the grammar shows."""
         found = check_parameter(f"${self._shown(node.start_byte + 1, node.end_byte)}")
         self._calculates = self._calculates or found.calculates
         if found.sets:

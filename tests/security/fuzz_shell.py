@@ -340,7 +340,8 @@ class Grammar:
     def _mutated(self, text: str) -> str:
         """One or two letters more, less or doubled: most of what comes of it is no shell text, and the rest is odd."""
         at = self._random.randrange(len(text) + 1)
-        letters = list(" \n\t;&|<>()'\"\\$`#{}[]!*?~=-aex1") + [
+        letters = [
+            *list(" \n\t;&|<>()'\"\\$`#{}[]!*?~=-aex1"),
             "cc",
             " cc ",
             "\ncc\n",
