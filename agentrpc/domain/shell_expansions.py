@@ -3,9 +3,19 @@
 import re
 from dataclasses import dataclass
 
-from agentrpc.domain.shell_words import Unsure
+from agentrpc.domain.shell_grammar import PLAIN_VALUE
+from agentrpc.domain.shell_words import Unsure, Word
 
-__all__ = ["EXPANDED", "NUMBER", "Effect", "check_arithmetic", "check_content", "check_document", "check_parameter"]
+__all__ = [
+    "EXPANDED",
+    "NUMBER",
+    "Effect",
+    "check_arithmetic",
+    "check_content",
+    "check_document",
+    "check_parameter",
+    "may_be_expression",
+]
 
 # What stands for an expansion, and for one that gives a number, in the texts that are checked.
 EXPANDED, NUMBER = "_", "1"
@@ -95,3 +105,13 @@ def check_content(shown: str) -> None:
     """
     if re.search(r"\$[\w({\[@*#?!-]", shown):
         raise Unsure("a here-document with substitutions that the grammar does not show")
+
+
+_VARIABLE = re.compile(r"\"?\$(?:[A-Za-z_][A-Za-z0-9_]*|\{#?[A-Za-z_][A-Za-z0-9_]*\}|[#?])\"?")
+
+
+def may_be_expression(word: Word) -> bool:
+    """Whether a word is more, as arithmetic, than a number or a variable."""
+    if word.text is None:
+        return not _VARIABLE.fullmatch(word.source)
+    return not PLAIN_VALUE.fullmatch(word.text)

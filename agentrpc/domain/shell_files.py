@@ -3,6 +3,7 @@
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from agentrpc.domain.shell import Command, Script
 from agentrpc.domain.shell_programs import name_of, runs_of
@@ -164,6 +165,9 @@ class _Found:
     ) -> None:
         if name in _SEARCHERS and operands and not _has_text(flags):
             operands = operands[1:]
+        if name == "find":
+            # Its expression begins at the first option.
+            operands = list(takewhile(lambda word: (word.text or "x")[0] not in "-(!", arguments))
         self._read(operands, folder, tree=tree)
         if tree and not operands:
             self.reads.append(_file(Word(".", ".", "."), folder, tree=True))

@@ -40,6 +40,10 @@ GAP = re.compile(r"(?:[ \t\n]|(?<=[ \t\n])\\\n)*")
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]+\])?\+?)=")
 INDEXED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./@%+,: -]*")
+# Operators of `[[ … ]]` whose operands are arithmetic.
+CALCULATING = frozenset({"-eq", "-ge", "-gt", "-le", "-lt", "-ne", "-R", "-v"})
+# Variables whose values bash runs, or reads commands from.
+HIDES = re.compile(r"BASH_ENV|ENV|PS[0-9]|PROMPT_COMMAND|BASH_FUNC.*|SHELLOPTS|BASHOPTS")
 LOOP_NAME = re.compile(r"[a-z][a-z0-9]*")
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 

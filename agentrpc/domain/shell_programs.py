@@ -13,9 +13,10 @@ from functools import lru_cache
 from itertools import pairwise
 
 from agentrpc.domain.shell import Command, Script, Word, read_shell
+from agentrpc.domain.shell_builtins import changes, unseen_by
+from agentrpc.domain.shell_grammar import HIDES
 
 __all__ = [
-    "CHANGERS",
     "SHELLS",
     "UNKNOWN",
     "Flags",
@@ -114,24 +115,6 @@ _WATCH = flags_of("-b -c -d -e -g -n: -p -t -w -x --no-title --interval: --diffe
 SHELLS = frozenset({"ash", "bash", "dash", "fish", "ksh", "mksh", "rbash", "sh", "zsh"})
 _SHELL_FLAGS = re.compile(r"-[abefhklmnprtuvxBCEHPTi]*c[aefhmux]*|-[efuvxl]+")
 
-# Builtins that change what later words mean, or run what is not seen here; a rule must be that very command.
-CHANGERS = frozenset({
-    ".", "alias", "bind", "builtin", "compgen", "complete", "compopt", "declare", "disown", "enable", "eval",
-    "exec", "export", "fc", "getopts", "hash", "history", "let", "local", "logout", "mapfile", "popd", "pushd",
-    "read", "readarray", "readonly", "select", "set", "shopt", "source", "suspend", "trap", "typeset", "umask",
-    "unalias", "unset",
-})  # fmt: skip
-# Builtins whose arguments bash reads once more: an index, or a whole list of words, in a text.
-_READ_AGAIN = frozenset({
-    "declare", "export", "getopts", "let", "local", "mapfile", "read", "readarray", "readonly", "typeset",
-    "unset", "wait",
-})  # fmt: skip
-_UNSEEN_FLAGS = {
-    "bind": "-x", "compgen": "-CFW", "complete": "-CFW", "enable": "-f", "fc": "", "hash": "-p", "history": "", "jobs": "-x",
-    "mapfile": "-C", "readarray": "-C",
-}  # fmt: skip
-_HIDDEN_BY_NAME = re.compile(r"(BASH_ENV|ENV|PS[0-9]|PROMPT_COMMAND|BASH_FUNC.*|SHELLOPTS|BASHOPTS)\+?")
-
 
 @dataclass(frozen=True, slots=True)
 class Runs:
@@ -177,9 +160,6 @@ def runs_of(command: Command) -> Runs:
     """What a simple command runs; it must have words."""
     depth = command.depth
     found = _Found(list(command.words))
-    for assignment in command.assignments:
-        if _HIDDEN_BY_NAME.fullmatch(assignment.name):
-            found.doubt(f"it sets {assignment.name}")
     at: int | None = 0
     clear = True
     while at is not None and at < len(found.words):
@@ -201,7 +181,7 @@ def runs_of(command: Command) -> Runs:
             found.programs.pop()
             at += 1
             continue
-        if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", name, re.DOTALL):
+        if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\[[^]]*\])?\+?=.*", name, re.DOTALL):
             # `time A=1 ls`.
             found.programs.pop()
             clear = False
@@ -232,7 +212,7 @@ def _behind(name: str, wrapper: _Wrapper, found: _Found, at: int) -> int | None:
     if place is None:
         return None
     while wrapper.assignments and place < len(words) and re.match(r"[A-Za-z_]\w*=", words[place].source):
-        if _HIDDEN_BY_NAME.fullmatch(words[place].source.split("=")[0]):
+        if HIDES.fullmatch(words[place].source.split("=")[0]):
             found.doubt("it sets a variable that names commands")
         place += 1
     place += wrapper.operands
@@ -325,53 +305,8 @@ def _looks_into(name: str, found: _Found, at: int, depth: int) -> None:
         found.inner += [_command(arguments[index:]) for index in range(min(10, len(arguments)))]
     elif name == "git":
         _git(found, arguments, depth)
-    if name in _UNSEEN_FLAGS:
-        wanted = _UNSEEN_FLAGS[name]
-        texts = [word.text for word in arguments]
-        if not wanted or any(text is None or (text[:1] == "-" and set(text[1:]) & set(wanted[1:])) for text in texts):
-            found.doubt(f"{name} may run others")
-    if name in {"set", "shopt"} and any(word.text is None for word in arguments):
-        found.doubt(f"{name} with an unknown option")
-    _read_again(name, found, arguments)
-    if name in CHANGERS:
-        found.changes = True
-    if name == "printf" and arguments and (arguments[0].text is None or arguments[0].text.startswith("-v")):
-        found.changes = True
-
-
-def _read_again(name: str, found: _Found, arguments: list[Word]) -> None:
-    if name == "printf":
-        again = arguments[1:2] if arguments and arguments[0].text == "-v" else []
-        if arguments and (arguments[0].text or "").startswith("-v") and arguments[0].text != "-v":
-            found.doubt("printf sets a variable")
-    elif name in {"test", "["}:
-        places = [index for index, word in enumerate(arguments) if word.text in {"-v", "-R"}]
-        again = [arguments[index + 1] for index in places if index + 1 < len(arguments)]
-    elif name in _READ_AGAIN:
-        again = arguments
-    else:
-        return
-    for word in again:
-        value = word.text
-        if name in {"declare", "export", "local", "readonly", "typeset"} and value is None:
-            # The value is expanded once; an array or an integer may be read again.
-            if re.match(r"[A-Za-z_]\w*\+?=", word.source) and not any(
-                (one.text or "-").startswith("-") for one in again
-            ):
-                continue
-            if re.match(r"[A-Za-z_]\w*\+?=", word.source) and all(
-                one.text in {"-x", "-g", "-r", "-l", "-u", "-xg", "-gx", "-rx"}
-                for one in again
-                if (one.text or "").startswith("-")
-            ):
-                continue
-            found.doubt(f"{name} with an unknown name or value")
-        elif value is None or re.search(r"[$`\[]", value):
-            found.doubt(f"{name} may read its argument once more")
-        elif _HIDDEN_BY_NAME.match(value):
-            found.doubt(f"it sets {value.split('=')[0]}")
-    if name == "let" and any(re.search(r"[A-Za-z]", word.text or "a") for word in again):
-        found.doubt("it calculates with variables")
+    found.doubt(unseen_by(name, arguments))
+    found.changes = found.changes or changes(name, arguments)
 
 
 def _shell(name: str, found: _Found, arguments: list[Word], depth: int) -> None:

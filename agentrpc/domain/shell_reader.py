@@ -9,6 +9,7 @@ import re
 
 import tree_sitter
 
+from agentrpc.domain import shell_grammar as kinds
 from agentrpc.domain.shell_expansions import (
     EXPANDED,
     NUMBER,
@@ -16,22 +17,7 @@ from agentrpc.domain.shell_expansions import (
     check_content,
     check_document,
     check_parameter,
-)
-from agentrpc.domain.shell_grammar import (
-    ASSIGNMENT,
-    BODIES,
-    FUNCTION_NAME,
-    GAP,
-    INDEXED,
-    LOOP_NAME,
-    PLAIN_VALUE,
-    REDIRECTS,
-    RESERVED,
-    SEVERAL,
-    SIMPLE,
-    TOKENS,
-    flat,
-    grammar,
+    may_be_expression,
 )
 from agentrpc.domain.shell_script import Assignment, Command, Script, in_folders
 from agentrpc.domain.shell_words import Redirect, Unsure, Word, Words
@@ -66,7 +52,7 @@ class Reader:
 
     def script(self) -> Script:
         """What was read."""
-        if self._calculates and self._sets_expression:
+        if self._calculates and (self._sets_expression or any("function" in change for change in self._changes)):
             self.doubt("it calculates with a variable that it sets")
         if len(self._commands) > _MAX_COMMANDS:
             self.doubt(f"it has more than {_MAX_COMMANDS} commands")
@@ -85,7 +71,7 @@ class Reader:
         Raises:
             Unsure: Bash may read it otherwise, so that it makes no sense to go on.
         """
-        parser, query = grammar()
+        parser, query = kinds.grammar()
         root = parser.parse(self._text.encode()).root_node
         self._root = root
         if root.has_error:
@@ -94,7 +80,11 @@ class Reader:
         self._nodes = {node.start_byte: node for node in found}
         self._words = Words(self._line, {node.start_byte: node.end_byte for node in found}, self._expansion)
         # What stands before the first statement and behind the last belongs to no node.
-        self._body(root, 0, len(self._text))
+        try:
+            self._body(root, 0, len(self._text))
+        except Unsure as doubt:
+            self.doubt(str(doubt))
+            self._rescue(root)
 
     # Statements.
 
@@ -118,17 +108,19 @@ class Reader:
 
     def _dispatch(self, node: tree_sitter.Node) -> None:
         kind = node.type
-        if kind in SIMPLE:
+        if kind in kinds.SIMPLE:
             self._simple([node], node)
         elif kind == "redirected_statement":
             self._redirected(node)
-        elif kind in BODIES:
+        elif kind in kinds.BODIES:
             if kind == "while_statement":
                 self._repeated.append((node.start_byte, node.end_byte))
             self._body(node, node.start_byte, node.end_byte)
         elif kind == "compound_statement":
             if self._text.startswith("((", node.start_byte):
                 self._arithmetic(node, 2)
+            elif not self._text.startswith(("{ ", "{\t", "{\n"), node.start_byte):
+                raise Unsure("a brace that begins a word")
             else:
                 self._body(node, node.start_byte, node.end_byte)
         elif kind in {"for_statement", "c_style_for_statement"}:
@@ -143,10 +135,10 @@ class Reader:
             raise Unsure("it holds something that is not known here")
 
     def _body(self, node: tree_sitter.Node, start: int, end: int) -> None:
-        self._statements(flat(node), start, end)
+        self._statements(kinds.flat(node), start, end)
 
     def _statements(
-        self, nodes: list[tree_sitter.Node], start: int, end: int, *, tokens: frozenset[str] = TOKENS
+        self, nodes: list[tree_sitter.Node], start: int, end: int, *, tokens: frozenset[str] = kinds.TOKENS
     ) -> None:
         """Statements and the tokens between them."""
         at, separated = start, True
@@ -159,7 +151,7 @@ class Reader:
                 if child.type not in tokens:
                     raise Unsure("it holds something that is not known here")
                 separated = True
-            elif child.type in REDIRECTS:
+            elif child.type in kinds.REDIRECTS:
                 self._simple([child], child)
             else:
                 self._separated(child, gap, separated=separated)
@@ -174,7 +166,7 @@ class Reader:
     def _gap(self, start: int, end: int) -> str:
         """What lies between two nodes, which must be blank."""
         gap = self._text[start:end]
-        if gap and not GAP.fullmatch(self._text, start, end) and not (start == 0 and gap.startswith("\\\n")):
+        if gap and not kinds.GAP.fullmatch(self._text, start, end) and not (start == 0 and gap.startswith("\\\n")):
             raise Unsure("it holds something that the grammar passes over")
         return gap
 
@@ -188,19 +180,19 @@ class Reader:
 
     def _redirected(self, node: tree_sitter.Node) -> None:
         body = node.child_by_field_name("body")
-        parts = [child for child in node.children if child.type in REDIRECTS]
+        parts = [child for child in node.children if child.type in kinds.REDIRECTS]
         at = node.start_byte
         for child in node.children:
             self._gap(at, child.start_byte)
             at = child.end_byte
         if body is None:
             self._simple(parts, node)
-        elif body.type in SIMPLE:
+        elif body.type in kinds.SIMPLE:
             self._simple([body, *parts], node)
         else:
             self._statement(body)
             last = body
-            while last.type in SEVERAL:
+            while last.type in kinds.SEVERAL:
                 last = next(child for child in reversed(last.children) if child.is_named and child.type != "comment")
             # Of several commands the last is redirected; of a compound one all of it, before anything in it runs.
             self._simple(parts, node if last is body else parts[0], of=last)
@@ -229,10 +221,13 @@ class Reader:
             self._redirects(of, words, redirects, parts)
             return
         assignments = self._assignments(words)
-        if words and words[0].source in RESERVED:
+        if words and words[0].source in kinds.RESERVED:
             self.doubt("a word that bash keeps for itself, in a place that it has not")
-        if words and INDEXED.match(words[0].source):
+        if words and kinds.INDEXED.match(words[0].source):
             self.doubt("an index that is calculated")
+        for assignment in assignments:
+            if kinds.HIDES.fullmatch(assignment.name.removesuffix("+")):
+                self.doubt(f"it sets {assignment.name}")
         if not words:
             self._changes += [f"it sets {assignment.name}" for assignment in assignments]
         if words or redirects or assignments:
@@ -241,7 +236,7 @@ class Reader:
     def _assignments(self, words: list[Word]) -> tuple[Assignment, ...]:
         """Take the assignments off the beginning of a command."""
         found = []
-        while words and (name := ASSIGNMENT.match(words[0].source)):
+        while words and (name := kinds.ASSIGNMENT.match(words[0].source)):
             value = self._value(words.pop(0), name.end())
             found.append(Assignment(name[1], value))
             self._set(value)
@@ -252,7 +247,7 @@ class Reader:
     ) -> None:
         """Redirections behind a command that was read before; what stands behind them is its arguments."""
         for index, (start, command) in enumerate(self._commands):
-            if start == node.start_byte and node.type in SIMPLE and command.words:
+            if start == node.start_byte and node.type in kinds.SIMPLE and command.words:
                 source = self._line[start : parts[-1].end_byte]
                 both = (*command.words, *words), command.assignments, (*command.redirects, *redirects)
                 self._commands[index] = (start, Command(*both, source))
@@ -269,30 +264,20 @@ class Reader:
 
     def _set(self, value: Word) -> None:
         """Remember whether a variable gets a value that arithmetic would take for an expression."""
-        if value.text is None or not PLAIN_VALUE.fullmatch(value.text):
+        if value.text is None or not kinds.PLAIN_VALUE.fullmatch(value.text):
             self._sets_expression = True
 
     def _guess(self, parts: list[tree_sitter.Node]) -> None:
         """Look for commands in what cannot be taken apart, so that what is denied is found there too."""
-        for part in parts:
-            for child in part.children:
-                if child.is_named and self._depth <= _MAX_DEPTH:
-                    self._statement_in(child)
+        for node in list(self._nodes.values()):
+            inside = any(part.start_byte <= node.start_byte < part.end_byte for part in parts)
+            if inside and node.type in {"command_substitution", "process_substitution"} and self._depth <= _MAX_DEPTH:
+                self._rescue(node)
         name = parts[0].child_by_field_name("name") if parts else None
         if name is not None and re.fullmatch(r"[\w./-]+", self._line[name.start_byte : name.end_byte]):
             text = self._line[name.start_byte : name.end_byte]
             unknown = Word(None, "", "", splits=True)
             self._commands.append((name.start_byte, Command((Word(text, text, text), unknown), source=text)))
-
-    def _statement_in(self, node: tree_sitter.Node) -> None:
-        if node.type in {"command_substitution", "process_substitution"}:
-            self._statement(node)
-        elif node.type not in {"word", "command_name", "number", "raw_string"}:
-            self._depth += 1
-            for child in node.children:
-                if child.is_named and self._depth <= _MAX_DEPTH:
-                    self._statement_in(child)
-            self._depth -= 1
 
     def _document(self, node: tree_sitter.Node) -> list[Word | Redirect]:
         """A here-document and what follows its beginning on the same line; returns the words there."""
@@ -338,37 +323,39 @@ class Reader:
     def _loop(self, node: tree_sitter.Node) -> None:
         self._repeated.append((node.start_byte, node.end_byte))
         body = node.child_by_field_name("body")
-        if body is None:
-            raise Unsure("a loop without a body")
+        if body is None or node.children[0].type == "select":
+            raise Unsure("a loop of an unknown form")
         self._statement(body)
-        head = node.children
         if node.type == "c_style_for_statement":
-            open_at = self._text.find("((", node.start_byte)
-            close_at = self._text.rfind("))", open_at, body.start_byte)
-            if open_at < 0 or close_at < 0:
+            begin = self._text.find("((", node.start_byte) + 2
+            end = self._text.rfind("))", begin, body.start_byte)
+            if begin < node.start_byte or end < 0:
                 raise Unsure("a loop of an unknown form")
-            self._calculation(open_at + 2, close_at)
-            return
-        if head[0].type == "select":
-            raise Unsure("it asks somebody at a terminal")
+            self._calculation(begin, end)
+        else:
+            self._loop_head(node)
+
+    def _loop_head(self, node: tree_sitter.Node) -> None:
+        """`for NAME in WORDS`."""
         at = node.start_byte
         values = []
-        for child in head[:-1]:
+        for child in node.children[:-1]:
             self._gap(at, child.start_byte)
             at = child.end_byte
             if child.type == "variable_name":
-                name = self._line[child.start_byte : child.end_byte]
-                if not LOOP_NAME.fullmatch(name):
+                name = self._line[child.start_byte : at]
+                if kinds.HIDES.fullmatch(name):
+                    self.doubt(f"it sets {name}")
+                if not kinds.LOOP_NAME.fullmatch(name):
                     self._changes.append(f"it sets {name}")
             elif child.is_named and child.type != "comment":
                 values.append(child)
             elif child.type not in {"for", "in", ";", "\n"}:
                 raise Unsure("a loop of an unknown form")
-        if values:
-            for item in self._words.read(values[0].start_byte, values[-1].end_byte):
-                if isinstance(item, Redirect):
-                    raise Unsure("a loop of an unknown form")
-                self._set(item)
+        for item in self._words.read(values[0].start_byte, values[-1].end_byte) if values else ():
+            if isinstance(item, Redirect):
+                raise Unsure("a loop of an unknown form")
+            self._set(item)
 
     def _case(self, node: tree_sitter.Node) -> None:
         at = node.start_byte
@@ -400,7 +387,7 @@ class Reader:
             raise Unsure("a case of an unknown form")
         rest = node.children[close:]
         self._gap(at, rest[0].start_byte)
-        self._statements(rest[1:], rest[0].end_byte, node.end_byte, tokens=TOKENS | {";;", ";&", ";;&"})
+        self._statements(rest[1:], rest[0].end_byte, node.end_byte, tokens=kinds.TOKENS | {";;", ";&", ";;&"})
 
     def _function(self, node: tree_sitter.Node) -> None:
         self._repeated.append((0, len(self._text)))
@@ -411,9 +398,9 @@ class Reader:
             if child.type == "word":
                 name = self._line[child.start_byte : child.end_byte]
                 self._changes.append(f"it defines the function {name}")
-                if not FUNCTION_NAME.fullmatch(name):
+                if not kinds.FUNCTION_NAME.fullmatch(name):
                     self.doubt("a function with an odd name")
-            elif child.type in REDIRECTS:
+            elif child.type in kinds.REDIRECTS:
                 self._simple([child], child, of=node)
             elif child.is_named:
                 self._statement(child)
@@ -426,7 +413,7 @@ class Reader:
             self._simple([node], node)
             return
         start, end = node.start_byte + 2, node.end_byte - 2
-        at = start
+        at, words = start, []
         while at < end:
             letter = self._text[at]
             if letter in " \t()<>!&|" and at not in self._nodes:
@@ -435,8 +422,12 @@ class Reader:
             if letter in "\n;#" or self._text.startswith("]]", at):
                 raise Unsure("a test of an unknown form")
             at, word = self._words.word(at, end)
-            if word.source in {"-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-v", "-R"}:
-                self._calculates = True
+            words.append(word)
+        if any(word.source in kinds.CALCULATING for word in words):
+            # The operands are expressions.
+            self._calculates = True
+            if any(may_be_expression(word) for word in words):
+                self.doubt("it calculates with a text")
 
     # Expansions.
 
@@ -491,6 +482,8 @@ class Reader:
         found = check_parameter(f"${self._shown(node.start_byte + 1, node.end_byte)}")
         self._calculates = self._calculates or found.calculates
         if found.sets:
+            if kinds.HIDES.match(self._text, node.start_byte + 2):
+                self.doubt("it sets a variable in an expansion")
             self._changes.append("it sets a variable in an expansion")
             self._sets_expression = True
 
@@ -500,6 +493,8 @@ class Reader:
         self._calculation(node.start_byte + opening, node.end_byte - 2)
 
     def _calculation(self, start: int, end: int) -> None:
+        if any(start <= place < end and node.type == "command_substitution" for place, node in self._nodes.items()):
+            self.doubt("it calculates with what a command shows")
         found = check_arithmetic(self._shown(start, end))
         self._calculates = self._calculates or found.calculates
         if found.sets:

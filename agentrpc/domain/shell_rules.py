@@ -17,12 +17,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentrpc.domain.shell import Command, Script, read_shell
+from agentrpc.domain.shell_builtins import sets_expression
 from agentrpc.domain.shell_files import File, redirected
 from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
 from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
 from agentrpc.domain.shell_words import Word
 
-__all__ = ["allowed_by", "denied_by", "may_be_denied", "session_patterns", "warnings_of"]
+__all__ = [
+    "allowed_by",
+    "denied_by",
+    "forms_of",
+    "may_be_denied",
+    "session_patterns",
+    "unseen_of",
+    "warnings_of",
+]
 
 _MAX_PATTERN = 900
 # A blank inside a word, and text that is unknown, where words are joined.
@@ -115,7 +124,7 @@ def denied_by(script: Script, patterns: Iterable[str]) -> str | None:
     Matched are programs by base name (`/bin/rm`), behind wrappers (`env`, `timeout 5`, `sh -c`), in every command of
     the line, certain or not, as far as words are known.
     """
-    forms = [form for command in script.commands for form in _forms(command)]
+    forms = [form for command in script.commands for form in forms_of(command)]
     sources = [script.line, *(command.source for command in script.commands)]
     joined = {_joined(form) for form in forms}
     for text in patterns:
@@ -134,28 +143,34 @@ def may_be_denied(script: Script, patterns: Sequence[str]) -> str | None:
     if not script.certain:
         return f"it cannot be told for certain what the command runs: {script.why}"
     for command in script.commands:
-        unseen = _unseen(command, calculates=script.calculates)
+        unseen = unseen_of(command, calculates=script.calculates)
         if unseen:
             return f"it cannot be told for certain what the command runs: {unseen}"
     for text in patterns:
         pattern = _parsed(text)
         for command in script.commands:
-            for form in _forms(command):
+            for form in forms_of(command):
                 if _may_match(pattern, form):
                     return f"the rule {text} may be about it: {command.source.strip()[:200]}"
     return None
 
 
-def _unseen(command: Command, *, calculates: bool = False) -> str:
+def unseen_of(command: Command, *, calculates: bool = False) -> str:
+    """Why a command may run others than are named in it; empty when it may not.
+
+    Args:
+        command: The command.
+        calculates: Whether the line has arithmetic with variables.
+    """
     if not command.words:
         return ""
     runs = runs_of(command)
-    if calculates and runs.changes and name_of(runs.words[runs.last]) not in {"cd", "set", "export"}:
+    if calculates and sets_expression(name_of(runs.words[runs.last]), runs.words[runs.last + 1 :]):
         return "it calculates with a variable that it sets"
-    return runs.unseen or next((why for inner in runs.inner if (why := _unseen(inner))), "")
+    return runs.unseen or next((why for inner in runs.inner if (why := unseen_of(inner))), "")
 
 
-def _forms(command: Command) -> Iterator[tuple[Word, ...]]:
+def forms_of(command: Command) -> Iterator[tuple[Word, ...]]:
     """The words of a command in each of the ways in which a rule may speak of it."""
     if not command.words:
         return
@@ -176,7 +191,7 @@ def _forms(command: Command) -> Iterator[tuple[Word, ...]]:
         if len(shorter) != len(words):
             yield shorter
     for inner in runs.inner:
-        yield from _forms(inner)
+        yield from forms_of(inner)
 
 
 def _may_match(pattern: _Pattern, words: tuple[Word, ...]) -> bool:

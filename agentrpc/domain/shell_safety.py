@@ -9,7 +9,8 @@ for it thinks it does.
 import re
 from collections.abc import Iterable
 
-from agentrpc.domain.shell_programs import CHANGERS, SHELLS, UNKNOWN, Flags, flags_of, take, without_globals
+from agentrpc.domain.shell_builtins import CHANGERS
+from agentrpc.domain.shell_programs import SHELLS, UNKNOWN, Flags, flags_of, take, without_globals
 from agentrpc.domain.shell_words import Word
 
 __all__ = ["PLAIN", "consents", "is_safe"]

@@ -173,7 +173,7 @@ async def test_what_is_remembered_of_blocks_goes_with_their_calls(gate):
     assert not gate._blocks
     # Refused by the CLI itself, and never ended: gone with the next run.
     gate.saw_block("left")
-    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    gate.begin_run(clock.uuid7(), OPTIONS)
     assert not gate._blocks
 
 
