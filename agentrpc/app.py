@@ -160,7 +160,7 @@ class _Process:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database_url.get_secret_value())
-        self.bus = Bus(settings.redis_url.get_secret_value())
+        self.bus = Bus(settings.redis_url.get_secret_value(), settings.signing_key.get_secret_value())
         self.bell = Bell(settings.redis_url.get_secret_value())
         self.doorbell = Doorbell(self.bus, self.bell.ring, self.bell.ring_job)
         self.use_cases = UseCases(self.database, self.bus, self.doorbell, settings)

@@ -82,12 +82,17 @@ class Settings(BaseSettings):
     stream_max_age: Seconds = 1800
     stream_stall_timeout: Seconds = 10
     max_streams_per_user: int = Field(default=5000, ge=1)
-    requests_per_second: float = Field(default=500, gt=0, description="Unary calls per user, by token bucket.")
-    login_attempts_per_minute: int = Field(default=30, ge=1, description="Per user name and per peer address.")
-    replay_concurrency: int = Field(default=8, ge=1)
+    requests_per_second: float = Field(default=500, gt=0, description="Calls and streams per user, by token bucket.")
+    login_attempts_per_minute: int = Field(
+        default=30, ge=1, description="Failures of one address at one name; see services/login_limits.py for the rest."
+    )
+    replay_concurrency: int = Field(default=8, ge=1, description="Reads of logs for watchers; users take turns.")
     max_file_size: int = Field(default=512 * 1024**2, ge=1, description="Of an uploaded file.")
     max_workspace_size: int = Field(
         default=10 * 1024**3, ge=1, description="Uploads stop there, as do downloads of folders; agents do not."
+    )
+    max_workspace_entries: int = Field(
+        default=1_000_000, ge=1, description="Files, folders and links of a workspace: as max_workspace_size."
     )
     max_archive_members: int = Field(
         default=100_000, ge=1, description="Of an uploaded archive; folders that their names imply count too."
@@ -117,7 +122,11 @@ class Settings(BaseSettings):
     background_ceiling: Seconds = Field(
         default=600, description="How long a run waits for background agents before they are ended."
     )
-    isolation: Literal["auto", "bubblewrap", "subreaper"] = "auto"
+    isolation: Literal["auto", "bubblewrap", "subreaper"] = Field(
+        default="auto",
+        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. subreaper: "
+        "nothing, agents run as the worker's own user.",
+    )
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")
     max_queued_runs: int = Field(default=100, ge=1, description="Waiting runs of one session; more is QUEUE_FULL.")

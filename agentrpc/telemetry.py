@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 __all__ = [
     "AGENT_MEMORY",
     "AGENT_PROCESSES",
+    "BUS_REFUSED",
     "EVENTS_APPENDED",
     "EVENTS_RELAYED",
     "EVENTS_SHED",
@@ -37,6 +38,11 @@ RPC_LATENCY = Histogram(
     "agentrpc_rpc_seconds", "Unary RPCs and the opening of streams.", ("method", "code"), buckets=_FAST
 )
 OPEN_STREAMS = Gauge("agentrpc_open_streams", "Streams that are open now.", ("method",))
+BUS_REFUSED = Counter(
+    "agentrpc_bus_refused_total",
+    "Messages through Redis that were dropped: FORGED, not made by this service; NOT_UNDERSTOOD.",
+    ("why",),
+)
 EVENTS_APPENDED = Counter("agentrpc_events_appended_total", "Durable events committed by this process.")
 EVENTS_RELAYED = Counter("agentrpc_events_relayed_total", "Events sent to watchers.")
 EVENTS_SHED = Counter("agentrpc_events_shed_total", "Live events left out for slow readers.")

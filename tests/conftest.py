@@ -183,7 +183,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 @pytest.fixture
 async def bus(settings: Settings) -> AsyncIterator[Bus]:
     """The bus."""
-    bus = Bus(settings.redis_url.get_secret_value())
+    bus = Bus(settings.redis_url.get_secret_value(), settings.signing_key.get_secret_value())
     yield bus
     await bus.close()
 

@@ -1,13 +1,24 @@
-"""The connection to Redis. Nothing here raises because Redis is away: the tail is a hint, Postgres the truth."""
+"""The connection to Redis. Nothing here raises because Redis is away: the tail is a hint, Postgres the truth.
+
+Redis is not believed either: what is published carries a MAC over its channel and its payload, by a key that only
+processes of the service have. So nobody who reaches Redis can show watchers an event that has not happened, nor put one
+in the place of a real one. Of what a process has published it can send a copy again, to the same channel: numbered
+events that are known are dropped, a piece of a message names its place in it, and a signal says only "look".
+"""
 
 import asyncio
+import hashlib
+import hmac
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -15,6 +26,7 @@ from redis.exceptions import RedisError
 
 from agentrpc.clock import jitter
 from agentrpc.ending import end_tasks
+from agentrpc.telemetry import BUS_REFUSED
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
@@ -31,20 +43,49 @@ _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
 _NEVER = Retry(NoBackoff(), 0, supported_errors=())
 _PAUSE = 1.0
 _LOG_PAUSE = 10.0
+_REFUSED_PAUSE = 60.0
+_MAC = 16
+# Buckets of a process that has lost Redis; the one that was used longest ago goes first.
+_BUCKETS = 100_000
 
-# Takes one token if there is one. Returns the seconds until the next when there is none.
+# Takes tokens if there is one, or gives some back. Returns the seconds until the next when there is none.
 _TAKE = """
 local now = redis.call('TIME'); now = now[1] + now[2] / 1000000
-local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local rate, burst, count = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local bucket = redis.call('HMGET', KEYS[1], 't', 'n')
 local tokens = tonumber(bucket[2]) or burst
 tokens = math.min(burst, tokens + (now - (tonumber(bucket[1]) or now)) * rate)
 local wait = 0
-if tokens >= 1 then tokens = tokens - 1 else wait = (1 - tokens) / rate end
+if count < 0 then tokens = math.min(burst, tokens - count)
+elseif tokens >= 1 then tokens = tokens - 1
+else wait = (1 - tokens) / rate end
 redis.call('HSET', KEYS[1], 't', tostring(now), 'n', tostring(tokens))
 redis.call('PEXPIRE', KEYS[1], math.ceil(burst / rate * 1000) + 1000)
 return tostring(wait)
 """
+
+
+class _Seal:
+    """Puts a MAC before payloads and checks it: keyed BLAKE2b (RFC 7693), by a key made by HKDF (RFC 5869)."""
+
+    def __init__(self, signing_key: str) -> None:
+        key = HKDF(SHA256(), 32, salt=None, info=b"agentrpc: messages through Redis").derive(signing_key.encode())
+        self._keyed = hashlib.blake2b(key=key, digest_size=_MAC)
+
+    def put(self, channel: bytes, payload: bytes) -> bytes:
+        return self._of(channel, payload) + payload
+
+    def open(self, channel: bytes, message: bytes) -> bytes | None:
+        """The payload; None: it was not made by this service for this channel."""
+        payload = message[_MAC:]
+        return payload if hmac.compare_digest(message[:_MAC], self._of(channel, payload)) else None
+
+    def _of(self, channel: bytes, payload: bytes) -> bytes:
+        # All channels are of one length: where one ends and the payload begins is certain.
+        mac = self._keyed.copy()
+        mac.update(channel)
+        mac.update(payload)
+        return mac.digest()
 
 
 class Bus:
@@ -52,10 +93,13 @@ class Bus:
 
     Args:
         url: `redis://host:port/db`.
+        signing_key: The service's.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, signing_key: str) -> None:
         self._url = url
+        self._seal = _Seal(signing_key)
+        self._buckets = _Buckets()
         self._redis = self._connect()
         self._quiet_until = 0.0
         self._take = self._redis.register_script(_TAKE)
@@ -91,7 +135,7 @@ class Bus:
         if time.monotonic() < self._quiet_until:
             return False
         try:
-            await self._redis.publish(channel, payload)
+            await self._redis.publish(channel, self._seal.put(channel, payload))
         except _TROUBLE as error:
             self._quiet_until = time.monotonic() + _PAUSE
             log.warning("redis_unreachable", doing="publish", error=type(error).__name__)
@@ -99,7 +143,7 @@ class Bus:
         return True
 
     async def take_token(self, key: str, *, rate: float, burst: float) -> float:
-        """Take a token from a bucket.
+        """Take a token from a bucket that all processes share; without Redis, from this process's own.
 
         Args:
             key: Names the bucket.
@@ -107,36 +151,71 @@ class Bus:
             burst: How many it holds.
 
         Returns:
-            0 when there was one; else the seconds until the next. Without Redis: 0, requests are not limited.
+            0 when there was one; else the seconds until the next.
         """
-        if time.monotonic() < self._quiet_until:
-            return 0.0
-        try:
-            return float(await self._take(keys=[f"agentrpc:bucket:{key}"], args=[rate, burst]))
-        except _TROUBLE:
-            self._quiet_until = time.monotonic() + _PAUSE
-            return 0.0
+        return await self._count(key, rate, burst, 1)
+
+    async def give_token_back(self, key: str, *, rate: float, burst: float) -> None:
+        """The reverse, with the same arguments."""
+        await self._count(key, rate, burst, -1)
+
+    async def _count(self, key: str, rate: float, burst: float, count: int) -> float:
+        if time.monotonic() >= self._quiet_until:
+            try:
+                return float(await self._take(keys=[f"agentrpc:bucket:{key}"], args=[rate, burst, count]))
+            except _TROUBLE:
+                self._quiet_until = time.monotonic() + _PAUSE
+        return self._buckets.take(key, rate, burst, count)
 
     def event_subscriptions(self, on_frame: Callable[[UUID, bytes], None]) -> "Subscriptions":
         """Subscriptions to sessions' batches."""
-        return Subscriptions(self._connect(_NEVER), _EVENTS, on_frame)
+        return Subscriptions(self._connect(_NEVER), self._seal, _EVENTS, on_frame)
 
     def worker_subscription(self, on_signal: Callable[[UUID], None]) -> "Subscriptions":
         """A worker's subscription to its signals: call `subscribe(worker_id)` on it."""
-        return Subscriptions(self._connect(_NEVER), _WORKER, lambda _, payload: on_signal(UUID(bytes=payload)))
+        return Subscriptions(
+            self._connect(_NEVER), self._seal, _WORKER, lambda _, payload: on_signal(UUID(bytes=payload))
+        )
+
+
+class _Buckets:
+    """What `_TAKE` does, in this process."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str, rate: float, burst: float, count: int) -> float:
+        now = time.monotonic()
+        since, tokens = self._kept.pop(key, (now, burst))
+        tokens = min(burst, tokens + (now - since) * rate)
+        wait = 0.0
+        if count < 0:
+            tokens = min(burst, tokens - count)
+        elif tokens >= 1:
+            tokens -= 1
+        else:
+            wait = (1 - tokens) / rate
+        self._kept[key] = (now, tokens)
+        if len(self._kept) > _BUCKETS:
+            self._kept.popitem(last=False)
+        return wait
 
 
 class Subscriptions:
     """One Pub/Sub connection that subscribes again for ever when it is lost.
 
+    A message that is not the service's, or that nobody here understands, is counted and dropped.
+
     Args:
         redis: A client of its own.
+        seal: Tells which messages are the service's.
         prefix: Of the channels.
-        on_message: Gets the id behind the prefix and the payload; must not block or raise.
+        on_message: Gets the id behind the prefix and the payload; must not block.
     """
 
-    def __init__(self, redis: "Redis", prefix: bytes, on_message: Callable[[UUID, bytes], None]) -> None:
+    def __init__(self, redis: "Redis", seal: _Seal, prefix: bytes, on_message: Callable[[UUID, bytes], None]) -> None:
         self._redis = redis
+        self._seal = seal
         self._prefix = prefix
         self._on_message = on_message
         self._wanted: set[UUID] = set()
@@ -144,6 +223,7 @@ class Subscriptions:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._quiet_until = 0.0
+        self._refused_until = 0.0
 
     async def close(self) -> None:
         """End it."""
@@ -229,9 +309,25 @@ class Subscriptions:
             message = await pubsub.get_message(timeout=None)
             if message is None:
                 continue
-            kind = message["type"]
-            key = UUID(bytes=message["channel"][cut:])
+            kind, channel = message["type"], message["channel"]
             if kind == "message":
-                self._on_message(key, message["data"])
-            elif kind == "subscribe" and key in self._confirmed:
+                self._open(channel, message["data"])
+            elif kind == "subscribe" and (key := UUID(bytes=channel[cut:])) in self._confirmed:
                 self._confirmed[key].set()
+
+    def _open(self, channel: bytes, message: bytes) -> None:
+        payload = self._seal.open(channel, message)
+        if payload is None:
+            self._refuse(channel, "FORGED", len(message))
+            return
+        try:
+            self._on_message(UUID(bytes=channel[len(self._prefix) :]), payload)
+        except Exception as error:  # noqa: BLE001 - no message makes this process deaf
+            # Of another version of the service, as far as anybody can tell.
+            self._refuse(channel, "NOT_UNDERSTOOD", len(message), error)
+
+    def _refuse(self, channel: bytes, why: str, size: int, error: Exception | None = None) -> None:
+        BUS_REFUSED.labels(why).inc()
+        if time.monotonic() >= self._refused_until:
+            self._refused_until = time.monotonic() + _REFUSED_PAUSE
+            log.warning("message_refused", why=why, channel=channel.hex(), size=size, exc_info=error)

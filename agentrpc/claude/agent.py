@@ -7,7 +7,6 @@ Its frames are the raw dictionaries of the SDK's control protocol and not the SD
 import asyncio
 import contextlib
 import json
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,22 +18,21 @@ from claude_agent_sdk import (
     ClaudeSDKClient,
     CLIConnectionError,
     HookMatcher,
-    PermissionResultAllow,
-    PermissionResultDeny,
+    ProcessError,
 )
 
+from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
+from agentrpc.claude.gatekeeper import Gatekeeper
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.options import agent_environment, agent_options
-from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
 from agentrpc.claude.revival import OpenCall
 from agentrpc.claude.tools import Tool, ToolServers
 from agentrpc.claude.transcripts import TranscriptStore
-from agentrpc.domain.gate import Gate, ToolCall, Verdict
+from agentrpc.domain.gate import Gate
 from agentrpc.v1 import session_pb2
 
-__all__ = ["AgentCrashedError", "AgentProcess", "AgentSpec", "AgentStartError", "bundled_cli"]
+__all__ = ["AgentCrashedError", "AgentFaultError", "AgentProcess", "AgentSpec", "AgentStartError", "bundled_cli"]
 
-_STDERR_LINES = 50
 # How long a CLI may leave a message unread.
 _SAY_SECONDS = 30.0
 # Longer than the longest approval: some hook time-outs fail open, and the gate has a deadline of its own.
@@ -62,6 +60,10 @@ class AgentCrashedError(Exception):
         self.stderr_tail = stderr_tail
 
 
+class AgentFaultError(Exception):
+    """The CLI has said what no CLI says: what it says from now on is worth nothing."""
+
+
 async def _nothing() -> list[tuple[str, bytes]]:
     return []
 
@@ -82,6 +84,7 @@ class AgentSpec:
         gate: Judges every call.
         on_transcript: Gets (subpath, lines); must only enqueue.
         load_transcript: All (subpath, line) of the session, with those that `on_transcript` was given before.
+        on_fault: Told of calls and questions that no CLI makes; they are refused in any case.
         carry: A call of the stored conversation that the CLI takes up by itself at its start.
         cli_path: Another CLI than the bundled one.
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
@@ -98,6 +101,7 @@ class AgentSpec:
     gate: Gate
     on_transcript: Callable[[str, list[bytes]], None]
     load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
+    on_fault: Callable[[str], None] = lambda _: None
     carry: OpenCall | None = None
     cli_path: Path | None = None
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
@@ -114,16 +118,14 @@ class AgentProcess:
     def __init__(
         self,
         client: ClaudeSDKClient,
-        transport: BatchingTransport,
-        output: OutputPipe,
-        stderr: deque[str],
+        channel: Channel,
+        gatekeeper: Gatekeeper,
         servers: ToolServers,
     ) -> None:
         self._client = client
-        self._transport = transport
+        self._channel = channel
+        self._gatekeeper = gatekeeper
         self._servers = servers
-        self._output = output
-        self._stderr = stderr
         self._prompts = 0
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
@@ -145,35 +147,12 @@ class AgentProcess:
         if not cli.is_file():
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
         environment = agent_environment(spec.paths, spec.gateway_url, spec.token)
-        output = OutputPipe(spec.paths.launch)
-        try:
-            return await cls._start(spec, timeout, cli, environment, output, on_abandoned)
-        except BaseException:
-            output.close()
-            raise
-        finally:
-            output.hide()
-
-    @classmethod
-    async def _start(
-        cls,
-        spec: AgentSpec,
-        timeout: float,
-        cli: Path,
-        environment: dict[str, str],
-        output: OutputPipe,
-        on_abandoned: Callable[[StopReceipt], None],
-    ) -> "AgentProcess":
-        script = await asyncio.to_thread(
-            write_launcher, spec.paths, spec.isolation, cli, environment, output=output.path
-        )
-        stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        gatekeeper = _Gatekeeper(spec.gate, spec.carry)
+        script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
+        gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault)
         rest: dict[str, Any] = {
             "cli_path": str(script),
             # The mirror checks paths against it here, in our process; the launcher sets it for the CLI.
             "env": {"CLAUDE_CONFIG_DIR": str(spec.paths.config)},
-            "stderr": stderr.append,
             "session_store": TranscriptStore(spec.on_transcript, spec.load_transcript),
             "session_store_flush": "eager",
             "hooks": {
@@ -188,11 +167,11 @@ class AgentProcess:
             # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
             rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
         options = agent_options(spec.options, spec.paths, rest)
-        servers = ToolServers(spec.tools)
-        transport = BatchingTransport(options, output)
-        # The CLI finds all servers in a file, which the transport names; the SDK has to know those that run here.
-        client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), transport)
-        agent = cls(client, transport, output, stderr, servers)
+        servers = ToolServers(spec.tools, gatekeeper.redeem)
+        channel = Channel(options)
+        # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.
+        client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), channel)
+        agent = cls(client, channel, gatekeeper, servers)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -205,6 +184,7 @@ class AgentProcess:
             on_abandoned(await asyncio.shield(agent._stop_spawned()))
             await servers.stop()
             await asyncio.gather(connecting, return_exceptions=True)
+            await channel.close()
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
                 raise
             detail = f"{type(error).__name__}: {error}; {agent.stderr_tail}"
@@ -212,18 +192,18 @@ class AgentProcess:
         return agent
 
     async def _stop_spawned(self) -> StopReceipt:
-        await self._transport.spawned()
+        await self._channel.spawned()
         return await stop_tree(self.pid)
 
     @property
     def pid(self) -> int | None:
         """The root of the process tree."""
-        return self._transport.pid
+        return self._channel.pid
 
     @property
     def stderr_tail(self) -> str:
         """The last lines that the CLI printed, for the log."""
-        return "\n".join(self._stderr)
+        return self._channel.errors()
 
     def memory(self) -> int:
         """Bytes that the tree uses."""
@@ -238,17 +218,26 @@ class AgentProcess:
 
         Raises:
             AgentCrashedError: The CLI ended unasked.
+            AgentFaultError: It wrote what cannot be read.
         """
         assert self._client._query is not None
         exit_code: int | None = 0
         try:
             async for message in self._client._query.receive_messages():
                 yield frames_of(message)
+        except ProcessError as error:
+            exit_code = error.exit_code
+        except BrokenFrameError as error:
+            raise AgentFaultError(str(error)) from error
         except Exception as error:
-            exit_code = getattr(error, "exit_code", None)
-            self._stderr.append(f"{type(error).__name__}: {error}")
+            # Of the SDK's reader, about a message of the control protocol.
+            raise AgentFaultError(f"a control message that cannot be read ({type(error).__name__})") from error
         if self._stopping is None:
             raise AgentCrashedError(exit_code, self.stderr_tail)
+
+    def call_ended(self, tool_use_id: str) -> None:
+        """The result of a call has come."""
+        self._gatekeeper.ended(tool_use_id)
 
     async def send_prompt(self, text: str, *, uuid: str) -> None:
         """Begin a turn. `uuid` becomes the prompt's place in the transcript.
@@ -267,7 +256,7 @@ class AgentProcess:
         }
         try:
             async with asyncio.timeout(_SAY_SECONDS):
-                await self._transport.write(json.dumps(message) + "\n")
+                await self._channel.write(json.dumps(message) + "\n")
         except (CLIConnectionError, TimeoutError) as error:
             raise AgentCrashedError(None, self.stderr_tail) from error
 
@@ -290,8 +279,8 @@ class AgentProcess:
         if grace:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(grace):
-                    await self._transport.end_input()
-                    await self._transport.exited()
+                    await self._channel.end_input()
+                    await self._channel.exited()
         # Calls that are cut off get no answer any more: they are in doubt, as those of the CLI's own tools. They end
         # before anyone is told that the tree is gone.
         self._servers.close()
@@ -300,49 +289,4 @@ class AgentProcess:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await self._client.disconnect()
-        self._output.close()
         return receipt
-
-
-class _Gatekeeper:
-    """Puts the gate where the CLI asks: in its hook before every call, and in its permission prompt.
-
-    The prompt comes for what the CLI would ask a person even after a hook has allowed it (leaving plan mode). It is
-    there too because AskUserQuestion exists only for a host that has it. For a call that is carried over from another
-    process it may come without the hook.
-    """
-
-    def __init__(self, gate: Gate, carry: OpenCall | None) -> None:
-        self._gate = gate
-        self._carry = carry
-        self._allowed: dict[str, Verdict] = {}
-
-    async def hook(self, given: Any, tool_use_id: str | None, _: Any) -> dict[str, Any]:  # noqa: ANN401 - the SDK's
-        call = ToolCall(
-            tool_use_id=tool_use_id or given.get("tool_use_id", ""),
-            tool_name=given.get("tool_name", ""),
-            input=given.get("tool_input") or {},
-            agent_id=given.get("agent_id"),
-            folder=str(given.get("cwd") or ""),
-        )
-        verdict = await self._gate(call)
-        answer: dict[str, Any] = {"hookEventName": "PreToolUse", "permissionDecision": "deny"}
-        if verdict.allow:
-            self._allowed[call.tool_use_id] = verdict
-            answer["permissionDecision"] = "allow"
-            if verdict.updated_input is not None:
-                answer["updatedInput"] = verdict.updated_input
-        else:
-            answer["permissionDecisionReason"] = verdict.message
-        return {"hookSpecificOutput": answer}
-
-    async def can_use_tool(self, name: str, given: dict[str, Any], context: Any) -> Any:  # noqa: ANN401 - the SDK's
-        verdict = self._allowed.pop(context.tool_use_id, None)
-        if verdict is None and self._carry is not None and context.tool_use_id == self._carry.tool_use_id:
-            self._carry = None
-            verdict = await self._gate(ToolCall(context.tool_use_id, name, given))
-            if not verdict.allow:
-                return PermissionResultDeny(message=verdict.message)
-        if verdict is None:
-            return PermissionResultDeny(message="the call did not pass the gate")
-        return PermissionResultAllow(updated_input=verdict.updated_input or given)

@@ -122,6 +122,8 @@ class SessionPaths:
         """Make what is missing, but the workspace: that is not made twice."""
         for folder in (self.root, self.home, self.config, self.launch, self.options):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # An agent may have closed its own. It cannot put anything else there: what is above them is not its.
+            folder.chmod(0o700)
 
     def write_option(self, name: str, text: str) -> Path:
         """Write a file that only its owner may read, and return its path."""
@@ -192,8 +194,6 @@ def write_launcher(
     isolation: Isolation,
     cli: Path,
     environment: Mapping[str, str],
-    *,
-    output: Path | None = None,
 ) -> Path:
     """Write the script that the SDK runs as its CLI.
 
@@ -202,7 +202,6 @@ def write_launcher(
         isolation: How the tree is kept apart.
         cli: The real CLI.
         environment: All that the agent's environment will hold.
-        output: A named pipe that takes the place of the standard output.
     """
     program = seccomp_program()
     if isolation is Isolation.BUBBLEWRAP:
@@ -225,10 +224,6 @@ def write_launcher(
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
-    if output is not None:
-        # Opened for both first, which waits for nobody: a worker that has died must not leave this hanging.
-        pipe = shlex.quote(str(output))
-        body = f"exec 8<>{pipe} 1>{pipe} 8<&-\n{body}"
     script = paths.launch / "cli"
     _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
     return script

@@ -8,7 +8,6 @@ are bounded. `mcp` speaks the protocol, old and new.
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
 from agentrpc.claude.options import plain_environment
+from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.errors import AgentRpcError
 from agentrpc.v1 import mcp_server_pb2, session_pb2
 
@@ -44,6 +44,8 @@ _MAX_SCHEMA = 64 * 1024
 _MAX_WORDS = 200
 # How long a program may take to leave after its input has ended.
 _LEAVE = 1.0
+# What takes longer is left to the next check of any server.
+_REMOVE_SECONDS = 30.0
 # Finds the program by the PATH inside a sandbox; its own path is the same inside and outside.
 _SHELL = Path("/bin/sh").resolve()
 
@@ -328,7 +330,7 @@ async def _transport(
             try:
                 yield _program(server.stdio, ground, stderr)
             finally:
-                await asyncio.to_thread(shutil.rmtree, ground.folder, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, ground.folder, seconds=_REMOVE_SECONDS)
         case "sse":
             make = _http_client(server.sse, ground, timeout)
             yield sse_client(server.sse.url, httpx_client_factory=make, sse_read_timeout=timeout)

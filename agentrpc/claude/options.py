@@ -23,6 +23,8 @@ _SWITCHES = {
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_ERROR_REPORTING": "1",
     "DISABLE_TELEMETRY": "1",
+    # The socket by which other sessions could begin turns in this one, and so could any tool.
+    "CLAUDE_CODE_HARBOR_KITE": "0",
     # Whether it has anything left to do, which no other frame says: see `Translator.reports_due`.
     "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
     # What the SDK would set and the cleared environment loses.

@@ -7,8 +7,9 @@ their turn. Calls that are not to be made get the result that the model is told.
 """
 
 import json
-import shutil
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from claude_agent_sdk import project_key_for_directory
 from agentrpc import clock
 from agentrpc.claude.launcher import SessionPaths
 from agentrpc.claude.transcripts import encode_entry
+from agentrpc.claude.workspace_paths import parse_path
+from agentrpc.claude.workspace_trees import enter, new_file, own_folder, remove_at, remove_tree
 from agentrpc.domain.rules import Own
+from agentrpc.errors import InvalidArgument
 
 __all__ = ["CONTINUATION", "CallResult", "Conversation", "OpenCall", "UnknownTranscriptFormat", "own_folders"]
 
@@ -28,6 +32,8 @@ CONTINUATION = "Continue from where you left off."
 
 # Beside a conversation: results that were too long for it, to which it refers.
 _RESULTS = "tool-results"
+# Beside what the agent sees: what is being removed.
+_ASIDE, _TIDY_SECONDS = "aside", 5.0
 # Fields of an entry that say where it was written, and not what.
 _FRAME = ("isSidechain", "userType", "entrypoint", "cwd", "sessionId", "version", "gitBranch")
 
@@ -179,6 +185,9 @@ class Conversation:
     def write(self, paths: SessionPaths, claude_session_id: str, *, carry: OpenCall | None = None) -> None:
         """Write the conversation where the CLI looks for it; of an empty one nothing is left there. Blocking.
 
+        The agent writes to these folders too. Whatever it has put in the place of one of them, or of a file, goes, and
+        no link of its is followed; results of tools that were too long for the conversation stay.
+
         Args:
             paths: The session's folders.
             claude_session_id: The CLI's id of the session.
@@ -186,23 +195,28 @@ class Conversation:
 
         Raises:
             UnknownTranscriptFormat: A subpath leads out of the folder.
+            OSError: The disk is full, or the like.
         """
-        folder = _project(paths)
-        # What a lost process has left was not stored, and the CLI refuses an id that it knows.
-        (folder / f"{claude_session_id}.jsonl").unlink(missing_ok=True)
-        for left in (folder / claude_session_id).glob("*"):
-            if left.name != _RESULTS:
-                shutil.rmtree(left, ignore_errors=True)
-        if not self:
-            return
-        files = {folder / f"{claude_session_id}.jsonl": [encode_entry(entry) for entry in self._chained(carry)]}
-        for subpath, lines in self._others.items():
-            files[_inside(folder / claude_session_id, f"{subpath}.jsonl")] = lines
-        for subpath, metadata in self._metadata.items():
-            files[_inside(folder / claude_session_id, f"{subpath}.meta.json")] = [encode_entry(metadata)]
-        for path, lines in files.items():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_bytes(b"\n".join(lines) + b"\n")
+        name = f"{claude_session_id}.jsonl"
+        files = {name: [encode_entry(entry) for entry in self._chained(carry)]} if self else {}
+        if self:
+            for subpath, lines in self._others.items():
+                files[_inside(claude_session_id, f"{subpath}.jsonl")] = lines
+            for subpath, metadata in self._metadata.items():
+                files[_inside(claude_session_id, f"{subpath}.meta.json")] = [encode_entry(metadata)]
+        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (
+            _folder(paths.root, *_project(paths).relative_to(paths.root).parts) as project,
+            _folder(paths.root, _ASIDE) as aside,
+        ):
+            # What a lost process has left was not stored, and the CLI refuses an id that it knows.
+            _set_aside(project, name, aside)
+            if (left := _set_aside(project, claude_session_id, aside)) is not None:
+                _bring_back_results(aside, left, project, claude_session_id)
+            for path, lines in files.items():
+                _write(project, path, b"\n".join(lines) + b"\n")
+        # What takes longer is left to the next start, and in the end to the removal of the session.
+        remove_tree(paths.root / _ASIDE, seconds=_TIDY_SECONDS)
 
     def _chained(self, carry: OpenCall | None) -> list[dict[str, Any]]:
         """The entries of the main conversation, each with a parent that is in the file."""
@@ -265,11 +279,58 @@ def _project(paths: SessionPaths) -> Path:
     return paths.config / "projects" / project_key_for_directory(paths.workspace)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-        raise UnknownTranscriptFormat("a subpath leads out of the folder")
-    return path
+def _inside(folder: str, name: str) -> str:
+    try:
+        return f"{folder}/{parse_path(name)}"
+    except InvalidArgument as error:
+        raise UnknownTranscriptFormat("a subpath leads out of the folder") from error
+
+
+@contextmanager
+def _folder(root: Path, *names: str) -> Iterator[int]:
+    """A descriptor of a folder below one of ours, made anew where something else is on the way."""
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names:
+            below = own_folder(at, name)
+            os.close(at)
+            at = below
+        yield at
+    finally:
+        os.close(at)
+
+
+def _set_aside(folder: int, name: str, aside: int) -> str | None:
+    """Take whatever has a name out of the agent's reach, at once however much it is; its new name."""
+    if (opened := enter(folder, name)) is not None:
+        # One that its owner may not write to cannot be moved.
+        os.close(opened)
+    left = os.urandom(8).hex()
+    try:
+        os.rename(name, left, src_dir_fd=folder, dst_dir_fd=aside)
+    except FileNotFoundError:
+        return None
+    return left
+
+
+def _bring_back_results(aside: int, left: str, project: int, claude_session_id: str) -> None:
+    if (folder := enter(aside, left)) is None:
+        return
+    try:
+        if (results := enter(folder, _RESULTS)) is not None:
+            os.close(results)
+            with _folder(Path(f"/proc/self/fd/{project}"), claude_session_id) as to:
+                os.rename(_RESULTS, _RESULTS, src_dir_fd=folder, dst_dir_fd=to)
+    finally:
+        os.close(folder)
+
+
+def _write(project: int, path: str, data: bytes) -> None:
+    *folders, name = path.split("/")
+    with _folder(Path(f"/proc/self/fd/{project}"), *folders) as parent:
+        remove_at(parent, name, seconds=_TIDY_SECONDS)
+        with os.fdopen(new_file(parent, name), "wb") as file:
+            file.write(data)
 
 
 def _absorbed(entries: Iterable[dict[str, Any]]) -> set[str]:

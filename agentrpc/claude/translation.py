@@ -20,7 +20,7 @@ from agentrpc.claude.translation_subtasks import Subtasks
 from agentrpc.claude.translation_turns import Totals, TurnEnded
 from agentrpc.v1 import common_pb2, event_pb2
 
-__all__ = ["Delta", "Item", "Translator", "TurnEnded"]
+__all__ = ["Delta", "Fault", "Item", "Translator", "TurnEnded"]
 
 log = structlog.get_logger()
 
@@ -63,7 +63,14 @@ class Delta:
         self.tool_name = tool_name
 
 
-Item = event_pb2.Event | Delta | TurnEnded
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A frame that says what no CLI says. No event comes of it."""
+
+    what: str
+
+
+Item = event_pb2.Event | Delta | TurnEnded | Fault
 
 
 class _Block:
@@ -115,9 +122,9 @@ class Translator:
 
     # ---- What the gate tells and asks ----
 
-    def call_carried(self, tool_use_id: str, tool_name: str, given: dict[str, Any]) -> None:
+    def call_carried(self, tool_use_id: str, tool_name: str) -> None:
         """A call whose block was seen by another process is taken up again."""
-        self._calls.asked(tool_use_id, tool_name, compact_json(given), "")
+        self._calls.asked(tool_use_id, tool_name, "")
 
     def call_started(self, tool_use_id: str, at: datetime) -> None:
         """A call is being carried out from `at` on."""
@@ -130,10 +137,6 @@ class Translator:
     def parent_of(self, agent_id: str | None) -> str:
         """The tool call that started a subagent; empty for the main conversation."""
         return self._subtasks.parent_of(agent_id) if agent_id else ""
-
-    def input_of(self, tool_use_id: str) -> str | None:
-        """The exact input of a call whose block was seen and that has not ended."""
-        return self._calls.input_of(tool_use_id)
 
     @property
     def open_calls(self) -> set[str]:
@@ -314,7 +317,7 @@ class Translator:
         if not _is_object(exact):
             exact = compact_json(content.get("input") or {})
         if content["type"] == "tool_use":
-            self._calls.asked(clean(content.get("id")), clean(content.get("name")), exact, clean(parent))
+            self._calls.asked(clean(content.get("id")), clean(content.get("name")), clean(parent))
         return exact
 
     def _user(self, frame: dict[str, Any]) -> Sequence[Item]:
@@ -324,7 +327,7 @@ class Translator:
         rest = []
         for block in blocks:
             if isinstance(block, dict) and block.get("type") == "tool_result":
-                events.append(self._tool_result(frame, block))
+                events += self._tool_result(frame, block)
             else:
                 rest.append(block)
         kind = clean((frame.get("origin") or {}).get("kind"))
@@ -343,10 +346,20 @@ class Translator:
             add_block(said.blocks.add(index=index), block)
         return [*events, event]
 
-    def _tool_result(self, frame: dict[str, Any], block: dict[str, Any]) -> event_pb2.Event:
+    def _tool_result(self, frame: dict[str, Any], block: dict[str, Any]) -> Sequence[Item]:
+        if fault := self._calls.fault_of(block):
+            return [Fault(fault)]
+        if not self._calls.is_open(block):
+            return ()
         event = _event(frame)
         self._calls.finish(event.tool_call_finished, frame, block)
-        return event
+        return [event]
+
+    def _tool_progress(self, frame: dict[str, Any]) -> Sequence[Item]:
+        if not self._calls.is_known(clean(frame.get("tool_use_id"))):
+            # No event: it claims that a call runs. No fault either: it says nothing that lasts.
+            return ()
+        return self._stamped(TOP_LEVEL["tool_progress"](frame), frame)
 
     def _system(self, frame: dict[str, Any]) -> Sequence[Item]:
         subtype = frame.get("subtype") or ""
@@ -426,6 +439,7 @@ _HANDLERS: dict[str, Callable[[Translator, dict[str, Any]], Sequence[Item]]] = {
     "assistant": Translator._assistant,
     "user": Translator._user,
     "system": Translator._system,
+    "tool_progress": Translator._tool_progress,
     "result": Translator._result,
 }
 

@@ -1,5 +1,7 @@
 """Tool calls from the block that asks for them to their end, joined by tool_use_id.
 
+A frame alone makes no call: none has succeeded that the gate has not let pass, and each has one result. A result that
+says otherwise is a fault.
 What ran and what did not is read from the CLI's own marks (`tool_result_meta`) and from the gate, and only for want of
 marks from the words with which the CLI itself begins a result.
 """
@@ -27,6 +29,7 @@ _REFUSALS = {
 _STOPPED = frozenset({"user-rejected", "interrupted", "cancelled"})
 # How the CLI begins the result of a call that an interrupt ended, where it sends no marks.
 _STOPPED_TEXT = "The user doesn't want to proceed with this tool use."
+_REMEMBERED = 4096
 _Finished = event_pb2.ToolCallFinished
 
 
@@ -35,21 +38,23 @@ class _Call:
     """A call that has not ended."""
 
     tool_name: str = ""
-    input_json: str = ""
     parent: str = ""
     start: datetime | None = None
     denial: tuple[str, str] | None = None
 
 
 class Calls:
-    """The calls that have not ended."""
+    """The calls of one process that have not ended."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Call] = {}
+        # Those that ended last, and whether by a result.
+        self._ended: dict[str, bool] = {}
 
     def clear(self) -> None:
         """Forget all: their process is gone."""
         self._open.clear()
+        self._ended.clear()
 
     @property
     def open(self) -> set[str]:
@@ -61,10 +66,10 @@ class Calls:
         """Whether one of them is being carried out."""
         return any(call.start is not None for call in self._open.values())
 
-    def asked(self, tool_use_id: str, tool_name: str, input_json: str, parent: str) -> None:
+    def asked(self, tool_use_id: str, tool_name: str, parent: str) -> None:
         """A block asks for a call, in the conversation of the subagent that `parent` started."""
         call = self._call(tool_use_id)
-        call.tool_name, call.input_json, call.parent = tool_name, input_json, parent
+        call.tool_name, call.parent = tool_name, parent
 
     def started(self, tool_use_id: str, at: datetime) -> None:
         """The gate let it through."""
@@ -75,15 +80,31 @@ class Calls:
         call = self._call(tool_use_id)
         call.denial = call.denial or (reason, by)
 
-    def input_of(self, tool_use_id: str) -> str | None:
-        """The exact input, if its block was seen and the call has not ended."""
+    def fault_of(self, block: dict[str, Any]) -> str:
+        """What is wrong with a result, in that there is one at all; empty if nothing is."""
+        tool_use_id = clean(block.get("tool_use_id"))
+        if self._ended.get(tool_use_id):
+            return "a second result of one tool call"
         call = self._open.get(tool_use_id)
-        return call.input_json or None if call is not None else None
+        if not self.is_known(tool_use_id):
+            return "a result of a tool call that nobody has asked for"
+        if call is not None and call.start is None and not block.get("is_error"):
+            return "a result of a tool call that the gate has not let pass"
+        return ""
+
+    def is_known(self, tool_use_id: str) -> bool:
+        """Whether the call was asked for by a block of this process, or carried into it."""
+        return tool_use_id in self._open or tool_use_id in self._ended
+
+    def is_open(self, block: dict[str, Any]) -> bool:
+        """Whether a result is that of a call which has not ended: others were given up at the end of a turn."""
+        return clean(block.get("tool_use_id")) in self._open
 
     def finish(self, out: event_pb2.ToolCallFinished, frame: dict[str, Any], block: dict[str, Any]) -> None:
-        """The end of a call, from its tool_result block and the frame around it."""
+        """The end of an open call, from its tool_result block and the frame around it."""
         tool_use_id = clean(block.get("tool_use_id"))
-        call = self._open.pop(tool_use_id, None) or _Call()
+        call = self._open.pop(tool_use_id)
+        self._note_end(tool_use_id, by_result=True)
         out.content.extend(result_blocks(block.get("content")))
         failed = bool(block.get("is_error"))
         if failed and call.denial is None:
@@ -115,12 +136,18 @@ class Calls:
             if call.parent in alive:
                 continue
             del self._open[tool_use_id]
+            self._note_end(tool_use_id, by_result=False)
             event = event_pb2.Event(parent_tool_use_id=call.parent)
             denied = call.denial is not None
             outcome = _Finished.OUTCOME_DENIED if denied else _Finished.OUTCOME_INTERRUPTED
             _fill(event.tool_call_finished, tool_use_id, call, outcome)
             events.append(event)
         return events
+
+    def _note_end(self, tool_use_id: str, *, by_result: bool) -> None:
+        self._ended[tool_use_id] = by_result
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
 
     def _call(self, tool_use_id: str) -> _Call:
         return self._open.setdefault(tool_use_id, _Call())

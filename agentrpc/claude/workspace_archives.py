@@ -17,16 +17,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
-from agentrpc.claude.workspace_files import Incoming, list_entries, make_folders
-from agentrpc.claude.workspace_paths import MAX_PATH, open_beneath, parse_path, path_invalid, shown
-from agentrpc.claude.workspaces import Entry, WorkspaceError, tar_info, walk_open
+from agentrpc.claude.workspace_files import Incoming, make_folders
+from agentrpc.claude.workspace_paths import MAX_PATH, check_letters, open_beneath, parse_path, path_invalid, shown
+from agentrpc.claude.workspace_trees import Entry, WorkspaceError, new_file, tar_info, walk_open
 from agentrpc.errors import Aborted, InvalidArgument, ResourceExhausted
 
 __all__ = [
     "IncomingArchive",
-    "TreeLook",
     "gzipped",
-    "look_at_tree",
     "take",
     "tar_blocks",
     "tar_end",
@@ -58,45 +56,6 @@ _FOLDER_SIZE = 4096
 # ---- Out ----
 
 
-class TreeLook:
-    """What a folder held when it was looked at.
-
-    Attributes:
-        etag: Changes when something in it is changed.
-        size: Bytes of its files.
-        file_count: How many.
-    """
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self.size = 0
-        self.file_count = 0
-
-    def add(self, path: str, info: os.stat_result, target: str) -> None:
-        """The next entry."""
-        text = f"{path}\0{info.st_mode} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns} {target}\0"
-        self._digest.update(os.fsencode(text))
-        if stat.S_ISREG(info.st_mode):
-            self.size += info.st_size
-            self.file_count += 1
-
-    @property
-    def etag(self) -> str:
-        """Of what was added."""
-        return f'"{self._digest.hexdigest()[:32]}"'
-
-
-def look_at_tree(folder: int, wanted: Callable[[], bool] = lambda: True) -> TreeLook:
-    """Look at everything in a folder. `wanted` says False to give it up."""
-    look = TreeLook()
-    for entry in list_entries(folder, "", recursive=True):
-        if not wanted():
-            break
-        # The size of a folder is the file system's business.
-        look.add(entry.path, entry.info, entry.target)
-    return look
-
-
 def tar_header(info: tarfile.TarInfo) -> bytes:
     """The blocks before a member."""
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -106,21 +65,25 @@ def _padding(length: int) -> bytes:
     return bytes(-length % tarfile.BLOCKSIZE)
 
 
-def tar_blocks(folder: int, prefix: str = "") -> Generator[bytes, None, None]:
+def tar_blocks(folder: int, prefix: str = "", *, most: int = 2**62) -> Generator[bytes, None, None]:
     """A folder as members of a tar, without its end; files of any size in pieces.
 
     Args:
         folder: A descriptor of it, for reading.
         prefix: Begins their names: empty, or with a slash at its end.
+        most: Bytes that the files had at most when they were looked at.
 
     Raises:
-        Aborted: ETAG_MISMATCH: a file has shrunk while it was read.
+        Aborted: ETAG_MISMATCH: a file has shrunk while it was read, or files have grown beyond that.
         WorkspaceError: Folders are nested too deep, or a path is too long to be unpacked again.
     """
     for entry in walk_open(folder):
         if len(os.fsencode(entry.path)) > MAX_PATH:
             raise WorkspaceError(f"a path has more than {MAX_PATH} bytes: {shown(entry.path)[:200]}…")
         length = entry.info.st_size if entry.content is not None else 0
+        most -= length
+        if most < 0:
+            raise _changed("files have grown")
         info = tar_info(entry, length)
         info.name = prefix + info.name
         yield tar_header(info)
@@ -132,15 +95,15 @@ def _content(entry: Entry, length: int) -> Iterator[bytes]:
     while left and entry.content is not None:
         data = entry.content.read(min(left, _CHUNK))
         if not data:
-            raise Aborted(
-                "a file has become shorter while it was read: try again",
-                reason="ETAG_MISMATCH",
-                metadata={"etag": ""},
-            )
+            raise _changed("a file has become shorter")
         left -= len(data)
         yield data
     if length:
         yield _padding(length)
+
+
+def _changed(what: str) -> Aborted:
+    return Aborted(f"{what} meanwhile: try again", reason="ETAG_MISMATCH", metadata={"etag": ""})
 
 
 def tar_end() -> bytes:
@@ -456,7 +419,8 @@ def unpack(
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, bounds: _Bounds, *, ours: bool) -> None:
-    path = parse_path(member.name, root=member.isdir())
+    # As a file that is uploaded by itself: without control characters.
+    path = parse_path(member.name, root=member.isdir(), new=not ours)
     if member.size < 0 or member.issparse():
         raise path_invalid(path, "is a sparse file: send it as a plain one")
     if member.isdir():
@@ -484,7 +448,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, b
 
 
 def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str, mode: int) -> None:
-    number = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    number = new_file(parent, name)
     with os.fdopen(number, "wb") as out:
         content = tar.extractfile(member)
         assert content is not None
@@ -522,6 +486,7 @@ def _inner_target(path: str, target: str) -> str:
     names = [name for name in target.split("/") if name not in {"", "."}]
     ups = next((at for at, name in enumerate(names) if name != ".."), len(names))
     outward = target.startswith("/") or ups > path.count("/") or ".." in names[ups:]
+    check_letters(target)
     if outward or not target or "\0" in target or len(os.fsencode(target)) > _MAX_TARGET:
         raise path_invalid(path, "is a link that leads out of the archive, or may")
     return target

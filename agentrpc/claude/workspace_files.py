@@ -1,4 +1,4 @@
-"""What is in a workspace: listed, read, written as a whole, and deleted.
+"""Files of a workspace: read, written as a whole, and deleted. What is in it: `workspace_lists.py`.
 
 Everything here blocks: call it in a thread. Paths are resolved as `workspace_paths.py` says; `folder` is a descriptor
 of the folder with the files. What comes from callers is first written to `incoming/` beside that folder, where no
@@ -9,57 +9,37 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
+from agentrpc.claude.workspace_lists import FileEntry
 from agentrpc.claude.workspace_paths import (
-    MAX_DEPTH,
     missing,
     open_beneath,
     open_file,
     path_invalid,
-    reopen,
     shown,
     unreadable,
 )
+from agentrpc.claude.workspace_trees import enter, remove_tree
 from agentrpc.errors import Aborted, FailedPrecondition
 
 __all__ = [
-    "FileEntry",
     "Incoming",
     "check_unchanged",
     "checksum",
     "delete",
     "etag_of_file",
     "inspect",
-    "list_entries",
     "make_folders",
     "place_tree",
-    "used_space",
 ]
 
 _CHUNK = 1024 * 1024
 _STALE = 86400.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """Something in a workspace.
-
-    Attributes:
-        path: Relative to the workspace; names may hold surrogate escapes.
-        info: Of itself, also of a link.
-        target: Where a link points to.
-    """
-
-    path: str
-    info: os.stat_result
-    target: str = ""
 
 
 def etag_of_file(info: os.stat_result) -> str:
@@ -93,68 +73,24 @@ def inspect(folder: int, path: str) -> FileEntry:
         os.close(found)
 
 
-def checksum(folder: int, path: str, wanted: Callable[[], bool]) -> tuple[os.stat_result, str]:
+def checksum(
+    folder: int, path: str, etag: str, wanted: Callable[[], bool] = lambda: True
+) -> tuple[os.stat_result, str]:
     """The SHA-256 of a file, and what it was when it was read. Raises as `open_file`; ETAG_MISMATCH if it changes."""
     number = open_file(folder, path)
     try:
         before = os.fstat(number)
+        # It may have grown beyond what the caller would have read.
+        check_unchanged(etag, before, path)
         digest = hashlib.sha256()
-        while wanted() and (data := os.read(number, _CHUNK)):
+        left = before.st_size
+        while left > 0 and wanted() and (data := os.read(number, min(left, _CHUNK))):
             digest.update(data)
+            left -= len(data)
         check_unchanged(etag_of_file(before), os.fstat(number), path)
         return before, digest.hexdigest()
     finally:
         os.close(number)
-
-
-def list_entries(folder: int, path: str, *, recursive: bool, after: Sequence[str] = ()) -> Iterator[FileEntry]:
-    """What is in a folder, names in order of their bytes, a folder before what is in it.
-
-    Args:
-        folder: A descriptor of the folder to be listed, for reading.
-        path: Its path, which begins those of the entries.
-        recursive: With what is in its folders.
-        after: The names on the way to the entry, relative to the folder, behind which to begin.
-    """
-    yield from _list(folder, path, recursive, list(after), 0)
-
-
-def _list(folder: int, path: str, recursive: bool, after: list[str], depth: int) -> Iterator[FileEntry]:
-    first = os.fsencode(after[0]) if after else b""
-    for raw in sorted(name for name in map(os.fsencode, os.listdir(folder)) if name >= first):
-        name = os.fsdecode(raw)
-        here = f"{path}/{name}" if path else name
-        listed = bool(after) and raw == first
-        try:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(info.st_mode) else ""
-        except OSError:
-            # It has gone, or has become something else.
-            continue
-        if not listed:
-            yield FileEntry(here, info, target)
-        if recursive and stat.S_ISDIR(info.st_mode) and depth < MAX_DEPTH:
-            try:
-                below = os.open(name, _FOLDER, dir_fd=folder)
-            except OSError:
-                continue
-            try:
-                yield from _list(below, here, recursive, after[1:] if listed else [], depth + 1)
-            finally:
-                os.close(below)
-
-
-def used_space(*folders: Path) -> int:
-    """Bytes on the disk below folders. What is nested too deep, or goes meanwhile, does not count."""
-    used = 0
-    for folder in folders:
-        with contextlib.suppress(FileNotFoundError):
-            top = os.open(folder, _FOLDER)
-            try:
-                used += sum(entry.info.st_blocks * 512 for entry in _list(top, "", True, [], 0))
-            finally:
-                os.close(top)
-    return used
 
 
 # ---- Writing ----
@@ -232,8 +168,10 @@ class Incoming:
                 # Unlike a rename it replaces nothing.
                 os.link(self.path, name, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
-                if sha256 and checksum(parent, name, lambda: True)[1] == sha256:
-                    return os.stat(name, dir_fd=parent, follow_symlinks=False)
+                there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                same_size = stat.S_ISREG(there.st_mode) and there.st_size == self.size
+                if same_size and sha256 and checksum(parent, name, etag_of_file(there))[1] == sha256:
+                    return there
                 raise _exists(path) from None
             self.path.unlink()
             return os.fstat(self._file)
@@ -262,10 +200,7 @@ def _forget_stale(beside: Path) -> None:
     for entry in os.scandir(beside):
         with contextlib.suppress(OSError):
             if now - entry.stat(follow_symlinks=False).st_mtime > _STALE:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    Path(entry.path).unlink()
+                remove_tree(Path(entry.path))
 
 
 def _stat_at(folder: int, name: str) -> os.stat_result | None:
@@ -314,15 +249,18 @@ def place_tree(source: Path, folder: int, path: str, *, overwrite: bool) -> None
         FailedPrecondition: STATE_INVALID: something exists, and nothing was moved.
         InvalidArgument: PATH_INVALID: a folder would take the place of a file, or the reverse; nothing was moved.
     """
-    own, target = os.open(source, _FOLDER), make_folders(folder, path)
+    target = make_folders(folder, path)
+    own = -1
     try:
+        own = os.open(source, _FOLDER)
         _merge(own, target, path, overwrite=overwrite, move=False)
         _merge(own, target, path, overwrite=overwrite, move=True)
     except OSError as error:
         raise unreadable(path, error) from error
     finally:
-        os.close(own)
         os.close(target)
+        if own >= 0:
+            os.close(own)
 
 
 def _merge(source: int, target: int, path: str, *, overwrite: bool, move: bool) -> None:
@@ -349,13 +287,13 @@ def _merge(source: int, target: int, path: str, *, overwrite: bool, move: bool) 
 # ---- Deleting ----
 
 
-def delete(folder: int, path: str, beside: Path, *, recursive: bool, etag: str) -> Path | None:
+def delete(folder: int, path: str, make_aside: Callable[[], Path], *, recursive: bool, etag: str) -> Path | None:
     """Take something out of a workspace, at once.
 
     Args:
         folder: The workspace.
         path: What.
-        beside: `incoming/` of the session: a folder with something in it goes there, to be removed without haste.
+        make_aside: Names a place where a folder with something in it goes, to be removed without haste.
         recursive: Also a folder with something in it.
         etag: If set, of the file that is there.
 
@@ -368,17 +306,13 @@ def delete(folder: int, path: str, beside: Path, *, recursive: bool, etag: str) 
         Aborted: ETAG_MISMATCH.
     """
     head, _, name = path.rpartition("/")
-    found = open_beneath(folder, head)
+    parent = open_beneath(folder, head)
     try:
-        mode = os.fstat(found).st_mode
+        mode = os.fstat(parent).st_mode
         if stat.S_ISLNK(mode):
             raise path_invalid(path, "leads through a symbolic link, and none is followed: name its target")
         if not stat.S_ISDIR(mode):
             raise missing(path)
-        parent = reopen(found, os.O_RDONLY | os.O_DIRECTORY)
-    finally:
-        os.close(found)
-    try:
         there = _stat_at(parent, name)
         if there is None:
             raise missing(path)
@@ -386,8 +320,10 @@ def delete(folder: int, path: str, beside: Path, *, recursive: bool, etag: str) 
         if not stat.S_ISDIR(there.st_mode):
             os.unlink(name, dir_fd=parent)
         elif recursive:
-            beside.mkdir(mode=0o700, exist_ok=True)
-            gone = beside / os.urandom(12).hex()
+            gone = make_aside()
+            if (opened := enter(parent, name)) is not None:
+                # One that its owner may not write to cannot be moved.
+                os.close(opened)
             os.rename(name, gone, src_dir_fd=parent)
             return gone
         else:

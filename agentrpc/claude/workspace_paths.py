@@ -22,6 +22,8 @@ from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound
 __all__ = [
     "MAX_DEPTH",
     "MAX_PATH",
+    "check_letters",
+    "find",
     "missing",
     "open_beneath",
     "open_file",
@@ -109,9 +111,15 @@ def parse_path(path: str, raw: bytes = b"", *, new: bool = False, root: bool = F
         raise path_invalid(text, f"has a name of more than {_MAX_NAME} bytes")
     if not names and not root:
         raise path_invalid(text, "is the workspace itself: name something in it")
-    if new and any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
-        raise path_invalid(text, "holds a control character")
+    if new:
+        check_letters(text)
     return "/".join(names)
+
+
+def check_letters(path: str) -> None:
+    """Raise PATH_INVALID for control characters."""
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in path):
+        raise path_invalid(path, "holds a control character")
 
 
 # ---- From a path to a descriptor ----
@@ -129,7 +137,7 @@ def open_beneath(folder: int, path: str) -> int:
         InvalidArgument: PATH_INVALID: it leads through a link.
     """
     try:
-        return _find(folder, path or ".")
+        return find(folder, path or ".")
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EXDEV}:
             raise path_invalid(path, "leads through a symbolic link, and none is followed: name its target") from error
@@ -138,7 +146,8 @@ def open_beneath(folder: int, path: str) -> int:
         raise unreadable(path, error) from error
 
 
-def _find(folder: int, path: str) -> int:
+def find(folder: int, path: str) -> int:
+    """As `open_beneath`, of names as the file system has them; `.` is the folder itself. Raises OSError."""
     global _has_openat2
     if _has_openat2 is not False:
         try:

@@ -16,28 +16,24 @@ is followed: folders are walked by descriptor.
 
 import contextlib
 import os
-import shutil
-import stat
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from uuid import UUID
 
-__all__ = ["CheckpointTooLarge", "Entry", "WorkspaceError", "WorkspaceLost", "WorkspaceStore", "tar_info", "walk_open"]
+from agentrpc.claude.workspace_archives import unpack
+from agentrpc.claude.workspace_trees import WorkspaceError, copy_tree, remove_tree, tar_info, walk_open
+from agentrpc.errors import AgentRpcError
 
-# Folders within folders; each costs a file descriptor while it is walked.
-_MAX_DEPTH = 200
-_BUFFER = 1024 * 1024
+__all__ = ["CheckpointTooLarge", "WorkspaceError", "WorkspaceLost", "WorkspaceStore"]
+
 _EXCHANGE_TRIES, _EXCHANGE_WAIT = 4, 0.05
+# What other sessions have left waits behind it.
+_REMOVE_SECONDS = 60.0
 _TAR_BLOCK = tarfile.BLOCKSIZE
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-class WorkspaceError(Exception):
-    """The files cannot be read, copied or written. The message is for people and holds no path of the host."""
+_EVERYTHING = 2**62
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class WorkspaceLost(WorkspaceError):
@@ -46,16 +42,6 @@ class WorkspaceLost(WorkspaceError):
 
 class CheckpointTooLarge(WorkspaceError):
     """The files are more than a checkpoint may hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A folder, a file (with its content) or a symbolic link (with its target), relative to where the walk began."""
-
-    path: str
-    info: os.stat_result
-    content: BinaryIO | None = None
-    target: str = ""
 
 
 class WorkspaceStore:
@@ -97,6 +83,8 @@ class WorkspaceStore:
             marked = (self._folder(session_id) / "id").read_text().strip() == str(session_id)
             if marked:
                 self._recover(session_id)
+                # An agent may have closed it.
+                self.path(session_id).chmod(0o700)
         except OSError:
             marked = False
         if not marked or not self.path(session_id).is_dir():
@@ -113,7 +101,7 @@ class WorkspaceStore:
         for _ in range(_EXCHANGE_TRIES):
             with contextlib.suppress(OSError):
                 if (self._folder(session_id) / "id").read_text().strip() == str(session_id):
-                    return os.open(self.path(session_id), _OPEN | os.O_DIRECTORY)
+                    return os.open(self.path(session_id), _FOLDER)
             # Between two renames of an exchange there is none for a moment.
             time.sleep(_EXCHANGE_WAIT)
         raise WorkspaceLost("the files of the session are gone, or this server does not see them")
@@ -146,7 +134,7 @@ class WorkspaceStore:
 
     def remove(self, session_id: UUID) -> None:
         """Remove a workspace and its checkpoints."""
-        _remove(self._folder(session_id))
+        remove_tree(self._folder(session_id))
         self.remove_aside(session_id)
 
     def set_aside(self, session_id: UUID) -> None:
@@ -155,14 +143,18 @@ class WorkspaceStore:
         `remove_aside` goes after it: that takes its time, and harms no workspace that is made meanwhile.
         """
         with _told("remove the workspace"), contextlib.suppress(FileNotFoundError):
-            self._removed.mkdir(mode=0o700, exist_ok=True)
-            # A name of its own: what is left of an earlier time is not in its way.
-            self._folder(session_id).rename(self._removed / f"{session_id}.{os.urandom(8).hex()}")
+            self._folder(session_id).rename(self.make_aside(session_id))
 
     def remove_aside(self, session_id: UUID | None = None) -> None:
-        """Remove what was set aside, of a session or of all."""
+        """Remove what was set aside, of a session or of all; what takes very long is left to the next time."""
         for folder in list(self._removed.glob(f"{session_id or ''}*")):
-            _remove(folder)
+            remove_tree(folder, seconds=_REMOVE_SECONDS)
+
+    def make_aside(self, session_id: UUID) -> Path:
+        """A new name for something of a workspace that is to be removed, where no agent is. Raises OSError."""
+        self._removed.mkdir(mode=0o700, exist_ok=True)
+        # A name of its own: what is left of an earlier time is not in its way.
+        return self._removed / f"{session_id}.{os.urandom(8).hex()}"
 
     @property
     def _removed(self) -> Path:
@@ -199,8 +191,12 @@ class WorkspaceStore:
 
     def _write(self, files: Path, fresh: Path, wanted: Callable[[], bool]) -> None:
         size = 0
-        with fresh.open("wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for entry in _walk(files):
+        with (
+            _opened(files) as top,
+            fresh.open("wb") as out,
+            tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for entry in walk_open(top):
                 length = entry.info.st_size if entry.content is not None else 0
                 size += 2 * _TAR_BLOCK + length
                 if size > self._limit:
@@ -208,6 +204,8 @@ class WorkspaceStore:
                 if not wanted():
                     raise WorkspaceError("given up")
                 tar.addfile(tar_info(entry, length), entry.content)
+                # It would keep all that it has written.
+                tar.members.clear()  # type: ignore[attr-defined]
 
     def has_checkpoint(self, session_id: UUID, run_id: UUID) -> bool:
         """Whether the files can go back to the beginning of a run."""
@@ -218,10 +216,10 @@ class WorkspaceStore:
         fresh = self.make_fresh(session_id)
         with _told("restore the checkpoint"):
             try:
-                with tarfile.open(self._checkpoint(session_id, run_id)) as tar:
-                    tar.extractall(fresh, filter=_only_plain)  # noqa: S202 - that is what the filter is for
+                with self._checkpoint(session_id, run_id).open("rb") as tar:
+                    unpack(tar, fresh, max_members=_EVERYTHING, room=_EVERYTHING, ours=True)
             except BaseException:
-                _remove(fresh)
+                remove_tree(fresh)
                 raise
         return fresh
 
@@ -241,13 +239,13 @@ class WorkspaceStore:
         """What an exchange that was cut short has left."""
         files, old = self.path(session_id), self._old(session_id)
         if files.exists():
-            _remove(old)
+            remove_tree(old)
         elif old.exists():
             old.rename(files)
 
-    def discard(self, fresh: Path) -> None:
-        """Remove what `unpack` has made, or what an exchange has put there."""
-        _remove(fresh)
+    def discard(self, fresh: Path, *, seconds: float = float("inf")) -> None:
+        """Remove what `unpack` has made, an exchange has put there, or `make_aside` has named: for so long."""
+        remove_tree(fresh, seconds=seconds)
 
     # ---- Copies ----
 
@@ -263,7 +261,8 @@ class WorkspaceStore:
             try:
                 files = self.path(to)
                 files.mkdir(mode=0o700, parents=True)
-                _copy(self.path(session_id), files)
+                with _opened(self.path(session_id)) as source, _opened(files) as target:
+                    copy_tree(source, target)
                 _mark(self._folder(to), to)
             except BaseException:
                 self.remove(to)
@@ -278,6 +277,15 @@ def _mark(folder: Path, session_id: UUID) -> None:
 
 
 @contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    number = os.open(folder, _FOLDER)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+@contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
     """Errors of the file system as WorkspaceError, without the host's paths."""
     try:
@@ -285,97 +293,6 @@ def _told(what: str) -> Iterator[None]:
     except (OSError, tarfile.TarError) as error:
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
         raise WorkspaceError(f"could not {what}: {why}") from error
-
-
-def _walk(folder: Path) -> Iterator[Entry]:
-    """Everything below a folder: folders before what is in them. Sockets, pipes and devices are left out."""
-    top = os.open(folder, _OPEN | os.O_DIRECTORY)
-    try:
-        yield from walk_open(top, "", 0)
-    finally:
-        os.close(top)
-
-
-def walk_open(folder: int, path: str = "", depth: int = 0) -> Iterator[Entry]:
-    """As `_walk`, of a folder that is open. `path` begins the entries' paths: empty, or with a slash at its end."""
-    if depth > _MAX_DEPTH:
-        raise WorkspaceError(f"folders are nested more than {_MAX_DEPTH} deep")
-    for name in sorted(os.listdir(folder)):
-        # An agent's background process may remove what was listed.
-        with contextlib.suppress(FileNotFoundError):
-            yield from _walk_entry(folder, name, f"{path}{name}", depth)
-
-
-def _walk_entry(folder: int, name: str, path: str, depth: int) -> Iterator[Entry]:
-    info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    if stat.S_ISLNK(info.st_mode):
-        yield Entry(path, info, target=os.readlink(name, dir_fd=folder))
-        return
-    if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
-        return
-    number = os.open(name, _OPEN, dir_fd=folder)
-    try:
-        # Again, of what was really opened.
-        info = os.fstat(number)
-        if stat.S_ISDIR(info.st_mode):
-            yield Entry(path, info)
-            yield from walk_open(number, f"{path}/", depth + 1)
-        elif stat.S_ISREG(info.st_mode):
-            with open(number, "rb", closefd=False) as content:
-                yield Entry(path, info, content)
-    finally:
-        os.close(number)
-
-
-def tar_info(entry: Entry, length: int) -> tarfile.TarInfo:
-    """The header of an entry with so many bytes, without owners."""
-    info = tarfile.TarInfo(entry.path)
-    info.mode = stat.S_IMODE(entry.info.st_mode)
-    info.mtime = int(entry.info.st_mtime)
-    info.size = length
-    if stat.S_ISDIR(entry.info.st_mode):
-        info.type = tarfile.DIRTYPE
-    elif entry.content is None:
-        info.type, info.linkname = tarfile.SYMTYPE, entry.target
-    return info
-
-
-def _only_plain(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo | None:
-    """Files, folders and links as links, all below the destination; no owners, no set-uid."""
-    if not (member.isreg() or member.isdir() or member.issym()):
-        return None
-    # It refuses names that lead out, through links too, and would change the mode.
-    safe = tarfile.tar_filter(member, destination)
-    return safe.replace(mode=member.mode & 0o777, uid=None, gid=None, uname=None, gname=None, deep=False)  # type: ignore[arg-type]
-
-
-def _copy(source: Path, target: Path) -> None:
-    folders: list[tuple[Path, Entry]] = []
-    for entry in _walk(source):
-        path = target / entry.path
-        if entry.content is not None:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:  # noqa: PTH123
-                shutil.copyfileobj(entry.content, out, _BUFFER)
-                os.fchmod(out.fileno(), entry.info.st_mode & 0o777)
-            os.utime(path, ns=(entry.info.st_atime_ns, entry.info.st_mtime_ns))
-        elif stat.S_ISDIR(entry.info.st_mode):
-            path.mkdir(mode=0o700)
-            folders.append((path, entry))
-        else:
-            path.symlink_to(entry.target)
-    # Last and from within: a folder may be read-only.
-    for path, entry in reversed(folders):
-        os.utime(path, ns=(entry.info.st_atime_ns, entry.info.st_mtime_ns))
-        path.chmod(entry.info.st_mode & 0o777)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, also one in which folders may not be written."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        for path, folders, _ in os.walk(folder):
-            for name in folders:
-                if not (below := Path(path, name)).is_symlink():
-                    with contextlib.suppress(OSError):
-                        below.chmod(0o700)
-        shutil.rmtree(folder, ignore_errors=True)
+    except AgentRpcError as error:
+        # Of a checkpoint that is damaged, or leads out.
+        raise WorkspaceError(f"could not {what}: {error.message}") from error

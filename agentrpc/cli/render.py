@@ -77,6 +77,8 @@ def event_line(event: event_pb2.Event) -> str | None:
     if kind == "approval_resolved":
         state = approval_pb2.Approval.State.Name(event.approval_resolved.state).removeprefix("STATE_")
         return f"  [dim]{state.lower()}[/]"
+    if kind == "session_grant_revoked":
+        return f"[yellow]![/] no longer allowed: {escape(event.session_grant_revoked.grant.rule)}"
     if kind == "notice":
         return f"[yellow]![/] {escape(event.notice.text)}"
     if kind == "model_call_retried":

@@ -14,7 +14,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -180,13 +181,16 @@ def _weekdays(values: Iterable[object], nth: dict[object, set[object]]) -> Itera
 @lru_cache(1024)
 def parse_zone(name: str) -> ZoneInfo:
     """A time zone by its IANA name; UTC when that is empty. Raises ValueError."""
-    # "localtime" and the like are files of this machine, and names may be paths.
-    try:
-        if name in {"localtime", "posixrules", "Factory"}:
-            raise ValueError(name)
-        return ZoneInfo(name or "UTC")
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"{name[:80]!r} is not an IANA time zone: use such as Europe/Berlin, or UTC") from None
+    # Of a machine's own files there are others, such as `localtime` or `right/UTC`, which counts leap seconds.
+    if name and name not in _zones():
+        raise ValueError(f"{name[:80]!r} is not an IANA time zone: use such as Europe/Berlin, or UTC")
+    return ZoneInfo(name or "UTC")
+
+
+@cache
+def _zones() -> frozenset[str]:
+    """The names of the tzdata package, which are the same on every machine."""
+    return frozenset((files("tzdata") / "zones").read_text().split()) - {"Factory"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""Variables of tasks: a JSON Schema says which there are, defaults fill in, and what is given is checked.
+r"""Variables of tasks: a JSON Schema says which there are, defaults fill in, and what is given is checked.
 
-Patterns may backtrack for ever: checking is bounded where it runs, in a process of its own (`services/templates.py`).
+Patterns are ECMAScript's, as JSON Schema has them: `$` is the end and `\d` is 0 to 9. They may backtrack for ever:
+checking is bounded where it runs, in a process of its own (`services/templates.py`). Decimals are what they look like:
+0.3 is a multiple of 0.1.
 """
 
 import json
@@ -8,13 +10,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
+from regress import Regex, RegressError
 
 __all__ = ["VariableFault", "VariableSchema", "dump_variables", "load_variables"]
 
@@ -85,7 +91,8 @@ class VariableSchema:
         if str(self._schema.get("$schema", _DIALECT)).rstrip("#") != _DIALECT:
             return [VariableFault("$schema", f"only {_DIALECT} is known")]
         try:
-            Draft202012Validator.check_schema(self._schema)
+            # No formats: that of patterns is Python's.
+            Draft202012Validator.check_schema(self._schema, format_checker=FormatChecker(()))
         except SchemaError as error:
             return [VariableFault(_path(error), error.message[:300])]
         found = []
@@ -113,7 +120,7 @@ class VariableSchema:
             for name in sorted(variables.keys() - self.names)
         ]
         # An empty registry: nothing is fetched.
-        validator = Draft202012Validator(schema, registry=Registry())
+        validator = _Validator(schema, registry=Registry())
         for error in validator.iter_errors({name: variables[name] for name in self.names & variables.keys()}):
             found.append(VariableFault(_path(error), error.message[:300]))
             if len(found) >= _MAX_FAULTS:
@@ -123,6 +130,72 @@ class VariableSchema:
     def check_each(self, variables: Mapping[str, Any]) -> list[VariableFault]:
         """What is wrong with some of the variables, each by itself."""
         return self._check(variables, {key: self._schema[key] for key in _ALONE if key in self._schema})
+
+
+@lru_cache(1000)
+def _regex(pattern: str) -> Regex:
+    """A pattern, which knows about characters beyond 16 bits if it is one that may (JSON Schema Core, section 6.4)."""
+    try:
+        return Regex(pattern, "u")
+    except RegressError:
+        # Such as `\-`.
+        return Regex(pattern)
+
+
+def _found(pattern: str, text: str) -> bool:
+    return _regex(pattern).find(text) is not None
+
+
+def _pattern(validator: Any, pattern: str, instance: object, _: object) -> Iterator[ValidationError]:  # noqa: ANN401
+    if validator.is_type(instance, "string") and not _found(pattern, str(instance)):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any,  # noqa: ANN401 - a class that jsonschema makes
+    patterns: Mapping[str, Any],
+    instance: Any,  # noqa: ANN401 - JSON
+    _: object,
+) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "object"):
+        for pattern, schema in patterns.items():
+            for name, value in instance.items():
+                if _found(pattern, name):
+                    yield from validator.descend(value, schema, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any,  # noqa: ANN401 - a class that jsonschema makes
+    wanted: Any,  # noqa: ANN401 - a schema
+    instance: Any,  # noqa: ANN401 - JSON
+    schema: Mapping[str, Any],
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    patterns = schema.get("patternProperties", {})
+    for name in instance:
+        if name in schema.get("properties", {}) or any(_found(pattern, name) for pattern in patterns):
+            continue
+        if wanted is False:
+            yield ValidationError(f"{name!r} is not among the properties that there may be")
+        else:
+            yield from validator.descend(instance[name], wanted, path=name)
+
+
+def _multiple_of(validator: Any, of: float, instance: object, _: object) -> Iterator[ValidationError]:  # noqa: ANN401
+    if validator.is_type(instance, "number") and Fraction(str(instance)) % Fraction(str(of)):
+        yield ValidationError(f"{instance!r} is not a multiple of {of}")
+
+
+_Validator = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+        "multipleOf": _multiple_of,
+    },
+)
 
 
 def _faults_of(path: str, schema: Mapping[str, Any], lookup: Callable[[str], object]) -> Iterator[VariableFault]:
@@ -141,10 +214,14 @@ def _faults_of(path: str, schema: Mapping[str, Any], lookup: Callable[[str], obj
         except Unresolvable:
             yield VariableFault(_join(path, key), f"{reference[:80]!r} leads nowhere")
     named = schema.get("patternProperties")
-    for pattern in [schema.get("pattern", ""), *(named if isinstance(named, dict) else ())]:
+    names = named if isinstance(named, dict) else ()
+    for pattern in [schema.get("pattern", ""), *names]:
         try:
-            re.compile(str(pattern))
-        except (re.error, RecursionError, OverflowError) as error:
+            _regex(str(pattern))
+            if pattern in names:
+                # jsonschema looks for what `unevaluatedProperties` leaves by Python's patterns.
+                re.compile(str(pattern))
+        except (RegressError, re.error, RecursionError, OverflowError) as error:
             yield VariableFault(_join(path, "pattern"), f"{str(pattern)[:80]!r} is no regular expression: {error}")
 
 

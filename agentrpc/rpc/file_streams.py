@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, closing
 from typing import NoReturn
 
 from agentrpc.claude.workspace_archives import gzipped, take, tar_blocks, tar_end
-from agentrpc.claude.workspace_files import FileEntry, check_unchanged, etag_of_file
+from agentrpc.claude.workspace_files import check_unchanged, etag_of_file
+from agentrpc.claude.workspace_lists import FileEntry
 from agentrpc.claude.workspace_paths import open_file, parse_path, unreadable
 from agentrpc.claude.workspaces import WorkspaceError
 from agentrpc.domain.principal import Principal
@@ -67,23 +68,23 @@ class FileStreams:
             if request.offset > info.st_size:
                 raise InvalidArgument.field("offset", f"is beyond the end of the file, which has {info.st_size} bytes")
             end = min(request.offset + request.limit, info.st_size) if request.limit else info.st_size
+            if end - request.offset > self._settings.max_workspace_size:
+                raise _too_much(end - request.offset, self._settings.max_workspace_size)
+            # What was sent before is read again for the checksum of the whole, where that is not too much to be read.
+            digest = None
+            if end == info.st_size and (not request.offset or info.st_size <= self._settings.max_file_size):
+                digest = hashlib.sha256()
             async with self._stream(principal, send) as stream:
                 first = file_service_pb2.DownloadFileResponse(file=file_message(session_id, FileEntry(path, info)))
                 await stream.write(first.SerializeToString())
-                digest = hashlib.sha256() if end == info.st_size else None
-                # What was sent before is read again for the checksum of the whole.
-                at = 0 if digest is not None else request.offset
-                while at < end:
-                    await stream.check()
-                    size = min(_CHUNK, (end if at >= request.offset else request.offset) - at)
-                    data = await in_thread(_read, number, at, size, path)
-                    if not data:
-                        break
+                if digest is not None and request.offset:
+                    async with self._files.heavy(principal):
+                        async for data in _pieces(stream, number, 0, request.offset, path):
+                            digest.update(data)
+                async for data in _pieces(stream, number, request.offset, end, path):
                     if digest is not None:
                         digest.update(data)
-                    if at >= request.offset:
-                        await stream.write(file_service_pb2.DownloadFileResponse(data=data).SerializeToString())
-                    at += len(data)
+                    await stream.write(file_service_pb2.DownloadFileResponse(data=data).SerializeToString())
                 check_unchanged(etag_of_file(info), os.fstat(number), path)
                 if digest is not None:
                     last = file_service_pb2.DownloadFileResponse(sha256=digest.hexdigest())
@@ -103,42 +104,41 @@ class FileStreams:
         )
         faults.done()
         session_id = await self._files.readable(principal, request.parent, path)
-        async with self._files.folder(session_id, path) as folder:
-            etag = await self._files.look(folder)
-            if request.etag and request.etag != etag:
+        etag = await self._files.look(principal, session_id, path)
+        if request.etag and request.etag != etag:
+            raise _tree_changed(etag)
+        async with self._files.folder(session_id, path) as folder, self._stream(principal, send) as stream:
+            await stream.write(file_service_pb2.DownloadArchiveResponse(etag=etag).SerializeToString())
+            digest = hashlib.sha256()
+            skip = request.offset
+            with closing(gzipped(_tar(folder, self._settings.max_workspace_size))) as blocks:
+                while data := await self._next(principal, stream, blocks):
+                    digest.update(data)
+                    rest = data[skip:]
+                    skip = max(skip - len(data), 0)
+                    for at in range(0, len(rest), _CHUNK):
+                        part = file_service_pb2.DownloadArchiveResponse(data=rest[at : at + _CHUNK])
+                        await stream.write(part.SerializeToString())
+            if skip:
+                raise InvalidArgument.field("offset", "is beyond the end of the archive")
+            if request.offset and await self._files.look(principal, session_id, path, again=True) != etag:
+                # What was sent before and this do not fit together.
                 raise _tree_changed(etag)
-            async with self._stream(principal, send) as stream:
-                await stream.write(file_service_pb2.DownloadArchiveResponse(etag=etag).SerializeToString())
-                digest = hashlib.sha256()
-                skip = request.offset
-                with closing(gzipped(_tar(folder))) as blocks:
-                    while data := await self._next(stream, blocks):
-                        digest.update(data)
-                        rest = data[skip:]
-                        skip = max(skip - len(data), 0)
-                        for at in range(0, len(rest), _CHUNK):
-                            part = file_service_pb2.DownloadArchiveResponse(data=rest[at : at + _CHUNK])
-                            await stream.write(part.SerializeToString())
-                if skip:
-                    raise InvalidArgument.field("offset", "is beyond the end of the archive")
-                if request.offset and await self._files.look(folder) != etag:
-                    # What was sent before and this do not fit together.
-                    raise _tree_changed(etag)
-                last = file_service_pb2.DownloadArchiveResponse(sha256=digest.hexdigest())
-                await stream.write(last.SerializeToString())
+            last = file_service_pb2.DownloadArchiveResponse(sha256=digest.hexdigest())
+            await stream.write(last.SerializeToString())
 
-    @staticmethod
-    async def _next(stream: Stream, blocks: Iterator[bytes]) -> bytes:
+    async def _next(self, principal: Principal, stream: Stream, blocks: Iterator[bytes]) -> bytes:
         """The next bytes of an archive; none at its end."""
         while True:
             await stream.check()
-            data, ended = await in_thread(_some, blocks)
+            async with self._files.heavy(principal, going_on=True):
+                data, ended = await in_thread(_some, blocks)
             if data or ended:
                 return data
 
 
-def _tar(folder: int) -> Iterator[bytes]:
-    yield from tar_blocks(folder)
+def _tar(folder: int, most: int) -> Iterator[bytes]:
+    yield from tar_blocks(folder, most=most)
     yield tar_end()
 
 
@@ -152,11 +152,29 @@ def _some(blocks: Iterator[bytes]) -> tuple[bytes, bool]:
         raise unreadable("the folder", error) from error
 
 
+async def _pieces(stream: Stream, number: int, at: int, end: int, path: str) -> AsyncIterator[bytes]:
+    while at < end:
+        await stream.check()
+        data = await in_thread(_read, number, at, min(_CHUNK, end - at), path)
+        if not data:
+            return
+        yield data
+        at += len(data)
+
+
 def _read(number: int, at: int, size: int, path: str) -> bytes:
     try:
         return os.pread(number, size, at)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _too_much(actual: int, limit: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"this would send {actual} bytes, and one call sends at most {limit}: set limit, and go on at offset",
+        reason="TOO_LARGE",
+        metadata={"field": "limit", "limit": str(limit), "actual": str(actual)},
+    )
 
 
 def _tree_changed(etag: str) -> Aborted:

@@ -18,8 +18,9 @@ from agentrpc.errors import AgentRpcError
 from agentrpc.rpc.approval_feed import ApprovalFeed
 from agentrpc.rpc.feed import Feed
 from agentrpc.services.archive_state import require_here
-from agentrpc.store.database import Database
+from agentrpc.store.database import Database, Lane
 from agentrpc.store.log import StoredEvent, last_sequences, read_events
+from agentrpc.turns import Turns
 from agentrpc.v1 import event_pb2
 
 __all__ = ["TICK", "Hub", "Ticked"]
@@ -52,7 +53,7 @@ class Hub:
     Args:
         database: The store.
         bus: The live tail.
-        replay_concurrency: How many reads of the store go on at once for all watchers.
+        replay_concurrency: How many reads of the store go on at once for all watchers, who take turns by user.
 
     Attributes:
         approvals: The feed of all approvals.
@@ -65,7 +66,7 @@ class Hub:
         self._feeds: dict[UUID, Feed] = {}
         self._idle: dict[UUID, float] = {}
         self._streams: set[Ticked] = set()
-        self._reads = asyncio.Semaphore(replay_concurrency)
+        self._reads = Turns(replay_concurrency, per_key=max(replay_concurrency * 3 // 4, 1))
         self._flights: dict[tuple[object, ...], asyncio.Task[list[StoredEvent]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._answered = time.monotonic()
@@ -155,21 +156,29 @@ class Hub:
         *,
         kinds: frozenset[int] | None,
         limit: int,
+        reader: UUID,
         run_id: UUID | None = None,
     ) -> list[StoredEvent]:
-        """A page of the log. Watchers that ask for the same page share one read."""
+        """A page of the log. Watchers that ask for the same page share one read, at the turn of the `reader`."""
         key = (session_id, after, up_to, kinds, limit, run_id)
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.create_task(self._page(*key))
+            flight = asyncio.create_task(self._page(reader, *key))
             self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
         return await asyncio.shield(flight)
 
     async def _page(
-        self, session_id: UUID, after: int, up_to: int, kinds: frozenset[int] | None, limit: int, run_id: UUID | None
+        self,
+        reader: UUID,
+        session_id: UUID,
+        after: int,
+        up_to: int,
+        kinds: frozenset[int] | None,
+        limit: int,
+        run_id: UUID | None,
     ) -> list[StoredEvent]:
-        async with self._reads:
+        async with self._reads.take(reader):
             return await read_events(
                 self._database,
                 session_id,
@@ -178,20 +187,18 @@ class Hub:
                 kinds=None if kinds is None else sorted(kinds),
                 run_id=run_id,
                 limit=limit,
+                lane=Lane.REPLAY,
             )
 
     async def _tail(self, session_id: UUID, after: int, limit: int) -> list[StoredEvent]:
-        return await self.read(session_id, after, 2**62, kinds=None, limit=limit)
+        # For all watchers of the session.
+        return await self.read(session_id, after, 2**62, kinds=None, limit=limit, reader=session_id)
 
     def _on_frame(self, session_id: UUID, frame: bytes) -> None:
         feed = self._feeds.get(session_id)
         if feed is None:
             return
-        try:
-            batch = LiveBatch.decode(frame)
-        except ValueError:
-            log.warning("frame_not_understood", session=str(session_id), size=len(frame))
-            return
+        batch = LiveBatch.decode(frame)
         feed.offer(batch)
         if batch.first and any(entry.kind in _OF_APPROVALS for entry in batch.entries):
             self.approvals.hasten()
@@ -227,6 +234,7 @@ class Hub:
                     await self._subscriptions.subscribe(session_id)
         if self._feeds or self._streams:
             # Of no session too: streams of other things have to hear that the store is away.
-            for session_id, (last, closed) in (await last_sequences(self._database, list(self._feeds))).items():
+            found = await last_sequences(self._database, list(self._feeds), Lane.PULSE)
+            for session_id, (last, closed) in found.items():
                 if (watched := self._feeds.get(session_id)) is not None:
                     watched.committed(last, closed)

@@ -4,20 +4,22 @@ The wrapper takes raw bytes and decodes them itself, so that a request that is n
 clear error; it knows who calls, keeps the limits, measures, and turns every error into a status. Whatever is not in the
 error tree reaches callers as INTERNAL with an id. Handlers are registered as one dictionary: the generated
 `add_*_to_server` would register others that win over them.
+
+All methods are registered as if their requests were streams, see `bodies`.
 """
 
 import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -27,15 +29,17 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal
 from agentrpc.ending import end_tasks
-from agentrpc.errors import AgentRpcError, InvalidArgument, ResourceExhausted, Unauthenticated, Unavailable
+from agentrpc.errors import AgentRpcError, ResourceExhausted, Unauthenticated, Unavailable
+from agentrpc.rpc.bodies import Bodies, peer_address
 from agentrpc.rpc.hub import Hub
 from agentrpc.rpc.methods import Method, Service
 from agentrpc.rpc.status import internal_error, to_status
 from agentrpc.rpc.stream import StalledError
 from agentrpc.services.accounts import Accounts
 from agentrpc.settings import Settings
-from agentrpc.store.database import Database
+from agentrpc.store.database import Database, Lane
 from agentrpc.telemetry import OPEN_STREAMS, RPC_LATENCY
+from agentrpc.turns import Turns
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -52,12 +56,15 @@ _LAST_WORDS = 5.0
 # How long nobody may have called before a stopping server closes its door: gRPC drops the calls that come in that very
 # moment without a word.
 _QUIET = 0.25
+_LISTING = ("List", "Search")
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.so_reuseport", 0),
     # A prompt of 10 MB is to get TOO_LARGE and not a bare status.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    # What a client may send that nobody reads stays at 64 KiB, however fast it has shown to be.
+    ("grpc.http2.bdp_probe", 0),
     # Clients that ping every 30 s are not sent away.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -137,6 +144,9 @@ class EdgeServer:
         self._bus = bus
         self._accounts = accounts
         self._hub = hub
+        self._bodies = Bodies(settings)
+        # Lists and searches walk what no index bounds: the store is to have room for others beside them.
+        self._lists = Turns(4, per_key=2, waiting=100)
         self._streams: Counter[UUID] = Counter()
         self._calls: set[asyncio.Task[Any]] = set()
         self._called_at = 0.0
@@ -206,7 +216,7 @@ class EdgeServer:
         answered = time.monotonic()
         while True:
             try:
-                async with self._database.connection() as connection:
+                async with self._database.connection(Lane.PULSE) as connection:
                     await connection.fetchval("SELECT 1")
                 answered = time.monotonic()
             except AgentRpcError:
@@ -233,35 +243,41 @@ class EdgeServer:
         request_class = GetMessageClass(method.input_type)
         if method.server_streaming:
 
-            async def stream(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
-                await self._stream(path, request_class, target, data, context)
+            async def stream(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+                await self._stream(path, request_class, target, context)
 
-            return grpc.unary_stream_rpc_method_handler(stream)
+            return grpc.stream_stream_rpc_method_handler(stream)
         if method.client_streaming:
 
             async def upload(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
                 return await self._upload(path, request_class, target, context)
 
             return grpc.stream_unary_rpc_method_handler(upload)
+        listing = method.name.startswith(_LISTING)
 
-        async def unary(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
-            return await self._unary(path, request_class, target, data, context)
+        async def unary(_: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+            return await self._unary(path, request_class, target, context, listing=listing)
 
-        return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     async def _unary(
         self,
         path: str,
         request_class: type[Message],
         target: Callable[..., Awaitable[Message]],
-        data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
+        *,
+        listing: bool,
     ) -> bytes:
         async def work(call: Call) -> bytes:
-            request = _decode(request_class, data)
             if call.principal is not None:
                 await self._limit(call.principal)
-            response = await target(call, request)
+            request = await self._bodies.one(_user(call), call.peer, request_class, context)
+            if listing and call.principal is not None:
+                async with self._lists.take(call.principal.user_id):
+                    response = await target(call, request)
+            else:
+                response = await target(call, request)
             await context.send_initial_metadata(call.metadata)
             return response.SerializeToString()
 
@@ -274,12 +290,12 @@ class EdgeServer:
         path: str,
         request_class: type[Message],
         target: Callable[..., Awaitable[None]],
-        data: bytes,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
     ) -> None:
         async def work(call: Call) -> None:
             assert call.principal is not None
-            request = _decode(request_class, data)
+            await self._limit(call.principal)
+            request = await self._bodies.one(_user(call), call.peer, request_class, context)
             held.enter(call.principal)
             opened = False
 
@@ -305,27 +321,11 @@ class EdgeServer:
     ) -> bytes:
         """A stream of requests, of which one is read when the one before is dealt with: the sender waits meanwhile."""
 
-        async def requests() -> AsyncIterator[Message]:
-            while True:
-                try:
-                    async with asyncio.timeout(self._settings.upload_stall_timeout):
-                        data = await context.read()
-                except TimeoutError:
-                    raise Unavailable(
-                        "nothing came for too long; nothing was changed: send it again",
-                        reason="SLOW_CONSUMER",
-                        retry_after=1.0,
-                    ) from None
-                if not isinstance(data, bytes):
-                    # grpc.aio.EOF: the sender has said that this is all.
-                    return
-                yield _decode(request_class, data)
-
         async def work(call: Call) -> bytes:
             assert call.principal is not None
             await self._limit(call.principal)
             held.enter(call.principal)
-            response = await target(call, requests())
+            response = await target(call, self._bodies.each(request_class, context))
             await context.send_initial_metadata(call.metadata)
             return response.SerializeToString()
 
@@ -371,7 +371,7 @@ class EdgeServer:
                     retry_after=1.0,
                 )
             principal = await self._principal(path, given)
-            call = Call(principal, _address(context.peer()), request_id, metadata)
+            call = Call(principal, peer_address(context.peer()), request_id, metadata)
             return await work(call)
         except AgentRpcError as error:
             code = error.code
@@ -427,15 +427,5 @@ class EdgeServer:
             )
 
 
-def _decode(request_class: type[Message], data: bytes) -> Message:
-    try:
-        return request_class.FromString(data)
-    except (DecodeError, UnicodeDecodeError):
-        raise InvalidArgument.field(
-            "request", f"is not a valid {request_class.DESCRIPTOR.name}: strings must be UTF-8 without lone surrogates"
-        ) from None
-
-
-def _address(peer: str) -> str:
-    """The address in gRPC's `ipv4:127.0.0.1:5000`, without the port."""
-    return peer.rpartition(":")[0]
+def _user(call: Call) -> "UUID | None":
+    return call.principal.user_id if call.principal is not None else None

@@ -24,7 +24,7 @@ from agentrpc.services.runs import Runs
 from agentrpc.services.sessions import Sessions
 from agentrpc.services.validation import event_kinds
 from agentrpc.settings import Settings
-from agentrpc.store.log import StoredEvent
+from agentrpc.store.log import LOOKED_AT, StoredEvent
 from agentrpc.telemetry import EVENTS_RELAYED, EVENTS_SHED
 from agentrpc.v1 import (
     approval_service_pb2,
@@ -106,19 +106,23 @@ class _SessionStream(Stream):
         cursor, live = self._feed.end, self._feed.live_total(self._key)
         target = self._feed.tip
         while self._sent < target and not self._over():
-            rows = await self._page(target)
-            if not rows:
-                self._sent = target
-                break
+            end = target
+            if self._kinds is not None or self._run_id is not None:
+                # Slice by slice: others have their turns in between, however little passes the filter.
+                end = min(target, self._sent + LOOKED_AT)
+            rows = await self._page(end)
             at = 0
-            while at < len(rows) and not self._over():
-                at = await self._send_rows(rows, at)
+            while True:
+                if at < len(rows):
+                    at = await self._send_rows(rows, at)
                 if await self.check():
                     await self.write(
                         _Response(resume_after_sequence=self._sent, heartbeat=self.heartbeat()).SerializeToString()
                     )
+                if at >= len(rows) or self._over():
+                    break
             if len(rows) < _REPLAY_ROWS:
-                self._sent = max(self._sent, target)
+                self._sent = max(self._sent, end)
         self._cursor, self._live = cursor, live
 
     async def _page(self, target: int) -> list[StoredEvent]:
@@ -128,8 +132,9 @@ class _SessionStream(Stream):
             try:
                 session_id = self._feed.session_id
                 rows = await self._hub.read(
-                    session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS, run_id=self._run_id
-                )
+                    session_id, self._sent, target, kinds=kinds, limit=_REPLAY_ROWS, run_id=self._run_id,
+                    reader=self._principal.user_id,
+                )  # fmt: skip
                 if len(rows) < _REPLAY_ROWS and (not rows or rows[-1].sequence < target):
                     # The filter leaves the rest out; or the log has gone to archive storage meanwhile.
                     await self._hub.require_here(session_id)
@@ -259,7 +264,9 @@ class Streams:
         run = await self._runs.get(principal, request.run) if request.run else None
         session = await self._sessions.get(principal, session_id)
         require_readable(session)
-        await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, request.after_sequence,
+        # Before the run's first event there is nothing of it.
+        after = max(request.after_sequence, run.first_sequence - 1) if run is not None else request.after_sequence
+        await self._watch(principal, send, session_id, kinds, run_id, request.include_deltas, after,
                           session=session, run=run, with_run=False)  # fmt: skip
 
     async def stream_run(

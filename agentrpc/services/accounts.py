@@ -1,10 +1,12 @@
 """Users, logins and tokens.
 
 A login is a family of refresh tokens of which only the newest is good: one that is used again was stolen or lost, and
-ends the family (RFC 9700, section 4.14.2).
+ends the family (RFC 9700, section 4.14.2). Only the one before the newest may be used again for some seconds: the
+answer to its first use may have been lost on the way.
 """
 
-import hashlib
+import asyncio
+import hmac
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -20,11 +22,13 @@ from agentrpc.errors import (
     StoreUnavailable,
     Unauthenticated,
 )
+from agentrpc.services.login_limits import LoginLimits, too_many
 from agentrpc.services.views import user_message
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.tables import Login, User
-from agentrpc.store.users import add_user, count_users, login_state, user_by_name
+from agentrpc.store.users import add_user, count_users, has_logged_in_from, login_state, user_by_name
+from agentrpc.turns import Turns
 from agentrpc.v1 import auth_pb2, auth_service_pb2
 
 __all__ = ["Accounts"]
@@ -32,6 +36,10 @@ __all__ = ["Accounts"]
 _CACHE_SECONDS = 10.0
 _CACHE_SIZE = 10_000
 _MAX_PASSWORD = 1024
+# For how long a refresh token may be used once more.
+_GRACE = timedelta(seconds=30)
+# How long every answer to a failed attempt takes that must tell nothing.
+_WARY_SECONDS = 1.0
 
 
 class Accounts:
@@ -43,6 +51,9 @@ class Accounts:
         self._settings = settings
         self._issuer = TokenIssuer(settings)
         self._seen: dict[UUID, tuple[float, Role]] = {}
+        self._limits = LoginLimits(bus, settings.login_attempts_per_minute)
+        # A hash takes a core and 64 MiB: addresses take turns, and of a crowd at one the newest is next.
+        self._hashing = Turns(2, per_key=2, waiting=200, newest_first=True)
 
     async def login(self, username: str, password: str, peer: str) -> auth_service_pb2.LoginResponse:
         """Login.
@@ -50,21 +61,38 @@ class Accounts:
         Args:
             username: The name.
             password: The password.
-            peer: The address of the caller, for the rate limit.
+            peer: The address of the caller, for the limits.
+
+        Raises:
+            Unauthenticated: CREDENTIALS_INVALID.
+            ResourceExhausted: RATE_LIMITED, see `login_limits`.
         """
+        began = clock.monotonic()
         name = username.strip().lower()
-        await self._limit("user", name)
-        await self._limit("peer", peer)
+        address = self._address_id(peer)
         async with self._database.transaction() as tx:
             user = await user_by_name(tx, name)
-        known = user.password_hash if user is not None else None
-        if not await verify_password(password[:_MAX_PASSWORD], known) or user is None:
-            raise Unauthenticated("the user name or the password is wrong", reason="CREDENTIALS_INVALID")
+            known = user is not None and await has_logged_in_from(tx, user.id, address)
+        wary = True
+        try:
+            attempt = await self._limits.begin(name, peer, known=known, exists=user is not None)
+            wary = attempt.wary
+            async with self._hashing.take(peer):
+                right = await verify_password(password[:_MAX_PASSWORD], user.password_hash if user else None)
+            if not right or user is None:
+                if wary:
+                    raise too_many(None)
+                raise Unauthenticated("the user name or the password is wrong", reason="CREDENTIALS_INVALID")
+        except ResourceExhausted:
+            if wary:
+                await asyncio.sleep(began + _WARY_SECONDS - clock.monotonic())
+            raise
+        await self._limits.succeeded(attempt)
         login_id, refresh_id = clock.uuid7(), clock.uuid7()
         tokens = self._tokens(user.id, login_id, refresh_id)
         async with self._database.transaction() as tx:
-            expire = clock.utcnow() + timedelta(seconds=self._settings.refresh_token_ttl)
-            tx.add(Login(id=login_id, user_id=user.id, refresh_id=refresh_id, expire_time=expire))
+            expire = self._expire_time()
+            tx.add(Login(id=login_id, user_id=user.id, refresh_id=refresh_id, address=address, expire_time=expire))
         return auth_service_pb2.LoginResponse(tokens=tokens, user=user_message(user))
 
     async def refresh(self, token: str) -> auth_service_pb2.RefreshTokenResponse:
@@ -76,12 +104,16 @@ class Accounts:
             user = await tx.get(User, claims.user_id)
             if login is None or login.end_time is not None or user is None or user.disable_time is not None:
                 raise _ended()
-            if login.refresh_id != claims.token_id:
-                login.end_time = clock.utcnow()
+            now = clock.utcnow()
+            if login.refresh_id == claims.token_id:
+                login.previous_id, login.refresh_id, login.refresh_time = login.refresh_id, clock.uuid7(), now
+                login.expire_time = self._expire_time()
+            elif (
+                login.previous_id != claims.token_id or login.refresh_time is None or now - login.refresh_time > _GRACE
+            ):
+                login.end_time = now
                 stolen = True
-            else:
-                login.refresh_id = clock.uuid7()
-                login.expire_time = clock.utcnow() + timedelta(seconds=self._settings.refresh_token_ttl)
+            # Used twice in a short time: both get the same successor, which is good once as before.
             refresh_id = login.refresh_id
         if stolen:
             self._seen.pop(claims.login_id, None)
@@ -173,14 +205,15 @@ class Accounts:
         _set(tokens.refresh_expire_time, refresh_expire)
         return tokens
 
-    async def _limit(self, kind: str, value: str) -> None:
-        burst = self._settings.login_attempts_per_minute
-        key = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:32]
-        wait = await self._bus.take_token(f"login:{kind}:{key}", rate=burst / 60, burst=burst)
-        if wait:
-            raise ResourceExhausted(
-                f"too many attempts to log in: try again in {wait:.0f} s", reason="RATE_LIMITED", retry_after=wait
-            )
+    def _expire_time(self) -> datetime:
+        """When a login is over that is not refreshed: not before any of its tokens."""
+        longest = max(self._settings.refresh_token_ttl, self._settings.access_token_ttl)
+        return clock.utcnow() + timedelta(seconds=longest)
+
+    def _address_id(self, peer: str) -> bytes:
+        """Stands for an address in the store, which need not know it."""
+        key = self._settings.signing_key.get_secret_value().encode()
+        return hmac.digest(key, b"address of a login\0" + peer.encode(), "sha256")[:16]
 
 
 def _ended() -> Unauthenticated:

@@ -20,7 +20,8 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.workspace_archives import IncomingArchive, look_at_tree, unpack
+from agentrpc.claude.workspace_archives import IncomingArchive, unpack
+from agentrpc.claude.workspace_lists import look_at_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import AgentRpcError, FailedPrecondition, NotFound, StoreUnavailable
@@ -61,6 +62,8 @@ _MAX_ATTEMPTS = 10
 _LONGEST_WAIT = 1800.0
 _SCHEDULE_INTERVAL = 30.0
 _EVERYTHING = 2**62
+# How many times the space that they take files may be long, once they are longer than an uploaded workspace may be.
+_MAX_HOLES = 4
 
 JOB = "archives"
 
@@ -239,6 +242,11 @@ class Archives:
         folder = await in_thread(self._store.find, job.session_id) if has_files else None
         try:
             look = await while_wanted(partial(look_at_tree, folder)) if folder is not None else None
+            if look is not None and look.size > max(self._settings.max_workspace_size, _MAX_HOLES * look.space):
+                # An object would hold the holes as zeros, and a restored session would have them on the disk.
+                raise WorkspaceError(
+                    f"the files have {look.size} bytes, and nearly all of them are holes: delete, or fill, sparse files"
+                )
             writer = ArchiveWriter(self._database, job.session_id, folder)
             await objects.put(key, writer.chunks())
         finally:

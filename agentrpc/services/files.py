@@ -5,11 +5,9 @@ touches the files itself, through `claude/workspace_files.py`. What changes a wo
 lock, which orders it among closing, going back and archiving; bytes are moved before that.
 """
 
-import asyncio
 import os
 import re
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,19 +15,12 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.claude.workspace_archives import IncomingArchive, look_at_tree, unpack
-from agentrpc.claude.workspace_files import (
-    FileEntry,
-    Incoming,
-    checksum,
-    delete,
-    inspect,
-    list_entries,
-    place_tree,
-    used_space,
-)
+from agentrpc.claude.workspace_archives import IncomingArchive, unpack
+from agentrpc.claude.workspace_files import Incoming, checksum, delete, inspect, place_tree
+from agentrpc.claude.workspace_lists import FileEntry, TooManyNames, Usage, list_entries, look_at_tree, used_space
 from agentrpc.claude.workspace_paths import missing, open_folder, parse_path, unreadable
-from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
+from agentrpc.claude.workspace_trees import WorkspaceError, remove_tree
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from agentrpc.names import parse_session
@@ -44,6 +35,7 @@ from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import newest_workspaces
 from agentrpc.store.leases import lock_head
+from agentrpc.turns import Turns
 from agentrpc.v1 import file_pb2, file_service_pb2
 
 __all__ = ["Files"]
@@ -53,8 +45,13 @@ _T = TypeVar("_T")
 _PAGE_BYTES = 1024 * 1024
 _MAX_PART = 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-# Walks, checksums and unpacking at once: each takes a thread from everything else that this process does.
-_HEAVY = 3
+# Walks, checksums and unpacking at once: each takes a thread from everything else that this process does. Of these one
+# user has at most so many, and so many calls that wait.
+_HEAVY, _HEAVY_EACH, _WAITING = 3, 2, 100
+# Names that one call to list looks at: those of a folder are in no order.
+_MAX_NAMES = 500_000
+# How long a call that deletes a folder removes what was in it; workers do the rest.
+_REMOVE_SECONDS = 10.0
 _SEEN = 3
 
 
@@ -70,7 +67,7 @@ class Files:
             checkpoints_kept=settings.checkpoints_kept,
         )
         self._pager = Pager(settings.signing_key.get_secret_value())
-        self._heavy = asyncio.Semaphore(_HEAVY)
+        self._heavy = Turns(_HEAVY, per_key=_HEAVY_EACH, waiting=_WAITING)
 
     # ---- Reading ----
 
@@ -87,7 +84,8 @@ class Files:
             if path:
                 raise missing(path)
             return response
-        async with self.folder(session_id, path) as folder, self._heavy:
+        # The place comes first: a call that waits holds no descriptor.
+        async with self.heavy(principal), self.folder(session_id, path) as folder:
             entries, more = await in_thread(_page, folder, path, request.recursive, after, size)
         response.files.extend(file_message(session_id, entry) for entry in entries)
         if more:
@@ -102,15 +100,18 @@ class Files:
         if not await self._made(principal, session_id):
             raise missing(path)
         async with self.folder(session_id) as folder:
-            entry = await in_thread(inspect, folder, path)
-            message = file_message(session_id, entry)
-            if request.checksum and message.type == file_pb2.File.TYPE_FILE:
-                if message.size > self._settings.max_file_size:
-                    raise _too_large("checksum", message.size, self._settings.max_file_size)
-                async with self._heavy:
-                    info, digest = await while_wanted(lambda wanted: checksum(folder, path, wanted))
-                message = file_message(session_id, FileEntry(path, info), digest)
-        return message
+            message = file_message(session_id, await in_thread(inspect, folder, path))
+        if not request.checksum or message.type != file_pb2.File.TYPE_FILE:
+            return message
+        if message.size > self._settings.max_file_size:
+            raise _too_large("checksum", message.size, self._settings.max_file_size)
+        async with self.heavy(principal), self.folder(session_id) as folder:
+            info, digest = await while_wanted(partial(checksum, folder, path, message.etag))
+        return file_message(session_id, FileEntry(path, info), digest)
+
+    def heavy(self, principal: Principal, *, going_on: bool = False) -> AbstractAsyncContextManager[None]:
+        """A place for work that reads much, when it is the caller's turn, as `Turns.take`."""
+        return self._heavy.take(principal.user_id, going_on=going_on)
 
     async def readable(self, principal: Principal, parent: str, path: str) -> UUID:
         """The session whose files are to be read. Raises NOT_FOUND when it has none yet."""
@@ -119,10 +120,14 @@ class Files:
             raise missing(path)
         return session_id
 
-    async def look(self, folder: int) -> str:
-        """The etag of a tree, for a download. Raises TOO_LARGE."""
-        async with self._heavy:
-            look = await while_wanted(lambda wanted: look_at_tree(folder, wanted))
+    async def look(self, principal: Principal, session_id: UUID, path: str, *, again: bool = False) -> str:
+        """The etag of a folder, for a download. Raises as `folder`, TOO_LARGE, LIMIT_REACHED, RATE_LIMITED."""
+        most = self._settings.max_workspace_entries
+        async with self.heavy(principal, going_on=again), self.folder(session_id, path) as folder:
+            try:
+                look = await while_wanted(partial(look_at_tree, folder, most=most))
+            except (TooManyNames, WorkspaceError) as error:
+                raise _too_many("the folder holds", most, "download what is in it by itself") from error
         if look.size > self._settings.max_workspace_size:
             raise _too_large("path", look.size, self._settings.max_workspace_size)
         return look.etag
@@ -190,8 +195,8 @@ class Files:
         limit = self._settings.max_file_size
         if start.size > limit:
             raise _too_large("start.size", start.size, limit)
-        room = await self._room(session_id, path)
-        if start.size > room:
+        room = await self._room(principal, session_id, path)
+        if start.size > room.size:
             raise self._full()
         incoming = await self._incoming(Incoming, session_id)
         try:
@@ -199,7 +204,7 @@ class Files:
                 size = incoming.size + len(data)
                 if size > limit:
                     raise _too_large("data", size, limit)
-                if size > room:
+                if size > room.size:
                     raise self._full()
                 if start.HasField("size") and size > start.size:
                     raise _mismatch("size", start.size, f"{size} or more")
@@ -208,8 +213,7 @@ class Files:
                 raise _mismatch("size", start.size, incoming.size)
             _check_digest(start.sha256, incoming.sha256)
             await in_thread(incoming.sync)
-            if incoming.size > await self._room(session_id, path, incoming):
-                raise self._full()
+            self._check_room(Usage(incoming.size, 1), await self._room(principal, session_id, path, incoming))
             info = await self._change(
                 principal,
                 session_id,
@@ -238,26 +242,25 @@ class Files:
         faults.done()
         session_id = parse_session(start.parent, field="start.parent")
         await self._make(principal, session_id)
-        room = await self._room(session_id, "")
-        incoming = await self._incoming(lambda beside: IncomingArchive(beside, room), session_id)
+        room = await self._room(principal, session_id, "")
+        incoming = await self._incoming(lambda beside: IncomingArchive(beside, room.size), session_id)
         fresh = _tree(incoming)
         try:
             async for data in _parts(requests):
                 await self._write(incoming, data)
             incoming.finish()
             _check_digest(start.sha256, incoming.sha256)
-            async with self._heavy:
-                files, size = await while_wanted(partial(self._unpack, incoming.path, fresh, room - incoming.size))
-                needed = await in_thread(used_space, fresh)
-            if needed > await self._room(session_id, "", incoming):
-                raise self._full()
+            async with self.heavy(principal, going_on=True):
+                files, size = await while_wanted(partial(self._unpack, incoming.path, fresh, room.size - incoming.size))
+                needed = await in_thread(used_space, fresh, most=self._settings.max_workspace_entries)
+            self._check_room(needed, await self._room(principal, session_id, "", incoming))
             await self._change(
                 principal, session_id, lambda folder: place_tree(fresh, folder, path, overwrite=start.overwrite)
             )
             return file_service_pb2.UploadArchiveResponse(file_count=files, size=size)
         finally:
             await in_thread(incoming.close)
-            await in_thread(shutil.rmtree, fresh, ignore_errors=True)
+            await in_thread(remove_tree, fresh)
 
     def _unpack(self, archive: Path, fresh: Path, room: int, wanted: Callable[[], bool]) -> tuple[int, int]:
         members = self._settings.max_archive_members
@@ -282,35 +285,52 @@ class Files:
         except OSError as error:
             raise unreadable("the workspace", error) from error
 
-    async def _room(self, session_id: UUID, path: str, own: Incoming | None = None) -> int:
-        """How many bytes the workspace may still take; a file that is replaced gives its own back.
+    async def _room(self, principal: Principal, session_id: UUID, path: str, own: Incoming | None = None) -> Usage:
+        """How much the workspace may still take; a file that is replaced gives its own back.
 
         What is on its way in counts too, so each upload looks twice: before its bytes come, and when they are all on
         the disk. Of several at once, by any servers, the last to look sees all the others. It takes no lock for that:
         a large workspace would keep the session's run waiting.
 
         Args:
+            principal: Whose call it is.
             session_id: The session.
             path: The file that may be replaced; empty: none.
             own: What the caller itself has on its way in: it does not count.
-        """
 
-        def measure() -> int:
+        Raises:
+            ResourceExhausted: LIMIT_REACHED: it takes no further file. RATE_LIMITED.
+        """
+        limit = Usage(self._settings.max_workspace_size, self._settings.max_workspace_entries)
+
+        def measure() -> Usage:
             # In this order: what gets its place meanwhile counts twice, rather than not at all.
-            used = used_space(self._store.incoming(session_id), self._store.path(session_id))
+            incoming, files = self._store.incoming(session_id), self._store.path(session_id)
+            used = used_space(incoming, files, most=limit.entries + self._settings.max_archive_members)
             if own is not None:
-                used -= own.path.stat().st_blocks * 512 + used_space(_tree(own))
+                tree = used_space(_tree(own), most=limit.entries)
+                # The folder that it is unpacked in is an entry too.
+                used -= Usage(own.path.stat().st_blocks * 512 + tree.size, 1 + tree.entries + bool(tree.entries))
             if path:
                 top = self._open(session_id, "")
                 try:
                     with suppress(Exception):
-                        used -= inspect(top, path).info.st_blocks * 512
+                        used -= Usage(inspect(top, path).info.st_blocks * 512, 1)
                 finally:
                     os.close(top)
-            return max(self._settings.max_workspace_size - used, 0)
+            return limit - used
 
-        async with self._heavy:
-            return await in_thread(measure)
+        async with self.heavy(principal, going_on=own is not None):
+            room = await in_thread(measure)
+        self._check_room(Usage(0, 1), room)
+        return Usage(max(room.size, 0), room.entries)
+
+    def _check_room(self, needed: Usage, room: Usage) -> None:
+        if needed.size > room.size:
+            raise self._full()
+        if needed.entries > room.entries:
+            most = self._settings.max_workspace_entries
+            raise _too_many("with this the workspace would hold", most, "delete what is not needed")
 
     def _full(self) -> ResourceExhausted:
         limit = self._settings.max_workspace_size
@@ -329,15 +349,15 @@ class Files:
         path = parse_path(request.path, request.raw_path)
         if not await self._made(principal, session_id):
             raise missing(path)
-        beside = self._store.incoming(session_id)
+        make_aside = partial(self._store.make_aside, session_id)
         gone = await self._change(
             principal,
             session_id,
-            lambda folder: delete(folder, path, beside, recursive=request.recursive, etag=request.etag),
+            lambda folder: delete(folder, path, make_aside, recursive=request.recursive, etag=request.etag),
         )
         if gone is not None:
-            async with self._heavy:
-                await in_thread(self._store.discard, gone)
+            async with self.heavy(principal, going_on=True):
+                await in_thread(self._store.discard, gone, seconds=_REMOVE_SECONDS)
 
     async def _change(self, principal: Principal, session_id: UUID, work: Callable[[int], _T]) -> _T:
         """Change the workspace of a session that is open, while nobody closes it."""
@@ -385,14 +405,27 @@ def _page(folder: int, path: str, recursive: bool, after: list[str], size: int) 
     """So many entries, or fewer so that they stay below a page's bytes, and whether there are more."""
     entries: list[FileEntry] = []
     left = _PAGE_BYTES
-    walk: Iterator[FileEntry] = list_entries(folder, path, recursive=recursive, after=after)
-    for entry in walk:
-        # Shown and raw, with as much again for what is not text.
-        left -= 4 * (len(entry.path) + len(entry.target)) + 200
-        if len(entries) == size or (entries and left < 0):
-            return entries, True
-        entries.append(entry)
+    walk = list_entries(folder, path, recursive=recursive, after=after, page=size, most=_MAX_NAMES)
+    try:
+        for entry in walk:
+            # Shown and raw, with as much again for what is not text.
+            left -= 4 * (len(entry.path) + len(entry.target)) + 200
+            if len(entries) == size or (entries and left < 0):
+                return entries, True
+            entries.append(entry)
+    except TooManyNames as error:
+        if not entries:
+            raise _too_many("the folder holds", _MAX_NAMES, "list what is in it by itself, or delete some") from error
+        return entries, True
     return entries, False
+
+
+def _too_many(what: str, most: int, remedy: str) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{what} more than {most} files, folders and links: {remedy}",
+        reason="LIMIT_REACHED",
+        metadata={"limit": str(most)},
+    )
 
 
 async def _first(requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - of either upload

@@ -1,7 +1,6 @@
 """Checks registered MCP servers on a worker: when they are new or changed, when somebody asks, and now and then."""
 
 import asyncio
-import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.addresses import resolver
@@ -36,6 +36,7 @@ _MAX_ERROR = 500
 _MARGIN = timedelta(seconds=30)
 # A worker that was killed leaves the folder of its check: removed by the next that looks.
 _OLD = 3600.0
+_REMOVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _clean_up(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for old in folder.iterdir():
         try:
-            if time.time() - old.stat().st_mtime > _OLD:
-                shutil.rmtree(old, ignore_errors=True)
+            if time.time() - old.lstat().st_mtime > _OLD:
+                remove_tree(old, seconds=_REMOVE_SECONDS)
         except FileNotFoundError:
             continue

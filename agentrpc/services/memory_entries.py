@@ -335,9 +335,9 @@ def _full(what: str, limit: int) -> ResourceExhausted:
 
 def _snippet(content: str, query: str) -> str:
     """The part of a text around the first word of the query that is in it."""
-    small = content.lower()
-    places = [small.find(word) for word in re.findall(r"\w+", query.lower())]
-    first = min((place for place in places if place >= 0), default=0)
+    # Not in a copy in small letters, which may be longer than the text.
+    hits = [re.search(re.escape(word), content, re.IGNORECASE) for word in re.findall(r"\w+", query)]
+    first = min((hit.start() for hit in hits if hit is not None), default=0)
     begin = max(0, first - _BEFORE_HIT)
     return content[begin : begin + _SNIPPET].strip()
 

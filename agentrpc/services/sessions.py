@@ -24,12 +24,12 @@ from agentrpc.settings import Settings
 from agentrpc.store.agents import count_use
 from agentrpc.store.approvals import pending_of_sessions
 from agentrpc.store.archives import archives_of
-from agentrpc.store.database import Database, Transaction
+from agentrpc.store.database import Database, Lane, Transaction
 from agentrpc.store.leases import lock_head
-from agentrpc.store.log import StoredEvent, append_control, read_events
+from agentrpc.store.log import LOOKED_AT, StoredEvent, append_control, read_events
 from agentrpc.store.requests import remember_request
 from agentrpc.store.sessions import SESSION_ORDER, SessionQuery, find_sessions
-from agentrpc.store.tables import Session, SessionHead
+from agentrpc.store.tables import Run, Session, SessionHead
 from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
 
 __all__ = [
@@ -226,18 +226,28 @@ class Sessions:
         if request.after_sequence > session.last_sequence:
             raise SequenceAhead(request.after_sequence, session.last_sequence)
         page = self._pager.read(request, principal.user_id)
-        after, up_to = request.after_sequence, 2**62
+        # `before` is beyond the newest event that may be on the page.
+        after, before = request.after_sequence, session.last_sequence + 1
         if page is not None:
-            after, up_to = (after, page[0]) if descending else (page[0], up_to)
+            after, before = (after, page[0]) if descending else (page[0], before)
+        if run_id is not None:
+            first, beyond = await self._range_of_run(session_id, run_id)
+            after, before = max(after, first - 1), min(before, beyond)
+        low, high = after, before
+        if kinds is not None or run_id is not None:
+            low, high = (
+                (max(after, before - LOOKED_AT), before) if descending else (after, min(before, after + LOOKED_AT))
+            )
         rows = await read_events(
             self._database,
             session_id,
-            after=after,
-            up_to=up_to,
+            after=low,
+            up_to=high if descending else high - 1,
             kinds=None if kinds is None else sorted(kinds),
             run_id=run_id,
             limit=size + 1,
             descending=descending,
+            lane=Lane.LIST,
         )
         if len(rows) <= size and session.state == session_pb2.Session.STATE_ARCHIVED:
             # Behind the last page nothing may be missing because it has gone to archive storage meanwhile.
@@ -249,10 +259,23 @@ class Sessions:
                 break
             response.events.append(event_pb2.Event.FromString(row.data))
             size_left -= len(row.data)
+        following = None
         if len(rows) > len(response.events):
-            last = response.events[-1].sequence
-            response.next_page_token = self._pager.issue(request, principal.user_id, [last])
+            following = response.events[-1].sequence
+        elif (low, high) != (after, before):
+            # Not all of it was looked at.
+            following = low + 1 if descending else high - 1
+        if following is not None:
+            response.next_page_token = self._pager.issue(request, principal.user_id, [following])
         return response
+
+    async def _range_of_run(self, session_id: UUID, run_id: UUID) -> tuple[int, int]:
+        """The number of a run's first event, and one beyond that of its last; an empty range: there is no such run."""
+        async with self._database.transaction() as tx:
+            run = await tx.get(Run, run_id)
+        if run is None or run.session_id != session_id:
+            return 1, 1
+        return run.first_sequence, run.last_sequence + 1 if run.last_sequence else 2**62
 
     async def _message(self, tx: Transaction, session: Session, head: SessionHead) -> session_pb2.Session:
         pending = await pending_of_sessions(tx, [session.id]) if head.pending_approvals else {}

@@ -1,7 +1,10 @@
 """What callers do with executions, and the beginning of those whose time has come."""
 
 import asyncio
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from uuid import UUID
 
 import structlog
@@ -10,7 +13,15 @@ from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.domain.states import RunState, StopKind
-from agentrpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, StoreUnavailable
+from agentrpc.ending import end_tasks
+from agentrpc.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    StoreUnavailable,
+)
 from agentrpc.names import execution_name, parse_execution, parse_task, parse_task_or_wildcard
 from agentrpc.services.access import require_visible, require_write, visible_owner
 from agentrpc.services.executions import (
@@ -57,6 +68,7 @@ _MAX_VARIABLES = 256 * 1024
 _RETRYABLE = {RunState.FAILED, RunState.EXPIRED, RunState.CANCELLED}
 _BATCH = 64
 _AT_ONCE = 4
+_LOOK_AGAIN = 1.0
 _LONGEST = timedelta(minutes=5)
 # An hour, for faults of ours: what else the task is to do may wait for it.
 _MAX_TRIES = 20
@@ -120,6 +132,7 @@ class Executions:
             spec, revision = task_spec(task), task.revision
             # Not in a transaction: it takes its time.
             prepared = await prepare(
+                principal.user_id,
                 template=spec.prompt_template,
                 schema=spec.variables_schema_json,
                 defaults=spec.default_variables_json,
@@ -223,19 +236,25 @@ class Executions:
 
     async def start_due(self) -> int:
         """Begin those whose time has come; how many there were. Any number of processes may do this."""
-        due = await due_executions(self._database, _BATCH)
-        # Each process in an order of its own: what another one does at the same time is done in vain.
-        due.sort(key=lambda _: clock.jitter(1))
-        room = asyncio.Semaphore(_AT_ONCE)
-
-        async def start(execution_id: UUID) -> None:
-            async with room:
-                await self._start(execution_id)
-
-        async with asyncio.TaskGroup() as group:
-            for execution_id in due:
-                group.create_task(start(execution_id))
-        return len(due)
+        # And for whom.
+        begun: dict[UUID, UUID] = {}
+        under_way: set[asyncio.Task[None]] = set()
+        waiting, read = _in_turns(await due_executions(self._database, _BATCH), begun), clock.monotonic()
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < _AT_ONCE:
+                    execution_id, creator = waiting.popleft()
+                    begun[execution_id] = creator
+                    under_way.add(asyncio.create_task(self._start(execution_id), name=f"begin-{execution_id}"))
+                _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                if waiting and clock.monotonic() - read > _LOOK_AGAIN:
+                    # Where beginning takes long, somebody else's may have come meanwhile: his turn is next.
+                    due = await due_executions(self._database, _BATCH)
+                    read = clock.monotonic()
+                    waiting = _in_turns([one for one in due if one[0] not in begun][: _BATCH - len(begun)], begun)
+        finally:
+            await end_tasks(under_way)
+        return len(begun)
 
     async def _start(self, execution_id: UUID) -> None:
         try:
@@ -262,10 +281,18 @@ class Executions:
             creator = await tx.get_one(User, row.creator)
         spec, revision = task_spec(task), task.revision
         principal = _principal(creator)
-        # Its variables have the defaults of the time when it was made.
-        prepared = await prepare(
-            template=spec.prompt_template, schema=spec.variables_schema_json, defaults="", given=row.variables
-        )
+        try:
+            # Its variables have the defaults of the time when it was made.
+            prepared = await prepare(
+                principal.user_id,
+                template=spec.prompt_template,
+                schema=spec.variables_schema_json,
+                defaults="",
+                given=row.variables,
+            )
+        except ResourceExhausted:
+            # Calls of its user wait to be rendered: so does this.
+            return None
         async with self._database.transaction() as tx:
             locked = await lock_execution(tx, execution_id)
             task = await tx.get_one(TaskRow, row.task_id)
@@ -308,6 +335,19 @@ async def _known(tx: Transaction, key: RequestKey) -> UUID | None:
         return None
     check_same(key.body, found[1], str(key.request_id))
     return found[0]
+
+
+def _in_turns(due: Sequence[tuple[UUID, UUID]], begun: Mapping[UUID, UUID]) -> deque[tuple[UUID, UUID]]:
+    """Executions, one of each user in turn; first those of users for whom the fewest have begun.
+
+    Each process has an order of its own: what another one does at the same time is done in vain.
+    """
+    queues: dict[UUID, list[tuple[UUID, UUID]]] = {}
+    for one in sorted(due, key=lambda _: clock.jitter(1)):
+        queues.setdefault(one[1], []).append(one)
+    had = Counter(begun.values())
+    turns = zip_longest(*(queues[creator] for creator in sorted(queues, key=lambda creator: had[creator])))
+    return deque(one for turn in turns for one in turn if one is not None)
 
 
 def _state(found: Found) -> RunState:

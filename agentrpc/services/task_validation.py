@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import timedelta
+from uuid import UUID
 
 from agentrpc.domain.states import TERMINAL_RUN_STATES
 from agentrpc.domain.variables import load_variables
@@ -43,11 +44,17 @@ _WEBHOOK = re.compile(r"webhooks/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ENDS = [run_pb2.Run.State.Value(f"STATE_{state}") for state in TERMINAL_RUN_STATES]
 
 
-async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
+async def check_task(user: UUID, task: task_pb2.Task, schedules: Schedules) -> None:
     """All that callers set of a task but what it refers to: that is for the transaction that stores it.
+
+    Args:
+        user: Whose call it is.
+        task: The task.
+        schedules: Knows what a schedule may be.
 
     Raises:
         InvalidArgument: FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID or VARIABLES_INVALID.
+        ResourceExhausted: RATE_LIMITED.
     """
     faults = Faults()
     check_enums(task, faults, "task.")
@@ -84,6 +91,7 @@ async def check_task(task: task_pb2.Task, schedules: Schedules) -> None:
         # In a thread: to parse a long one takes its time.
         await asyncio.to_thread(check_report_template, "task.report.template", task.report.template)
     await check_spec(
+        user,
         template=task.prompt_template,
         schema=task.variables_schema_json,
         defaults=task.default_variables_json,

@@ -46,7 +46,7 @@ class Tasks:
         for path in settable_paths(FieldMask(), request.task, SETTABLE):
             copy_path(request.task, spec, path)
         request_id = request_uuid(request.request_id)
-        await check_task(spec, self._schedules)
+        await check_task(principal.user_id, spec, self._schedules)
         now = clock.utcnow()
         row = TaskRow(
             id=clock.uuid7(),
@@ -133,7 +133,7 @@ class Tasks:
             if wanted.HasField("options"):
                 keep_secrets(before.options, wanted.options)
             # Not in a transaction: it takes its time.
-            await check_task(wanted, self._schedules)
+            await check_task(principal.user_id, wanted, self._schedules)
             async with self._database.transaction() as tx:
                 row = await change_task(tx, principal, task_id, "tasks.update")
                 if row.revision != revision:

@@ -1,7 +1,8 @@
 """Templates and their variables, checked and rendered where they can do no harm.
 
 Both may come from anybody, and both can be made to loop, to backtrack or to grow without an end, in the middle of one
-step of the interpreter: no thread can be stopped there. So processes do it that can (`template_process.py`).
+step of the interpreter: no thread can be stopped there. So processes do it that can (`template_process.py`), for one
+user after the other.
 """
 
 import asyncio
@@ -14,13 +15,19 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.services.template_process import CPU_SECONDS, receive, send
+from agentrpc.services.threads import outlasting
+from agentrpc.turns import Turns
 
 __all__ = ["Prepared", "check_spec", "prepare"]
 
 _PROCESSES = 2
+# Of one user.
+_WAITING = 32
 # Seconds on the clock, for a machine that is far too busy.
 _PATIENCE = 30.0
 _FIELDS = {
@@ -45,11 +52,12 @@ class Prepared:
 
 
 async def check_spec(
-    *, template: str, schema: str, defaults: str, scheduled: str | None = None, scheduled_field: str = ""
+    user: UUID, *, template: str, schema: str, defaults: str, scheduled: str | None = None, scheduled_field: str = ""
 ) -> None:
     """Check what a task is made of; the JSON texts are known to be objects.
 
     Args:
+        user: Whose call it is.
         template: The prompt_template.
         schema: The variables_schema_json.
         defaults: The default_variables_json.
@@ -58,26 +66,36 @@ async def check_spec(
 
     Raises:
         InvalidArgument: FIELD_INVALID, TEMPLATE_INVALID or VARIABLES_INVALID.
+        ResourceExhausted: RATE_LIMITED: too many templates of this user wait.
     """
     request = {"op": "check", "template": template, "schema": schema, "defaults": defaults, "given": scheduled}
     fields = {what: (reason, f"task.{field}") for what, (reason, field) in _FIELDS.items()}
     fields["given"] = ("VARIABLES_INVALID", scheduled_field)
-    await _ask(request, fields)
+    await _ask(user, request, fields)
 
 
-async def prepare(*, template: str, schema: str, defaults: str, given: str) -> Prepared:
+async def prepare(user: UUID, *, template: str, schema: str, defaults: str, given: str) -> Prepared:
     """Check the variables of an execution and render its prompt. The template and the schema were checked before.
 
     Raises:
         InvalidArgument: VARIABLES_INVALID or TEMPLATE_INVALID.
+        ResourceExhausted: RATE_LIMITED: too many templates of this user wait.
     """
     request = {"op": "prepare", "template": template, "schema": schema, "defaults": defaults, "given": given}
-    answer = await _ask(request, _FIELDS)
+    answer = await _ask(user, request, _FIELDS)
     return Prepared(answer["variables"], answer["prompt"])
 
 
-async def _ask(request: dict[str, Any], fields: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    answer = await asyncio.get_running_loop().run_in_executor(_threads, _exchange, request)
+async def _ask(user: UUID, request: dict[str, Any], fields: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    working = asyncio.create_task(_in_turn(user, request), name="template")
+    try:
+        answer = await asyncio.shield(working)
+    except asyncio.CancelledError:
+        # It waits for its turn no more; one that has it keeps its place until its process is done.
+        working.cancel()
+        _given_up.add(working)
+        working.add_done_callback(_given_up.discard)
+        raise
     if answer is None or "memory" in answer:
         message = (
             f"checking and rendering it takes too much memory, or more than {CPU_SECONDS:g} s of processor time: "
@@ -104,6 +122,21 @@ def _error(faults: list[dict[str, Any]], fields: dict[str, tuple[str, str]]) -> 
         metadata["line"] = str(faults[0]["line"])
     text = "; ".join(f"{v.field}: {v.description}" for v in violations)
     return InvalidArgument(text, reason=reason, metadata=metadata, violations=tuple(violations))
+
+
+# By event loop: a process has one, tests have many.
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+_given_up: set["asyncio.Task[dict[str, Any] | None]"] = set()
+
+
+async def _in_turn(user: UUID, request: dict[str, Any]) -> dict[str, Any] | None:
+    loop = asyncio.get_running_loop()
+    if (places := _places.get(loop)) is None:
+        # One user may have all of them: whoever comes then waits for no more than one rendering.
+        places = Turns(_PROCESSES, per_key=_PROCESSES, waiting=_WAITING)
+        _places[loop] = places
+    async with places.take(user):
+        return await outlasting(loop.run_in_executor(_threads, _exchange, request))
 
 
 _threads = ThreadPoolExecutor(_PROCESSES, thread_name_prefix="templates")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-__all__ = ["in_thread", "while_wanted"]
+__all__ = ["in_thread", "outlasting", "while_wanted"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -14,7 +14,11 @@ _T = TypeVar("_T")
 
 async def in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Do what blocks in a thread. Cancelled, it waits for it: no descriptor is closed under work that goes on."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    return await outlasting(asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs)))
+
+
+async def outlasting(working: "asyncio.Future[_T]") -> _T:
+    """What comes of work that cannot be stopped. Cancelled, it waits for its end."""
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:

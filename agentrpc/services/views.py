@@ -9,7 +9,8 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agentrpc.claude.workspace_files import FileEntry, etag_of_file
+from agentrpc.claude.workspace_files import etag_of_file
+from agentrpc.claude.workspace_lists import FileEntry
 from agentrpc.claude.workspace_paths import shown
 from agentrpc.domain.mcp_config import redacted
 from agentrpc.domain.states import RunState, SessionState, session_state

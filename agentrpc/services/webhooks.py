@@ -57,6 +57,7 @@ from agentrpc.store.webhooks import (
     lock_webhook,
     matching_webhooks,
     send_again,
+    webhooks_for,
 )
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, session_pb2, webhook_pb2, webhook_service_pb2
 
@@ -412,15 +413,18 @@ def _set(row: WebhookRow, wanted: webhook_pb2.Webhook) -> None:
 
 
 async def _notified(tx: Transaction, message: Message) -> list[UUID]:
-    """The webhooks that the task of an execution names for an end like this one."""
+    """The webhooks that the task of an execution names for an end like this one.
+
+    Of a shared task others begin executions too: a webhook hears of those that its owner may see.
+    """
     task_id, execution_id = parse_execution(message.subject)
     task, execution = await tx.get(TaskRow, task_id), await tx.get(ExecutionRow, execution_id)
     if task is None or execution is None:
         return []
     state = run_pb2.Run.State.Value(f"STATE_{execution.state}")
     named = [one.webhook for one in task_spec(task).notifications if not one.states or state in one.states]
-    rows = [await tx.get(WebhookRow, parse_webhook(name)) for name in dict.fromkeys(named)]
-    return [row.id for row in rows if row is not None and row.disable_reason is None]
+    found = await webhooks_for(tx, execution.creator, [parse_webhook(name) for name in dict.fromkeys(named)])
+    return list(found)
 
 
 async def _told(tx: Transaction, message: Message) -> tuple[str, dict[str, str | int | bool]]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, Text, Uuid, cast, func, or_, select, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, Text, Uuid, and_, cast, func, or_, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
@@ -126,7 +126,7 @@ class AgentQuery:
     """What to find.
 
     Attributes:
-        visible_to: Only what this user owns or others share; None: everything.
+        visible_to: Only what this user owns, or others share and have not deleted; None: everything.
         owner: Only this owner's; None: everyone's.
         words: All of these in its texts, whatever their case.
         category: This one; empty: any.
@@ -154,7 +154,7 @@ async def find_agents(tx: Transaction, query: AgentQuery) -> list[Agent]:
     """Agents. Indexes agents_by_owner and agents_shared; words are looked for in all that these give."""
     wanted = [_TEXT.icontains(word, autoescape=True) for word in query.words]
     if query.visible_to is not None:
-        wanted.append(or_(Agent.owner == query.visible_to, Agent.shared))
+        wanted.append(or_(Agent.owner == query.visible_to, and_(Agent.shared, Agent.delete_time.is_(None))))
     if query.owner is not None:
         wanted.append(Agent.owner == query.owner)
     if query.category:

@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL: a unit of work for resources, and the driver's pool for the hot path.
+"""The connection to PostgreSQL: a unit of work for resources, and the driver's pools for the hot path.
 
 Both translate "cannot be reached", and "takes no changes now", into `StoreUnavailable` in this one place.
 """
@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from enum import Enum
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -15,9 +16,19 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from agentrpc.ending import end_tasks
 from agentrpc.errors import StoreUnavailable
 
-__all__ = ["Connection", "Database", "Transaction", "after_commit", "async_url", "database_time", "is_unreachable"]
+__all__ = [
+    "Connection",
+    "Database",
+    "Lane",
+    "Transaction",
+    "after_commit",
+    "async_url",
+    "database_time",
+    "is_unreachable",
+]
 
 Transaction: TypeAlias = AsyncSession
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
@@ -55,6 +66,17 @@ _SERVER_SETTINGS = {
 }
 
 
+class Lane(Enum):
+    """What bare connections are for. Each has a pool of its own: a crowd in one keeps nobody in another waiting."""
+
+    HOT = "hot"
+    # What tells whether the process is well, and its watchers that there is something new.
+    PULSE = "pulse"
+    # What walks logs for callers.
+    REPLAY = "replay"
+    LIST = "list"
+
+
 def after_commit(tx: Transaction, act: Callable[[], None]) -> None:
     """Have something done once the transaction is committed; not at all when it is not. Must neither wait nor fail."""
     event.listen(tx.sync_session, "after_commit", lambda _: act(), once=True)
@@ -80,13 +102,13 @@ class Database:
 
     Args:
         url: `postgresql://user:password@host:port/database`.
-        pool_size: Connections of the unit of work; the hot path has as many again.
+        pool_size: Connections of the unit of work; the hot path and replays have as many again, lists half of that,
+            the pulse two. They are opened when they are needed.
         timeout: Seconds to wait for a connection and for one statement of the hot path.
     """
 
     def __init__(self, url: str, *, pool_size: int = 8, timeout: float = 10.0) -> None:
         self._url = url
-        self._pool_size = pool_size
         self._timeout = timeout
         self._engine = create_async_engine(
             async_url(url),
@@ -99,17 +121,19 @@ class Database:
             connect_args={"server_settings": _SERVER_SETTINGS, "timeout": timeout},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._sizes = {Lane.HOT: pool_size, Lane.PULSE: 2, Lane.REPLAY: pool_size, Lane.LIST: max(pool_size // 2, 1)}
+        self._pools: dict[Lane, asyncpg.Pool[Any]] = {}
         self._opening = asyncio.Lock()
 
     async def close(self) -> None:
         """Give up all connections. Waits two seconds for those in use, then cuts them."""
-        if self._pool is not None:
-            try:
-                # Pool.close() alone waits for ever for a connection that is not given back.
-                await asyncio.wait_for(self._pool.close(), 2)
-            except TimeoutError:
-                self._pool.terminate()
+        # Pool.close() alone waits for ever for a connection that is not given back.
+        closing = {asyncio.ensure_future(pool.close()): pool for pool in self._pools.values()}
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=2)
+            for one in late:
+                closing[one].terminate()
+            await end_tasks(late)
         await self._engine.dispose()
 
     @asynccontextmanager
@@ -132,10 +156,10 @@ class Database:
             raise
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, lane: Lane = Lane.HOT) -> AsyncIterator[Connection]:
         """A bare connection of the driver, for the named statements of the hot path. Raises as `transaction`."""
         try:
-            pool = self._pool or await self._open()
+            pool = self._pools.get(lane) or await self._open(lane)
             # Not by `acquire(timeout=...)`: on Python 3.11 that starts a task.
             async with asyncio.timeout(self._timeout):
                 connection = await pool.acquire()
@@ -148,19 +172,19 @@ class Database:
                 raise StoreUnavailable from error
             raise
 
-    async def _open(self) -> "asyncpg.Pool[Any]":
+    async def _open(self, lane: Lane) -> "asyncpg.Pool[Any]":
         async with self._opening:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
+            if lane not in self._pools:
+                self._pools[lane] = await asyncpg.create_pool(
                     self._url,
                     min_size=0,
-                    max_size=self._pool_size,
+                    max_size=self._sizes[lane],
                     command_timeout=self._timeout,
                     timeout=self._timeout,
                     server_settings=_SERVER_SETTINGS,
                     reset=_keep,
                 )
-            return self._pool
+            return self._pools[lane]
 
 
 async def database_time(transaction: Transaction) -> datetime:

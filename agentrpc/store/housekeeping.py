@@ -1,4 +1,4 @@
-"""What is done now and then: figures for the gauges, old request ids, files of closed sessions."""
+"""What is done now and then: figures for the gauges, old request ids and logins, files of closed sessions."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,6 +13,7 @@ from agentrpc.store.tables import Session, SessionHead
 
 __all__ = [
     "cleaned_sessions",
+    "forget_logins",
     "forget_requests",
     "has_waiting",
     "newest_workspaces",
@@ -47,6 +48,19 @@ async def forget_requests(database: Database, limit: int = 5000) -> bool:
             "  WHERE create_time < now() - interval '25 hours' ORDER BY create_time LIMIT $1 FOR UPDATE SKIP LOCKED)"
             " DELETE FROM requests r USING old WHERE r.principal = old.principal AND r.method = old.method"
             " AND r.request_id = old.request_id RETURNING 1",
+            limit,
+        )
+    return len(rows) == limit
+
+
+async def forget_logins(database: Database, limit: int = 5000) -> bool:
+    """Drop logins none of whose tokens is good any more; whether there may be more than the limit."""
+    async with database.connection() as connection:
+        # Index logins_by_expire_time. An hour: for processes whose clocks are not the database's.
+        rows = await connection.fetch(
+            "WITH old AS MATERIALIZED (SELECT id FROM logins WHERE expire_time < now() - interval '1 hour'"
+            "  ORDER BY expire_time LIMIT $1 FOR UPDATE SKIP LOCKED)"
+            " DELETE FROM logins l USING old WHERE l.id = old.id RETURNING 1",
             limit,
         )
     return len(rows) == limit

@@ -14,10 +14,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc.errors import LeaseLostError
-from agentrpc.store.database import Database
+from agentrpc.store.database import Database, Lane
 from agentrpc.v1 import event_pb2
 
 __all__ = [
+    "LOOKED_AT",
     "Batch",
     "LogEvent",
     "StartedCall",
@@ -292,6 +293,10 @@ def with_sequence(data: bytes, sequence: int) -> bytes:
 # Lines of one statement when a transcript is copied.
 _COPY_LINES = 500
 
+# How many numbers a reader with a filter looks at in one go. The log has no gaps, so that a range of numbers bounds the
+# rows that a statement walks, however few of them pass the filter.
+LOOKED_AT = 10_000
+
 # Walks the primary key of one partition.
 _READ = """
 SELECT sequence, run_id, kind, data FROM session_events
@@ -317,6 +322,7 @@ async def read_events(
     run_id: UUID | None = None,
     limit: int = 1000,
     descending: bool = False,
+    lane: Lane = Lane.HOT,
 ) -> list[StoredEvent]:
     """Durable events in order of sequence, with their numbers in their bytes.
 
@@ -329,9 +335,10 @@ async def read_events(
         run_id: Only of this run.
         limit: At most so many.
         descending: Newest first.
+        lane: For callers, who may read long logs, not the one of the hot path.
     """
     statement = _READ_DESCENDING if descending else _READ
-    async with database.connection() as connection:
+    async with database.connection(lane) as connection:
         rows = await connection.fetch(
             statement, session_id, after, up_to, list(kinds) if kinds is not None else None, run_id, limit
         )
@@ -355,9 +362,11 @@ async def message_ends(transaction: AsyncSession, session_id: UUID, run_id: UUID
     return list(rows)
 
 
-async def last_sequences(database: Database, session_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str | None]]:
+async def last_sequences(
+    database: Database, session_ids: Sequence[UUID], lane: Lane = Lane.HOT
+) -> dict[UUID, tuple[int, str | None]]:
     """The newest number of each session's log, and `closed` of its head once its last run has ended, in one query."""
-    async with database.connection() as connection:
+    async with database.connection(lane) as connection:
         rows = await connection.fetch(
             "SELECT session_id, last_sequence, CASE WHEN active_run IS NULL AND queued = 0 THEN closed END"
             " FROM session_heads WHERE session_id = ANY ($1::uuid[])",

@@ -73,13 +73,23 @@ class User(Base):
 
 
 class Login(Base):
-    """One login: a family of refresh tokens, of which only the newest is good (RFC 9700, section 4.14.2)."""
+    """One login: a family of refresh tokens, of which only the newest is good (RFC 9700, section 4.14.2).
+
+    `previous_id` is the one before the newest, spent at `refresh_time`. `address` stands for that at which it began.
+    """
 
     __tablename__ = "logins"
+    __table_args__ = (
+        Index("logins_by_address", "user_id", "address"),
+        Index("logins_by_expire_time", "expire_time"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     refresh_id: Mapped[UUID]
+    previous_id: Mapped[UUID | None]
+    refresh_time: Mapped[datetime | None]
+    address: Mapped[bytes] = mapped_column(server_default=text("''::bytea"))
     expire_time: Mapped[datetime]
     end_time: Mapped[datetime | None]
 

@@ -396,16 +396,20 @@ async def pending_executions(tx: Transaction, task_id: UUID) -> list[ExecutionRo
     return list(await tx.scalars(statement))
 
 
-async def due_executions(database: Database, limit: int) -> list[UUID]:
-    """Executions that are to begin by now, those due first. Index executions_due."""
+async def due_executions(database: Database, limit: int) -> list[tuple[UUID, UUID]]:
+    """Executions that are to begin by now, and for whom: the first of each user, then the second, and so on.
+
+    Of one user those due first. Index executions_due.
+    """
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT id FROM executions"
-            " WHERE state = 'PENDING' AND NOT buffered AND (due_time IS NULL OR due_time <= now())"
-            " ORDER BY due_time NULLS FIRST LIMIT $1",
+            "SELECT id, creator FROM (SELECT id, creator, due_time, row_number()"
+            " OVER (PARTITION BY creator ORDER BY due_time NULLS FIRST, id) AS turn FROM executions"
+            " WHERE state = 'PENDING' AND NOT buffered AND (due_time IS NULL OR due_time <= now())) AS due"
+            " ORDER BY turn, due_time NULLS FIRST LIMIT $1",
             limit,
         )
-    return [row[0] for row in rows]
+    return [(row[0], row[1]) for row in rows]
 
 
 async def put_off_execution(database: Database, execution_id: UUID, longest: timedelta) -> int:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import IntegrityError
 
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.tables import Login, User
 
-__all__ = ["add_user", "count_users", "login_state", "user_by_name", "usernames"]
+__all__ = ["add_user", "count_users", "has_logged_in_from", "login_state", "user_by_name", "usernames"]
 
 
 async def user_by_name(tx: Transaction, username: str) -> User | None:
@@ -36,6 +36,12 @@ async def login_state(tx: Transaction, user_id: UUID, login_id: UUID) -> tuple[s
     )
     row = (await tx.execute(statement)).one_or_none()
     return None if row is None else (row[0], row[1] is None and row[2] is None)
+
+
+async def has_logged_in_from(tx: Transaction, user_id: UUID, address: bytes) -> bool:
+    """Whether a user has a login from there that has not expired, ended or not. Index logins_by_address."""
+    wanted = exists().where(Login.user_id == user_id, Login.address == address, Login.expire_time > func.now())
+    return bool(await tx.scalar(select(wanted)))
 
 
 async def count_users(tx: Transaction) -> int:

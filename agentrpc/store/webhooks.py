@@ -34,6 +34,7 @@ __all__ = [
     "lock_webhook",
     "matching_webhooks",
     "send_again",
+    "webhooks_for",
 ]
 
 
@@ -168,6 +169,21 @@ async def lock_webhook(tx: Transaction, webhook_id: UUID) -> WebhookRow | None:
 async def lock_delivery(tx: Transaction, delivery_id: UUID) -> DeliveryRow | None:
     """A delivery that nobody else changes meanwhile."""
     return await tx.get(DeliveryRow, delivery_id, with_for_update=True, populate_existing=True)
+
+
+async def webhooks_for(tx: Transaction, user_id: UUID, webhook_ids: Sequence[UUID]) -> list[UUID]:
+    """Of these webhooks those that are on and whose owner may see what is a user's. Primary key."""
+    owner = aliased(User)
+    statement = (
+        select(WebhookRow.id)
+        .join(owner, and_(owner.id == WebhookRow.owner, owner.disable_time.is_(None)))
+        .where(
+            WebhookRow.id.in_(webhook_ids),
+            WebhookRow.disable_reason.is_(None),
+            or_(WebhookRow.owner == user_id, owner.role == "ADMIN"),
+        )
+    )
+    return list(await tx.scalars(statement))
 
 
 async def matching_webhooks(tx: Transaction, topic: str, tenant: UUID, session_id: UUID | None) -> list[UUID]:

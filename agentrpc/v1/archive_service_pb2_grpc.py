@@ -69,7 +69,8 @@ class ArchiveServiceServicer:
         """Has a session with STATE_ARCHIVED written to archive storage. Returns when that is stored; the work is done in the
         background, and tried again when it fails. When the object is written and was read back, events, transcript and
         files are removed here, unless the operator keeps them; reading them is STATE_INVALID then. Said again, it changes
-        nothing. STATE_INVALID: the session is not archived, or is being restored.
+        nothing. What cannot be brought back as it was stays here, and Archive.error says why: folders nested too deep, or
+        sparse files that are nearly all holes. STATE_INVALID: the session is not archived, or is being restored.
         Errors: NOT_FOUND, STATE_INVALID, NOT_CONFIGURED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

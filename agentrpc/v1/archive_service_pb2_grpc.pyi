@@ -42,7 +42,8 @@ class ArchiveServiceStub:
     """Has a session with STATE_ARCHIVED written to archive storage. Returns when that is stored; the work is done in the
     background, and tried again when it fails. When the object is written and was read back, events, transcript and
     files are removed here, unless the operator keeps them; reading them is STATE_INVALID then. Said again, it changes
-    nothing. STATE_INVALID: the session is not archived, or is being restored.
+    nothing. What cannot be brought back as it was stays here, and Archive.error says why: folders nested too deep, or
+    sparse files that are nearly all holes. STATE_INVALID: the session is not archived, or is being restored.
     Errors: NOT_FOUND, STATE_INVALID, NOT_CONFIGURED.
     """
     RestoreSession: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RestoreSessionRequest, _archive_pb2.Archive]
@@ -65,7 +66,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """Has a session with STATE_ARCHIVED written to archive storage. Returns when that is stored; the work is done in the
     background, and tried again when it fails. When the object is written and was read back, events, transcript and
     files are removed here, unless the operator keeps them; reading them is STATE_INVALID then. Said again, it changes
-    nothing. STATE_INVALID: the session is not archived, or is being restored.
+    nothing. What cannot be brought back as it was stays here, and Archive.error says why: folders nested too deep, or
+    sparse files that are nearly all holes. STATE_INVALID: the session is not archived, or is being restored.
     Errors: NOT_FOUND, STATE_INVALID, NOT_CONFIGURED.
     """
     RestoreSession: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RestoreSessionRequest, _archive_pb2.Archive]  # type: ignore[assignment]
@@ -97,7 +99,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         """Has a session with STATE_ARCHIVED written to archive storage. Returns when that is stored; the work is done in the
         background, and tried again when it fails. When the object is written and was read back, events, transcript and
         files are removed here, unless the operator keeps them; reading them is STATE_INVALID then. Said again, it changes
-        nothing. STATE_INVALID: the session is not archived, or is being restored.
+        nothing. What cannot be brought back as it was stays here, and Archive.error says why: folders nested too deep, or
+        sparse files that are nearly all holes. STATE_INVALID: the session is not archived, or is being restored.
         Errors: NOT_FOUND, STATE_INVALID, NOT_CONFIGURED.
         """
 

@@ -208,6 +208,7 @@ class RunError(_message.Message):
         REASON_INACTIVE: _ClassVar[RunError.Reason]
         REASON_UNDECIDED: _ClassVar[RunError.Reason]
         REASON_TASK_INVALID: _ClassVar[RunError.Reason]
+        REASON_AGENT_MISBEHAVED: _ClassVar[RunError.Reason]
     REASON_UNSPECIFIED: RunError.Reason
     REASON_INTERNAL: RunError.Reason
     REASON_AGENT_START_FAILED: RunError.Reason
@@ -229,6 +230,7 @@ class RunError(_message.Message):
     REASON_INACTIVE: RunError.Reason
     REASON_UNDECIDED: RunError.Reason
     REASON_TASK_INVALID: RunError.Reason
+    REASON_AGENT_MISBEHAVED: RunError.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]

@@ -29,6 +29,9 @@ if _version_not_supported:
 
 class TaskServiceStub:
     """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
     """
 
     def __init__(self, channel):
@@ -116,12 +119,15 @@ class TaskServiceStub:
 
 class TaskServiceServicer:
     """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
     """
 
     def CreateTask(self, request, context):
         """Creates a task. Its template, schema, defaults and schedule are checked.
         Errors: FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID, VARIABLES_INVALID, NOT_FOUND (agent, tool group, template),
-        REQUEST_ID_REUSED.
+        REQUEST_ID_REUSED, RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +152,7 @@ class TaskServiceServicer:
     def UpdateTask(self, request, context):
         """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
-        VARIABLES_INVALID, PERMISSION_DENIED.
+        VARIABLES_INVALID, PERMISSION_DENIED, RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +170,7 @@ class TaskServiceServicer:
     def RunTask(self, request, context):
         """Carries a task out now, whatever its schedule does. Returns when the execution is stored.
         Errors: NOT_FOUND, FIELD_INVALID, JSON_INVALID, VARIABLES_INVALID, TEMPLATE_INVALID (with these variables),
-        PERMISSION_DENIED, REQUEST_ID_REUSED.
+        PERMISSION_DENIED, REQUEST_ID_REUSED, RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +205,7 @@ class TaskServiceServicer:
         """Carries a task out again with the variables of an execution that failed, expired or was cancelled, as the task is
         now.
         Errors: NOT_FOUND, STATE_INVALID, VARIABLES_INVALID and TEMPLATE_INVALID (the task has changed), PERMISSION_DENIED,
-        REQUEST_ID_REUSED.
+        REQUEST_ID_REUSED, RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,6 +340,9 @@ def add_TaskServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
     """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
     """
 
     @staticmethod

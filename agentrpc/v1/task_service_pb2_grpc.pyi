@@ -29,7 +29,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TaskServiceStub:
-    """Tasks, their executions and their schedules."""
+    """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,7 +42,7 @@ class TaskServiceStub:
     CreateTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.CreateTaskRequest, _task_pb2.Task]
     """Creates a task. Its template, schema, defaults and schedule are checked.
     Errors: FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID, VARIABLES_INVALID, NOT_FOUND (agent, tool group, template),
-    REQUEST_ID_REUSED.
+    REQUEST_ID_REUSED, RATE_LIMITED.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskRequest, _task_pb2.Task]
     """Returns a task.
@@ -51,7 +55,7 @@ class TaskServiceStub:
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.UpdateTaskRequest, _task_pb2.Task]
     """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
-    VARIABLES_INVALID, PERMISSION_DENIED.
+    VARIABLES_INVALID, PERMISSION_DENIED, RATE_LIMITED.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.DeleteTaskRequest, _empty_pb2.Empty]
     """Deletes a task: its schedule ends, executions that have not begun are cancelled, those under way go on. Its
@@ -61,7 +65,7 @@ class TaskServiceStub:
     RunTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_pb2.Execution]
     """Carries a task out now, whatever its schedule does. Returns when the execution is stored.
     Errors: NOT_FOUND, FIELD_INVALID, JSON_INVALID, VARIABLES_INVALID, TEMPLATE_INVALID (with these variables),
-    PERMISSION_DENIED, REQUEST_ID_REUSED.
+    PERMISSION_DENIED, REQUEST_ID_REUSED, RATE_LIMITED.
     """
     GetExecution: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.GetExecutionRequest, _task_pb2.Execution]
     """Returns an execution.
@@ -80,7 +84,7 @@ class TaskServiceStub:
     """Carries a task out again with the variables of an execution that failed, expired or was cancelled, as the task is
     now.
     Errors: NOT_FOUND, STATE_INVALID, VARIABLES_INVALID and TEMPLATE_INVALID (the task has changed), PERMISSION_DENIED,
-    REQUEST_ID_REUSED.
+    REQUEST_ID_REUSED, RATE_LIMITED.
     """
     ListTaskTemplates: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListTaskTemplatesRequest, _task_service_pb2.ListTaskTemplatesResponse]
     """Lists ready-made tasks. CreateTask with `template` begins with one.
@@ -106,13 +110,17 @@ class TaskServiceStub:
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
-    """Tasks, their executions and their schedules."""
+    """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.CreateTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Creates a task. Its template, schema, defaults and schedule are checked.
     Errors: FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID, VARIABLES_INVALID, NOT_FOUND (agent, tool group, template),
-    REQUEST_ID_REUSED.
+    REQUEST_ID_REUSED, RATE_LIMITED.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Returns a task.
@@ -125,7 +133,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     UpdateTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.UpdateTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
     Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
-    VARIABLES_INVALID, PERMISSION_DENIED.
+    VARIABLES_INVALID, PERMISSION_DENIED, RATE_LIMITED.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.DeleteTaskRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a task: its schedule ends, executions that have not begun are cancelled, those under way go on. Its
@@ -135,7 +143,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     RunTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_pb2.Execution]  # type: ignore[assignment]
     """Carries a task out now, whatever its schedule does. Returns when the execution is stored.
     Errors: NOT_FOUND, FIELD_INVALID, JSON_INVALID, VARIABLES_INVALID, TEMPLATE_INVALID (with these variables),
-    PERMISSION_DENIED, REQUEST_ID_REUSED.
+    PERMISSION_DENIED, REQUEST_ID_REUSED, RATE_LIMITED.
     """
     GetExecution: _aio.UnaryUnaryMultiCallable[_task_service_pb2.GetExecutionRequest, _task_pb2.Execution]  # type: ignore[assignment]
     """Returns an execution.
@@ -154,7 +162,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Carries a task out again with the variables of an execution that failed, expired or was cancelled, as the task is
     now.
     Errors: NOT_FOUND, STATE_INVALID, VARIABLES_INVALID and TEMPLATE_INVALID (the task has changed), PERMISSION_DENIED,
-    REQUEST_ID_REUSED.
+    REQUEST_ID_REUSED, RATE_LIMITED.
     """
     ListTaskTemplates: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListTaskTemplatesRequest, _task_service_pb2.ListTaskTemplatesResponse]  # type: ignore[assignment]
     """Lists ready-made tasks. CreateTask with `template` begins with one.
@@ -179,7 +187,11 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tasks, their executions and their schedules."""
+    """Tasks, their executions and their schedules.
+
+    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
+    begin by schedule.
+    """
 
     @_abc_1.abstractmethod
     def CreateTask(
@@ -189,7 +201,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
         """Creates a task. Its template, schema, defaults and schedule are checked.
         Errors: FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID, VARIABLES_INVALID, NOT_FOUND (agent, tool group, template),
-        REQUEST_ID_REUSED.
+        REQUEST_ID_REUSED, RATE_LIMITED.
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +232,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
         """Changes a task. Executions that have begun stay as they are. A schedule whose slots change begins anew from now on.
         Errors: NOT_FOUND, ETAG_MISMATCH, UPDATE_MASK_INVALID, FIELD_INVALID, JSON_INVALID, TEMPLATE_INVALID,
-        VARIABLES_INVALID, PERMISSION_DENIED.
+        VARIABLES_INVALID, PERMISSION_DENIED, RATE_LIMITED.
         """
 
     @_abc_1.abstractmethod
@@ -242,7 +254,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.Execution, _abc.Awaitable[_task_pb2.Execution]]:
         """Carries a task out now, whatever its schedule does. Returns when the execution is stored.
         Errors: NOT_FOUND, FIELD_INVALID, JSON_INVALID, VARIABLES_INVALID, TEMPLATE_INVALID (with these variables),
-        PERMISSION_DENIED, REQUEST_ID_REUSED.
+        PERMISSION_DENIED, REQUEST_ID_REUSED, RATE_LIMITED.
         """
 
     @_abc_1.abstractmethod
@@ -285,7 +297,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Carries a task out again with the variables of an execution that failed, expired or was cancelled, as the task is
         now.
         Errors: NOT_FOUND, STATE_INVALID, VARIABLES_INVALID and TEMPLATE_INVALID (the task has changed), PERMISSION_DENIED,
-        REQUEST_ID_REUSED.
+        REQUEST_ID_REUSED, RATE_LIMITED.
         """
 
     @_abc_1.abstractmethod

@@ -17,7 +17,7 @@ from agentrpc.services.firing import Firing
 from agentrpc.services.outbox import Outbox
 from agentrpc.services.task_executions import Executions
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import forget_requests, queue_figures
+from agentrpc.store.housekeeping import forget_logins, forget_requests, queue_figures
 from agentrpc.store.schema import ensure_partitions
 from agentrpc.telemetry import QUEUE_AGE, RUNS
 
@@ -118,6 +118,7 @@ class Scheduler:
         with _going_on():
             # One part for each turn of the loop: what else is due comes in between.
             more = await forget_requests(self._database)
+            more = await forget_logins(self._database) or more
         with _going_on():
             await self._firing.forget()
         if not more:

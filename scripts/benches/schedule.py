@@ -103,7 +103,7 @@ def _start(folder: Path, store_url: str, redis_url: str, number: int) -> subproc
     }
     with (folder / f"scheduler-{number}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "agentrpc.app", "scheduler"], env=environment, stderr=log, stdout=log
+            [sys.executable, "-m", "agentrpc", "scheduler"], env=environment, stderr=log, stdout=log
         )
 
 

@@ -42,13 +42,14 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--database")
     parser.add_argument("--redis")
+    parser.add_argument("--signing-key")
     parser.add_argument("--sessions")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--durable", type=float, default=0)
     parser.add_argument("--burst", type=int, default=0)
     given = parser.parse_args()
-    database, bus = Database(given.database, pool_size=8), Bus(given.redis)
+    database, bus = Database(given.database, pool_size=8), Bus(given.redis, given.signing_key)
     writers = []
     for text in given.sessions.split(","):
         session_id = UUID(text)

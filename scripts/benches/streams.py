@@ -36,6 +36,7 @@ async def _measure(stack: Running, sessions: list[str], token: str, reader: list
     )
     writing = await _start(
         "source", "--database", environment["AGENTRPC_DATABASE_URL"], "--redis", environment["AGENTRPC_REDIS_URL"],
+        "--signing-key", environment["AGENTRPC_SIGNING_KEY"],
         "--sessions", ",".join(sessions), *source,
     )  # fmt: skip
     began = time.monotonic()

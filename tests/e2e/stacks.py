@@ -16,6 +16,7 @@ from agentrpc.client import AgentRpcClient
 from agentrpc.embedded.stack import Stack, _processes
 from agentrpc.v1 import run_pb2, run_service_pb2
 from tests.e2e.talk import bash
+from tests.isolations import usable_isolation
 
 # Three children: of a session of its own, deaf to SIGTERM, stopped. What is waited for never ends.
 NASTY = bash(
@@ -91,7 +92,8 @@ async def own_stack(**settings):
     """A stack with these settings: `approval_hold=0.5`."""
     folder = Path(tempfile.mkdtemp(prefix="agentrpc-e2e-"))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
+        # As root nothing but a name makes it run without a sandbox.
+        for name, value in {"isolation": usable_isolation(), **settings}.items():
             patch.setenv(f"AGENTRPC_{name.upper()}", str(value))
         running = OwnStack(folder)
         try:

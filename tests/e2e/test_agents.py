@@ -63,7 +63,7 @@ async def test_a_session_from_the_command_line_is_an_agents(client, running):
     environment = {**os.environ, "AGENTRPC_SERVER": running.stack.address, "AGENTRPC_TOKEN": token}
 
     def agentrpc(*arguments):
-        command = [sys.executable, "-m", "agentrpc.app", *arguments]
+        command = [sys.executable, "-m", "agentrpc", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     prompt = f"{bash('rm -rf x')}\n[[then]]\n{bash('echo from $((40+2))')}\n[[then]]\n[[text: done]]"

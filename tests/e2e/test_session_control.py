@@ -8,9 +8,10 @@ import shutil
 import psutil
 import pytest
 
-from agentrpc.claude.launcher import Isolation, choose_isolation
+from agentrpc.claude.launcher import Isolation
 from agentrpc.client import RpcError
 from agentrpc.v1 import event_pb2, run_pb2, session_pb2
+from tests.isolations import usable_isolation
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -188,7 +189,7 @@ async def test_a_rewind_takes_conversation_and_files_back(client, running):
     assert outputs(events)[0].split() == ["a", "link", "one", "/etc/hostname"]
     said = [b.text.text for m in of(events, "assistant_message") for b in m.blocks if b.text.text.startswith("heard")]
     assert said == ["heard 2", "heard 0", "heard 0"]
-    if choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP:
+    if usable_isolation() is Isolation.BUBBLEWRAP:
         assert outputs(await run(client, session, bash("ls -A .."))) == ["files"]
     back = [e async for e in _log(client, session) if e.HasField("conversation_rewound")]
     assert back[0].conversation_rewound.workspace_restored

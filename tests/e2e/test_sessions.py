@@ -9,9 +9,11 @@ import psutil
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from agentrpc.claude.launcher import Isolation
 from agentrpc.client import RpcError
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, run_service_pb2, session_pb2
 from tests.e2e.talk import ALLOW, DENY, bash, create, of, outputs, run, state
+from tests.isolations import usable_isolation
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -255,15 +257,9 @@ async def test_an_agent_sees_no_secret_and_no_neighbour(client, running):
     assert "ANTHROPIC_AUTH_TOKEN=run-" in seen
     for secret in secrets:
         assert secret not in seen
-    if "bubblewrap works" in str(await _isolation()):
+    if usable_isolation() is Isolation.BUBBLEWRAP:
         assert first.removeprefix("sessions/") not in seen
         assert "secret.txt" not in seen
-
-
-async def _isolation():
-    from agentrpc.claude.launcher import choose_isolation
-
-    return choose_isolation("auto", fall_back=True)
 
 
 async def test_nothing_secret_is_in_any_argv(client):

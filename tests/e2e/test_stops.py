@@ -204,7 +204,7 @@ def listens(port):
 
 async def test_from_another_edge_and_without_redis(stack, client):
     port = free_port()
-    with stack.another("agentrpc.app", "serve", AGENTRPC_LISTEN=f"127.0.0.1:{port}"):
+    with stack.another("agentrpc", "serve", AGENTRPC_LISTEN=f"127.0.0.1:{port}"):
         await until(lambda: listens(port))
         async with stack.client(f"127.0.0.1:{port}") as other:
             session, name = await in_a_tool(stack, client)

@@ -141,6 +141,16 @@ async def test_an_agent_is_created_read_changed_and_deleted(client):
     assert await find(client, show_deleted=True) == ["Critic"]
 
 
+async def test_deleted_agents_are_their_owners_alone_shared_or_not(edge, client):
+    made = await create(client, display_name="Critic", shared=True)
+    async with edge.client("bob") as bob, edge.client("admin") as admin:
+        assert await find(bob, show_deleted=True) == ["Critic"]
+        await delete(client, made.name)
+        assert await find(bob, show_deleted=True) == []
+        for one in (client, admin):
+            assert await find(one, show_deleted=True) == ["Critic"]
+
+
 async def test_versions_are_numbered_and_never_change(client):
     agent = await create(client, Options(model="one"))
     first = await get_version(client, agent.newest_version)

@@ -56,7 +56,7 @@ async def test_commands_share_one_login(edge, login):
 @pytest.mark.parametrize("token", ["", "another"])
 async def test_a_login_is_kept_whatever_token_is_set(edge, tmp_path, monkeypatch, token):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    command = [sys.executable, "-m", "agentrpc.app", "login", "--username", "ann", "--password-stdin"]
+    command = [sys.executable, "-m", "agentrpc", "login", "--username", "ann", "--password-stdin"]
     process = await asyncio.create_subprocess_exec(
         *command,
         env={**os.environ, "AGENTRPC_SERVER": edge.address, "AGENTRPC_TOKEN": token},

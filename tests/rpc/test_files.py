@@ -848,3 +848,148 @@ async def test_what_is_no_message_is_told(client, channel, session):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await method(iter([b"\xff\xff"]), metadata=await client._metadata())
     assert decode(caught.value).reason == "FIELD_INVALID"
+
+
+# ---- What costs much ----
+
+
+HUGE = 4 * 1024**4
+
+
+def sparse(path, size=HUGE):
+    with path.open("wb") as out:
+        out.write(b"begin")
+        out.truncate(size)
+
+
+async def test_a_sparse_file_costs_what_is_sent_of_it(client, session, folder):
+    sparse(folder / "sparse")
+    download = client.files.DownloadFile
+    # The last byte, without all that comes before it and so without the checksum of the whole.
+    last = await streamed(client, download, pb.DownloadFileRequest(parent=session, path="sparse", offset=HUGE - 1))
+    assert (b"".join(part.data for part in last), last[-1].sha256) == (b"\0", "")
+    some = await streamed(client, download, pb.DownloadFileRequest(parent=session, path="sparse", limit=7))
+    assert b"".join(part.data for part in some) == b"begin\0\0"
+    too_large = ("INVALID_ARGUMENT", "TOO_LARGE")
+    for fields in ({}, {"offset": 1}, {"limit": HUGE // 2}):
+        request = pb.DownloadFileRequest(parent=session, path="sparse", **fields)
+        assert await failure(streamed(client, download, request)) == too_large
+    assert await failure(known(client, session, "sparse", checksum=True)) == too_large
+    archive = pb.DownloadArchiveRequest(parent=session)
+    assert await failure(streamed(client, client.files.DownloadArchive, archive)) == too_large
+    # Nor is it read to find out whether an upload has come already.
+    exists = ("FAILED_PRECONDITION", "STATE_INVALID")
+    assert await failure(client.transfers.upload_file(session, "sparse", b"begin")) == exists
+
+
+async def test_a_download_that_was_cut_goes_on_also_where_the_server_has_no_checksum(edge, client, session, folder):
+    content = os.urandom(1_000_000)
+    (folder / "big").write_bytes(content)
+    settings = edge.settings.model_copy(update={"max_file_size": 500_000})
+    small = edge_of(settings, edge.database, edge.bus)
+    small.port = await small.server.start()
+    try:
+        async with small.client("ann") as other:
+            known_before = await known(other, session, "big")
+            request = pb.DownloadFileRequest(parent=session, path="big", offset=600_000, etag=known_before.etag)
+            rest = await streamed(other, other.files.DownloadFile, request)
+            assert (b"".join(part.data for part in rest), rest[-1].sha256) == (content[600_000:], "")
+            # The client goes on by itself; what it has is whole.
+            method, cut = other.files.DownloadFile, []
+
+            def once_cut(request, **more):
+                cut.append(request.offset)
+                return method(request, **more) if len(cut) > 1 else cut_off(method(request, **more))
+
+            other.transfers._files = type("Stub", (), {"DownloadFile": staticmethod(once_cut)})
+            out = io.BytesIO()
+            found = await other.transfers.download_file(session, "big", out)
+            assert len(cut) == 2
+            assert cut[1] > 0
+            assert out.getvalue() == content
+            assert found.sha256 == hashlib.sha256(content).hexdigest()
+    finally:
+        await small.server.stop(0.5)
+
+
+async def cut_off(call):
+    parts = 0
+    async for response in call:
+        yield response
+        parts += bool(response.data)
+        if parts == 2:
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
+
+
+@pytest.fixture
+async def few(edge):
+    """Ann's client at an edge where a workspace has few entries."""
+    settings = edge.settings.model_copy(update={"max_workspace_entries": 10})
+    other = edge_of(settings, edge.database, edge.bus)
+    other.port = await other.server.start()
+    async with other.client("ann") as client:
+        yield client
+    await other.server.stop(0.5)
+
+
+async def test_empty_files_take_their_place_too(few, session, folder):
+    full = ("RESOURCE_EXHAUSTED", "LIMIT_REACHED")
+    for number in range(9):
+        await few.transfers.upload_file(session, f"{number}", b"")
+    assert await failure(few.transfers.upload_file(session, "more", b"")) == full
+    await few.transfers.upload_file(session, "8", b"new", overwrite=True)
+    assert await failure(few.transfers.upload_archive(session, "", tar_of(("a", b"")))) == full
+    assert untouched(folder)
+    await deleted(few, session, "8")
+    await deleted(few, session, "7")
+    three = tar_of(("x", b""), ("y", b""), ("z", b""))
+    assert await failure(few.transfers.upload_archive(session, "", three)) == full
+    await few.transfers.upload_archive(session, "", tar_of(("x", b""), ("y", b"")))
+    assert len(list(folder.iterdir())) == 10
+    # An agent may make more; an archive of so many is not made.
+    for number in range(20):
+        (folder / f"own{number}").touch()
+    archive = pb.DownloadArchiveRequest(parent=session)
+    assert await failure(streamed(few, few.files.DownloadArchive, archive)) == full
+    assert len((await listed(few, session, page_size=1000)).files) == 30
+
+
+@pytest.mark.parametrize("name", ["a\nb\x1b[2J.txt", "folder\x07/x", "c1\x85"])
+async def test_an_archive_brings_no_name_that_an_upload_may_not_have(client, session, folder, name):
+    bad = ("INVALID_ARGUMENT", "PATH_INVALID")
+    assert await failure(client.transfers.upload_file(session, name, b"x")) == bad
+    assert await failure(client.transfers.upload_archive(session, "", tar_of((name, b"x")))) == bad
+    assert await failure(client.transfers.upload_archive(session, "", tar_of(("l", link(name))))) == bad
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt"]
+
+
+async def test_an_archive_of_what_an_agent_made_is_taken_again_unless_it_leads_out(client, session, folder):
+    (folder / "src").mkdir()
+    (folder / "src/x").write_text("x")
+    (folder / "src/inside").symlink_to("x")
+
+    async def there_and_back(to):
+        out = io.BytesIO()
+        await client.transfers.download_archive(session, "src", out)
+        return await client.transfers.upload_archive(session, to, out.getvalue())
+
+    await there_and_back("copy")
+    assert (folder / "copy/inside").readlink().name == "x"
+    for name, target in (("out", "/etc/passwd"), ("up", "../a.txt")):
+        (folder / "src" / name).symlink_to(target)
+        with pytest.raises(RpcError, match=name) as caught:
+            await there_and_back("again")
+        assert caught.value.reason == "PATH_INVALID"
+        (folder / "src" / name).unlink()
+    (folder / "src/line\nbreak").touch()
+    assert await failure(there_and_back("again")) == ("INVALID_ARGUMENT", "PATH_INVALID")
+    assert not (folder / "again").exists()
+
+
+async def test_a_folder_that_an_agent_has_closed_is_deleted(client, session, folder):
+    (folder / "closed/sub").mkdir(parents=True)
+    (folder / "closed/sub").chmod(0o000)
+    (folder / "closed").chmod(0o500)
+    await deleted(client, session, "closed", recursive=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt"]
+    assert not list((folder.parent.parent / "removed").iterdir())

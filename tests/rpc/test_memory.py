@@ -289,6 +289,10 @@ async def test_search_finds_words_and_fragments(notes, store):
     assert "runs on Tuesdays" in hit.snippet
     assert len(hit.snippet) <= 300
     assert not hit.memory_entry.content
+    # Each of these is two characters in small letters.
+    await notes.write(store, "turkish", f"{'İ' * 400} the needle of it")
+    [hit] = await notes.search(store, "NEEDLE")
+    assert "needle" in hit.snippet
 
 
 async def test_bad_input(notes, store):

@@ -63,6 +63,33 @@ async def test_each_end_is_told_once_to_those_who_want_it(edge, client, hand, te
     assert [end for end in await told(client, failures) if end[0] != "run_started"] == ends[:1]
 
 
+async def test_the_owner_of_a_shared_task_hears_of_nobody_elses_executions(edge, client, hand, tell):
+    hook = await webhook(client, "run_started")
+    task = await create(client, shared=True, notifications=[task_pb2.TaskNotification(webhook=hook)])
+    executions = []
+    async with edge.client("bob") as bob:
+        for user in (bob, client):
+            execution = await user.call(user.tasks.RunTask, task_service_pb2.RunTaskRequest(name=task.name))
+            executions.append(execution.name)
+            await edge.use_cases.executions.start_due()
+            await hand.end(await hand.claim())
+            await tell()
+    ended = [subject for event_type, subject in await told(client, hook) if event_type == "task_execution_ended"]
+    assert ended == executions[1:]
+    # An administrator may see all, and so is told of all that begins with the own task.
+    async with edge.client("admin") as admin, edge.client("bob") as bob:
+        hook = await webhook(admin, "run_started")
+        given = task_pb2.Task(
+            display_name="t", prompt_template="x", shared=True, notifications=[task_pb2.TaskNotification(webhook=hook)]
+        )
+        task = await admin.call(admin.tasks.CreateTask, task_service_pb2.CreateTaskRequest(task=given))
+        execution = await bob.call(bob.tasks.RunTask, task_service_pb2.RunTaskRequest(name=task.name))
+        await edge.use_cases.executions.start_due()
+        await hand.end(await hand.claim())
+        await tell()
+        assert ("task_execution_ended", execution.name) in await told(admin, hook)
+
+
 async def test_a_report_is_made_of_each_execution_that_the_task_wants_one_of(edge, client, hand, tell):
     report = task_pb2.TaskReport(format=report_pb2.Report.FORMAT_MARKDOWN, states=[run_pb2.Run.STATE_SUCCEEDED])
     task = await create(client, report=report)

@@ -84,7 +84,7 @@ class Tools:
     def __init__(self, edge, session, epoch=1):
         self.caller = Caller(edge.database, UUID(session.name.removeprefix("sessions/")), epoch)
         found = Toolbox(edge.settings).tools(session.options, self.caller)
-        self.servers = ToolServers(found)
+        self.servers = ToolServers(found, lambda *_: True)
         self.found = {tool.name: tool for tools in found.values() for tool in tools}
 
     async def __call__(self, name, **arguments):

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import json
 import pkgutil
+from datetime import timedelta
 from uuid import uuid4
 
 import grpc
@@ -16,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import agentrpc.v1
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
-from agentrpc.services import pages
+from agentrpc.services import accounts, pages
 from agentrpc.v1 import (
     approval_pb2,
     approval_service_pb2,
@@ -144,7 +145,8 @@ async def test_tokens(edge, channel):
         assert await failure(raw(channel, "AuthService/Login", wrong)) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
 
 
-async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_login(channel):
+async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_login(channel, monkeypatch):
+    monkeypatch.setattr(accounts, "_GRACE", timedelta(0))
     login = auth_service_pb2.LoginRequest(username="ann", password="password").SerializeToString()
     tokens = auth_service_pb2.LoginResponse.FromString(await raw(channel, "AuthService/Login", login)).tokens
     spend = auth_service_pb2.RefreshTokenRequest(refresh_token=tokens.refresh_token).SerializeToString()

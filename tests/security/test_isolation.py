@@ -22,23 +22,11 @@ from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
 from tests.e2e.talk import bash
+from tests.isolations import bubblewrap, isolations
 
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
 COMMIT = "git -c user.name=a -c user.email=a@b commit -qm first"
 needs_python = pytest.mark.skipif(PYTHON is None, reason="there is no Python that a sandbox can see")
-
-
-def isolations():
-    return [pytest.param(Isolation.BUBBLEWRAP, marks=bubblewrap), Isolation.SUBREAPER]
-
-
-def _works():
-    with contextlib.suppress(IsolationError):
-        return choose_isolation("auto")[0] is Isolation.BUBBLEWRAP
-    return False
-
-
-bubblewrap = pytest.mark.skipif(not _works(), reason="bubblewrap does not work here")
 
 
 @pytest.fixture

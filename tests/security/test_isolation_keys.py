@@ -15,13 +15,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation
 from agentrpc.client import AgentRpcClient
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres
 from agentrpc.embedded.stack import Stack
 from agentrpc.v1 import session_pb2
 from tests.e2e.talk import bash, create, outputs, run
+from tests.isolations import bubblewrap
 
 LOOK = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline > found 2>/dev/null; for p in /proc/[0-9]*; do echo $p; done"
 
@@ -144,13 +144,7 @@ def _open_to_others(folder):
     return found
 
 
-def _bubblewrap_works():
-    with contextlib.suppress(IsolationError):
-        return choose_isolation("auto")[0] is Isolation.BUBBLEWRAP
-    return False
-
-
-@pytest.mark.skipif(not _bubblewrap_works(), reason="bubblewrap does not work here")
+@bubblewrap
 async def test_a_session_says_that_it_is_in_a_sandbox(up):
     service = await up("auto")
     assert "without a sandbox" not in service.said

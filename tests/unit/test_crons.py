@@ -3,7 +3,9 @@
 import json
 import random
 import re
+import zoneinfo
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -232,3 +234,20 @@ def test_any_text_is_a_cron_or_says_why_not():
 def test_what_is_no_zone(zone):
     with pytest.raises(ValueError, match="is not an IANA time zone"):
         parse_zone(zone)
+
+
+@pytest.mark.parametrize(
+    "name", ["right/Europe/Berlin", "posix/UTC", "right/UTC", "localtime", "Factory", "../UTC", "\0"]
+)
+def test_zones_are_those_that_every_machine_has(name, monkeypatch, tmp_path):
+    # This one has others as well.
+    (tmp_path / "right" / "Europe").mkdir(parents=True)
+    for there in ("right/Europe/Berlin", "right/UTC", "localtime"):
+        (tmp_path / there).write_bytes((files("tzdata") / "zoneinfo" / "UTC").read_bytes())
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(to=[tmp_path, *before])
+    try:
+        with pytest.raises(ValueError, match="is not an IANA time zone"):
+            parse_zone(name)
+    finally:
+        zoneinfo.reset_tzpath(to=before)

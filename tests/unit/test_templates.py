@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrpc import clock
 from agentrpc.errors import InvalidArgument
 from agentrpc.services import templates
 from agentrpc.services.task_catalogue import task_templates
@@ -17,11 +18,13 @@ ANY = json.dumps({"properties": {"a": {}}})
 
 
 async def rendered(template, given=None, schema=ANY, defaults=""):
-    return (await prepare(template=template, schema=schema, defaults=defaults, given=json.dumps(given or {}))).prompt
+    given = json.dumps(given or {})
+    return (await prepare(clock.uuid7(), template=template, schema=schema, defaults=defaults, given=given)).prompt
 
 
 async def checked(template="x", schema=ANY, defaults="", scheduled=None):
     await check_spec(
+        clock.uuid7(),
         template=template,
         schema=schema,
         defaults=defaults,
@@ -42,9 +45,9 @@ async def test_variables_filters_conditions_and_loops():
     template = "{% for h in hosts if h.up %}{{ h.name|upper }}{{ ', ' if not loop.last }}{% endfor %} {{ n + 1 }}"
     schema = json.dumps({"properties": {"hosts": {"type": "array"}, "n": {"type": "integer"}}})
     schema = json.dumps({**json.loads(schema), "required": ["hosts"]})
-    await check_spec(template=template, schema=schema, defaults='{"n": 41}')
+    await check_spec(clock.uuid7(), template=template, schema=schema, defaults='{"n": 41}')
     given = {"hosts": [{"name": "a", "up": True}, {"name": "b", "up": False}, {"name": "ü", "up": True}]}
-    done = await prepare(template=template, schema=schema, defaults='{"n": 41}', given=json.dumps(given))
+    done = await prepare(clock.uuid7(), template=template, schema=schema, defaults='{"n": 41}', given=json.dumps(given))
     assert done.prompt == "A, Ü 42"
     assert json.loads(done.variables) == {**given, "n": 41}
 
@@ -283,11 +286,11 @@ async def test_ready_made_tasks_are_sound_and_say_what_they_are_given():
         task = one.task
         spec = {"template": task.prompt_template, "schema": task.variables_schema_json,
                 "defaults": task.default_variables_json}  # fmt: skip
-        await check_spec(**spec)
-        prompt = (await prepare(**spec, given=json.dumps(examples[name]))).prompt
+        await check_spec(clock.uuid7(), **spec)
+        prompt = (await prepare(clock.uuid7(), **spec, given=json.dumps(examples[name]))).prompt
         assert all(str(value) in prompt for value in examples[name].values() if isinstance(value, str)), prompt
     git = found["git-analysis"].task
     bad = json.dumps({"repository": "https://x/y; rm -rf /"})
-    error = await refused(prepare(template=git.prompt_template, schema=git.variables_schema_json,
+    error = await refused(prepare(clock.uuid7(), template=git.prompt_template, schema=git.variables_schema_json,
                                   defaults=git.default_variables_json, given=bad))  # fmt: skip
     assert error.reason == "VARIABLES_INVALID"

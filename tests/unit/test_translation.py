@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.translation import Delta, Translator, TurnEnded
+from agentrpc.claude.translation import Delta, Fault, Translator, TurnEnded
 from agentrpc.v1 import event_pb2
 
 FRAMES = Path(__file__).parent.parent / "frames"
 
 
 def translate(*frames, translator=None):
+    """What frames become where the gate lets every call pass."""
     translator = translator or Translator()
-    return [item for frame in frames for item in translator.translate(frame)]
+    found = []
+    for frame in frames:
+        items = translator.translate(frame)
+        found += items
+        for event in events(items, "assistant_message") if frame.get("type") == "assistant" else ():
+            for block in event.blocks:
+                if block.HasField("tool_use"):
+                    translator.call_started(block.tool_use.tool_use_id, clock.utcnow())
+    return found
 
 
 def load(name):
@@ -119,30 +128,89 @@ def test_the_input_of_a_call_is_what_the_model_wrote():
              "message": {"id": "m", "content": [{"type": "tool_use", "id": "t", "name": "N", "input": json.loads(exact)}]}}  # fmt: skip
     (event,) = translate(frame, translator=translator)
     assert event.assistant_message.blocks[0].tool_use.input_json == exact
-    assert translator.input_of("t") == exact
 
 
-def result(translator, content, **more):
-    block = {"type": "tool_result", "tool_use_id": "t", "content": content, **more}
-    return events(
-        translate({"type": "user", "message": {"content": [block]}}, translator=translator), "tool_call_finished"
-    )[0]
+def result_of(tool_use_id, content="ok", **more):
+    block = {"type": "tool_result", "tool_use_id": tool_use_id, "content": content, **more}
+    return {"type": "user", "message": {"content": [block]}}
+
+
+def result(translator, tool_use_id, content, **more):
+    items = translate(result_of(tool_use_id, content, **more), translator=translator)
+    return events(items, "tool_call_finished")[0]
+
+
+def asks(tool_use_id):
+    block = {"type": "tool_use", "id": tool_use_id, "name": "Read", "input": {}}
+    return {"type": "assistant", "message": {"id": f"m-{tool_use_id}", "content": [block]}}
 
 
 def test_outcomes_of_calls():
     translator = Translator()
-    translator.call_started("t", clock.utcnow())
-    assert result(translator, "ok").outcome == event_pb2.ToolCallFinished.OUTCOME_SUCCEEDED
-    assert result(translator, "bad", is_error=True).outcome == event_pb2.ToolCallFinished.OUTCOME_FAILED
-    translator.call_denied("t", "no", "rule")
-    denied = result(translator, "x", is_error=True)
+    for name in ("good", "bad"):
+        translator.call_started(name, clock.utcnow())
+    assert result(translator, "good", "ok").outcome == event_pb2.ToolCallFinished.OUTCOME_SUCCEEDED
+    assert result(translator, "bad", "bad", is_error=True).outcome == event_pb2.ToolCallFinished.OUTCOME_FAILED
+    translator.call_denied("denied", "no", "rule")
+    denied = result(translator, "denied", "x", is_error=True)
     assert (denied.outcome, denied.denial_reason, denied.denied_by) == (
         event_pb2.ToolCallFinished.OUTCOME_DENIED, "no", "rule",
     )  # fmt: skip
 
 
+def test_a_result_without_a_call_is_a_fault_and_no_event():
+    translator = Translator()
+    for claimed in (result_of("forged"), result_of("forged", is_error=True)):
+        (fault,) = translate(claimed, translator=translator)
+        assert fault == Fault("a result of a tool call that nobody has asked for")
+    assert not translate({"type": "tool_progress", "tool_use_id": "forged", "tool_name": "Bash"}, translator=translator)
+    assert translator.open_calls == set()
+
+
+def test_a_block_alone_proves_no_call():
+    translator = Translator()
+    translator.translate(asks("blocked"))
+    assert translator.translate(result_of("blocked")) == [
+        Fault("a result of a tool call that the gate has not let pass")
+    ]
+    translator.call_denied("blocked", "no", "rule")
+    assert isinstance(translator.translate(result_of("blocked"))[0], Fault)
+    # What the CLI refuses by itself never reaches the gate.
+    (event,) = translator.translate(
+        result_of("blocked", "<tool_use_error>no such tool</tool_use_error>", is_error=True)
+    )
+    assert event.tool_call_finished.outcome == event_pb2.ToolCallFinished.OUTCOME_DENIED
+
+
+def test_a_call_has_one_result():
+    translator = Translator()
+    (_, done) = translate(asks("t"), result_of("t"), translator=translator)
+    assert done.tool_call_finished.outcome == event_pb2.ToolCallFinished.OUTCOME_SUCCEEDED
+    for again in (result_of("t"), result_of("t", "other", is_error=True)):
+        assert translator.translate(again) == [Fault("a second result of one tool call")]
+
+
+def test_the_late_result_of_a_call_that_was_given_up_says_nothing_new():
+    translator = Translator()
+    items = translate(asks("t"), {"type": "result", "subtype": "success"}, translator=translator)
+    assert [end.outcome for end in events(items, "tool_call_finished")] == [
+        event_pb2.ToolCallFinished.OUTCOME_INTERRUPTED
+    ]
+    assert list(translator.translate(result_of("t"))) == []
+
+
+def test_what_is_remembered_of_calls_is_bounded():
+    translator = Translator()
+    for number in range(10_000):
+        translate(asks(str(number)), result_of(str(number)), translator=translator)
+    assert len(translator._calls._ended) < 5000
+    assert not translator.open_calls
+
+
 def test_a_big_result_is_left_out_with_size_and_hash():
-    done = result(Translator(), "x" * 5_000_000)
+    translator = Translator()
+    translator.call_started("t", clock.utcnow())
+    done = result(translator, "t", "x" * 5_000_000)
     text = done.content[0].text
     assert text.omitted.total_bytes == 5_000_000
     assert len(text.omitted.sha256) == 64

@@ -18,8 +18,15 @@ Outcome = event_pb2.ToolCallFinished.Outcome
 def items():
     """All that the recording says, in order: seven turns, each with the reason for which it was recorded."""
     translator = Translator()
-    lines = (FRAMES / "denials-interrupts-errors.jsonl").read_text().splitlines()
-    return [item for line in lines for item in translator.translate(json.loads(line))]
+    found = []
+    for line in (FRAMES / "denials-interrupts-errors.jsonl").read_text().splitlines():
+        items = translator.translate(json.loads(line))
+        found += items
+        for event in events(items, "assistant_message"):
+            for block in event.assistant_message.blocks:
+                if block.HasField("tool_use"):
+                    translator.call_started(block.tool_use.tool_use_id, clock.utcnow())
+    return found
 
 
 def events(items, kind):
@@ -140,7 +147,10 @@ def test_model_time_is_of_the_turn_alone():
 def test_words_of_a_tool_do_not_make_it_interrupted():
     block = {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": "stopped: interrupted by user"}
     marks = [{"id": "t", "permission_decision": {"decision": "accept", "source": "hook"}}]
-    (event,) = translate({"type": "user", "message": {"content": [block]}, "tool_result_meta": marks})
+    translator = Translator()
+    translator.call_started("t", clock.utcnow())
+    frame = {"type": "user", "message": {"content": [block]}, "tool_result_meta": marks}
+    (event,) = translate(frame, translator=translator)
     assert event.tool_call_finished.outcome == Outcome.OUTCOME_FAILED
 
 
@@ -220,7 +230,10 @@ def test_a_reset_conversation_has_a_new_id():
 def test_a_subagents_retry_belongs_to_the_subagent():
     retry = {"agent_id": "a", "attempt": 2, "max_retries": 10, "retry_delay_ms": 500, "error_status": 529,
              "error_category": "overloaded"}  # fmt: skip
-    (event,) = translate({"type": "tool_progress", "tool_use_id": "t", "tool_name": "Agent", "subagent_retry": retry})
+    translator = Translator()
+    translator.call_started("t", clock.utcnow())
+    frame = {"type": "tool_progress", "tool_use_id": "t", "tool_name": "Agent", "subagent_retry": retry}
+    (event,) = translate(frame, translator=translator)
     assert (event.parent_tool_use_id, event.model_call_retried.attempt) == ("t", 2)
     assert event.model_call_retried.error == "overloaded"
 
@@ -232,14 +245,14 @@ def test_an_input_that_was_cut_is_taken_from_the_finished_block():
         return {"type": "stream_event", "event": event}
 
     block = {"type": "tool_use", "id": "t", "name": "N", "input": {}}
-    translate(
+    *_, event = translate(
         stream(type="message_start", message={"id": "m"}),
         stream(type="content_block_start", index=0, content_block=block),
         stream(type="content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": '{"a": '}),
         {"type": "assistant", "message": {"id": "m", "content": [{**block, "input": {"a": 1}}]}},
         translator=translator,
     )
-    assert json.loads(translator.input_of("t")) == {"a": 1}
+    assert json.loads(event.assistant_message.blocks[0].tool_use.input_json) == {"a": 1}
 
 
 def test_paths_of_the_worker_are_hidden_in_raw_frames_and_notices_but_not_in_what_tools_say():
@@ -249,6 +262,7 @@ def test_paths_of_the_worker_are_hidden_in_raw_frames_and_notices_but_not_in_wha
     raw, told = translate(frame, notice, translator=translator)
     assert json.loads(raw.raw_frame.frame_json) == {"type": "new", "inner": [{"say": "see [path]/home"}]}
     assert told.notice.text == "cannot read [path]/config"
+    translator.call_started("t", clock.utcnow())
     result = {"type": "tool_result", "tool_use_id": "t", "content": "/data/sessions/1"}
     (done,) = translate({"type": "user", "message": {"content": [result]}}, translator=translator)
     assert done.tool_call_finished.content[0].text.text == "/data/sessions/1"

@@ -7,12 +7,12 @@ from uuid import uuid4
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.launcher import choose_isolation
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.store.tables import Run, Session, SessionHead, User
 from agentrpc.testkit import write_cli
+from tests.isolations import usable_isolation
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def worker(settings, database, bus, edge, tmp_path):
             stack.push_async_callback(gateway.stop)
             cli = write_cli(tmp_path / "cli-under-test") if fake else None
             changed = settings.model_copy(update={"cli_path": cli, **more})
-            host = SessionHost(database, bus, changed, gateway, choose_isolation("auto", fall_back=True)[0])
+            host = SessionHost(database, bus, changed, gateway, usable_isolation())
             await host.start()
             stack.push_async_callback(host.stop, 0.1)
             return host

@@ -11,16 +11,18 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
 from claude_agent_sdk import project_key_for_directory
 from claude_agent_sdk._cli_version import __cli_version__
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec
-from agentrpc.claude.launcher import SessionPaths, choose_isolation, stop_tree
+from agentrpc.claude.launcher import SessionPaths, stop_tree
 from agentrpc.claude.transcripts import encode_entry
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
+from tests.isolations import usable_isolation
 
 GOLDEN = Path(__file__).parent.parent / "frames" / "transcripts"
 # Deeper than this a shape says only "object": there it is the model's, the tool's or the user's business.
@@ -53,8 +55,9 @@ class Recorder:
         self._spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False,
             options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
-            isolation=choose_isolation("auto", fall_back=True)[0], gate=self._judge,
+            isolation=usable_isolation(), gate=self._judge,
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
+            on_fault=pytest.fail,
         )  # fmt: skip
 
     async def __aenter__(self):

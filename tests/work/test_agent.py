@@ -9,9 +9,10 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.launcher import SessionPaths, choose_isolation
+from agentrpc.claude.launcher import SessionPaths
 from agentrpc.domain.gate import Verdict
 from agentrpc.v1 import session_pb2
+from tests.isolations import usable_isolation
 
 
 async def deny(_):
@@ -25,8 +26,8 @@ def spec(tmp_path, cli):
     paths.workspace.mkdir(exist_ok=True)
     return AgentSpec(
         session_id=session_id, claude_session_id=str(session_id), resume=False, options=session_pb2.SessionOptions(),
-        paths=paths, gateway_url="http://127.0.0.1:9", token="t", isolation=choose_isolation("auto", fall_back=True)[0], gate=deny,
-        on_transcript=lambda *_: None, cli_path=cli,
+        paths=paths, gateway_url="http://127.0.0.1:9", token="t", isolation=usable_isolation(), gate=deny,
+        on_transcript=lambda *_: None, on_fault=pytest.fail, cli_path=cli,
     )  # fmt: skip
 
 

@@ -236,6 +236,18 @@ async def test_a_path_that_nobody_could_unpack_again_drops_nothing(edge, client,
 
 
 @only_folder
+async def test_files_that_are_nearly_all_holes_stay_here_and_that_is_told(edge, client, closed, archives):
+    folder = edge.settings.workspaces / closed.removeprefix("sessions/") / "files"
+    with (folder / "sparse").open("wb") as out:
+        out.truncate(4 * 1024**4)
+    await store(client, closed)
+    await work(archives)
+    assert "holes" in (await found(client, closed)).error
+    assert not (await client.get_session(closed)).restore_needed
+    assert (folder / "sparse").exists()
+
+
+@only_folder
 async def test_a_reader_is_told_when_the_log_goes_to_archive_storage_meanwhile(
     monkeypatch, edge, client, closed, archives
 ):

@@ -9,24 +9,19 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.launcher import Isolation, SessionPaths, choose_isolation, stop_tree
+from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.launcher import SessionPaths, stop_tree
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
 from agentrpc.testkit import write_cli
 from agentrpc.v1 import approval_pb2, common_pb2, event_pb2, run_pb2, session_pb2
+from tests.isolations import isolations, usable_isolation
 
 ALLOW = Verdict(allow=True)
 
 
 def bash(command, **more):
     return f"[[tool: Bash {json.dumps({'command': command, **more})}]]"
-
-
-def isolations():
-    works = choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP
-    skip = pytest.mark.skipif(not works, reason="bubblewrap does not work here")
-    return [pytest.param(Isolation.BUBBLEWRAP, marks=skip), Isolation.SUBREAPER]
 
 
 class Live:
@@ -45,7 +40,7 @@ class Live:
                     self.frames.append(frame)
                     if frame["type"] == "result":
                         self.results.put_nowait(frame)
-        except AgentCrashedError as error:
+        except (AgentCrashedError, AgentFaultError) as error:
             self.results.put_nowait(error)
 
     async def say(self, text):
@@ -113,8 +108,8 @@ async def launch(tmp_path):
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=resume is not None,
             options=session_pb2.SessionOptions(**options), paths=paths, gateway_url="http://127.0.0.1:9", token="t",
-            isolation=isolation or choose_isolation("auto", fall_back=True)[0], gate=judge,
-            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some),
+            isolation=isolation or usable_isolation(), gate=judge,
+            on_transcript=lambda subpath, some: lines.extend((subpath, line) for line in some), on_fault=pytest.fail,
             carry=carry, cli_path=write_cli(tmp_path / "cli-under-test", directives),
         )  # fmt: skip
         live = Live(await AgentProcess.start(spec, timeout=timeout), spec)
@@ -471,8 +466,20 @@ async def test_long_lines_unknown_frames_and_requests(launch):
     assert {"type": "mystery", "n": 1} in live.frames
     assert len(next(frame for frame in live.frames if frame["type"] == "huge")["padding"]) == 2_000_000
     assert live.texts()[-1] == "error: Unsupported control request subtype: mystery"
-    crash = await live.say('[[line: {"type": broken]]')
-    assert isinstance(crash, AgentCrashedError)
+    fault = await live.say('[[line: {"type": broken]]')
+    assert isinstance(fault, AgentFaultError)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [{"type": "control_request"}, {"type": "control_request", "request_id": "1"}, {"type": "control_response", "response": 1},
+     {"type": "transcript_mirror", "entries": []}],
+)  # fmt: skip
+async def test_a_control_message_that_cannot_be_read_is_a_fault_and_no_crash(launch, frame):
+    live = await launch()
+    fault = await live.say(f"[[frame: {json.dumps(frame)}]]")
+    assert isinstance(fault, AgentFaultError)
+    assert "a control message that cannot be read" in str(fault)
 
 
 @pytest.mark.parametrize("isolation", isolations())

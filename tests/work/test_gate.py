@@ -9,7 +9,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.launcher import Isolation
 from agentrpc.domain.gate import ToolCall
-from agentrpc.errors import StoreUnavailable
+from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host import actor as actor_module
 from agentrpc.services.session_host import gate as gate_module
 from agentrpc.services.session_host import lifecycle
@@ -19,6 +19,7 @@ from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.lifecycle import SessionRules
 from agentrpc.services.session_host.process import Environment
 from agentrpc.store.leases import OwnedSession
+from agentrpc.store.tables import Session
 from agentrpc.v1 import approval_pb2, session_pb2
 
 OPTIONS = session_pb2.SessionOptions(allowed_tools=["Bash"])
@@ -49,7 +50,7 @@ def writer():
 async def gate(writer, tmp_path):
     writer.lost = asyncio.get_running_loop().create_future()
     hold = Hold(None, None, writer, clock.uuid7(), 1)
-    translator = MagicMock(**{"parent_of.return_value": "", "input_of.return_value": ""})
+    translator = MagicMock(**{"parent_of.return_value": ""})
     gate = SessionGate(hold, translator, workspace=str(tmp_path), may_begin=lambda: True)
     gate.begin_run(clock.uuid7(), OPTIONS)
     return gate
@@ -163,6 +164,28 @@ async def test_a_call_with_half_a_character_is_asked_about(gate, writer, monkeyp
     assert not (await call(gate, "toolu_2", command=f"date{odd} -u")).allow
     assert [approval.title for approval in asked] == ["Claude wants to run: date �", "Claude wants to run: date� -u"]
     assert [list(approval.session_rules) for approval in asked] == [[], []]
+
+
+async def test_what_is_remembered_of_blocks_goes_with_their_calls(gate):
+    for number in range(100):
+        gate.saw_block(str(number))
+        gate.call_ended(str(number))
+    assert not gate._blocks
+    # Refused by the CLI itself, and never ended: gone with the next run.
+    gate.saw_block("left")
+    gate.begin_run(clock.uuid7(), OPTIONS, [])
+    assert not gate._blocks
+
+
+async def test_a_worker_that_has_lost_the_session_notes_nothing_of_its_cli(database, add_session):
+    session = await add_session()
+    with pytest.raises(LeaseLostError):
+        await lifecycle.mark_agent(database, session, 0, clock.uuid7(), "stale")
+    async with database.transaction() as tx:
+        assert (await tx.get_one(Session, session)).agent_version != "stale"
+    await lifecycle.mark_agent(database, session, 1, clock.uuid7(), "mine")
+    async with database.transaction() as tx:
+        assert (await tx.get_one(Session, session)).agent_version == "mine"
 
 
 class Leaving:

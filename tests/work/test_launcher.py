@@ -13,19 +13,14 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.launcher import Isolation, SessionPaths, _lives, choose_isolation, stop_tree, write_launcher
+from agentrpc.claude.launcher import Isolation, SessionPaths, _lives, stop_tree, write_launcher
+from tests.isolations import bubblewrap, isolations
 
 HOSTILE = (
     "setsid sh -c 'trap \"\" TERM; echo $$ >> pids; exec sleep 300' & "
     "(sh -c 'echo $$ >> pids; kill -STOP $$; sleep 300' &) ; "
     "sh -c 'echo $$ >> pids; exec sleep 300'"
 )
-
-
-def isolations():
-    works = choose_isolation("auto", fall_back=True)[0] is Isolation.BUBBLEWRAP
-    skip = pytest.mark.skipif(not works, reason="bubblewrap does not work here")
-    return [pytest.param(Isolation.BUBBLEWRAP, marks=skip), Isolation.SUBREAPER]
 
 
 def script(tmp_path, isolation, environment=None):
@@ -105,9 +100,8 @@ async def test_the_environment_is_what_was_given_and_nothing_more(tmp_path, isol
     assert b"very-secret" not in done.stdout
 
 
+@bubblewrap
 async def test_in_the_sandbox_nothing_else_is_visible_or_writable(tmp_path):
-    if choose_isolation("auto", fall_back=True)[0] is not Isolation.BUBBLEWRAP:
-        pytest.skip("bubblewrap does not work here")
     (tmp_path / "neighbour").write_text("x")
     paths, path = script(tmp_path, Isolation.BUBBLEWRAP)
     command = f"cat {tmp_path}/neighbour; touch /usr/x; ls {paths.launch}; echo ok > file; ps -e | wc -l; pwd"

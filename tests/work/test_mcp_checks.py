@@ -13,7 +13,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from agentrpc.claude.launcher import Isolation, choose_isolation
+from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.client import RpcError
 from agentrpc.embedded.servers import free_port
@@ -21,6 +21,7 @@ from agentrpc.services.addresses import any_addresses, public_addresses
 from agentrpc.services.mcp_checks import McpChecks
 from agentrpc.store.mcp_servers import claim_check
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
+from tests.isolations import isolations
 
 ROOT = Path(__file__).parent.parent.parent
 TIME = Path(sys.executable).with_name("mcp-server-time")
@@ -31,10 +32,6 @@ HEALTH = mcp_server_pb2.McpServerHealth
 needs_npm = pytest.mark.skipif(
     not EVERYTHING.exists(), reason="npm install --prefix .npm @modelcontextprotocol/server-everything"
 )
-bubblewrap = pytest.mark.skipif(
-    choose_isolation("auto", fall_back=True)[0] is not Isolation.BUBBLEWRAP, reason="bubblewrap does not work here"
-)
-
 # An MCP server of a few lines, for the Python of the system, which a sandbox sees. It tells its environment as tools.
 SMALL = """
 import json, os, sys
@@ -119,7 +116,7 @@ async def everything(kind):
             process.kill()
 
 
-@pytest.mark.parametrize("isolation", [pytest.param(Isolation.BUBBLEWRAP, marks=bubblewrap), Isolation.SUBREAPER])
+@pytest.mark.parametrize("isolation", isolations())
 async def test_a_program_sees_nothing_of_this_service(ground, isolation, monkeypatch):
     monkeypatch.setenv("AGENTRPC_DATABASE_URL", "postgresql://secret")
     server = session_pb2.McpServer(stdio=program(SMALL))
@@ -131,7 +128,7 @@ async def test_a_program_sees_nothing_of_this_service(ground, isolation, monkeyp
     assert not [name for name in environment if name.startswith(("AGENTRPC", "ANTHROPIC", "TEST"))]
 
 
-@pytest.mark.parametrize("isolation", [pytest.param(Isolation.BUBBLEWRAP, marks=bubblewrap), Isolation.SUBREAPER])
+@pytest.mark.parametrize("isolation", isolations())
 async def test_what_hangs_is_ended_with_all_that_it_has_started(ground, isolation):
     script = "trap '' TERM; setsid sleep 600 & sleep 601 & echo me >&2; wait"
     server = session_pb2.McpServer(stdio=session_pb2.McpStdio(command="sh", args=["-c", script]))

@@ -55,7 +55,8 @@ async def test_links_lead_past_no_rule(worker, client, settings):
             tool("Read", file_path="plain"),
             tool("Write", file_path="new", content="x"),
         ],
-        prepare=prepare, disallowed_tools=["Read(secrets/**)"], permission_mode=common_pb2.PERMISSION_MODE_ACCEPT_EDITS,
+        prepare=prepare, tools=session_pb2.ToolSet(names=["Read", "Write", "Grep", "Glob"]),
+        disallowed_tools=["Read(secrets/**)"], permission_mode=common_pb2.PERMISSION_MODE_ACCEPT_EDITS,
     )  # fmt: skip
     assert [(end.tool_name, end.denied_by) for end in ends] == [
         ("Read", "approval"), ("Read", "rule"), ("Grep", "rule"), ("Glob", "approval"), ("Write", "approval"),

@@ -9,11 +9,12 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentProcess, AgentSpec
-from agentrpc.claude.launcher import SessionPaths, choose_isolation
+from agentrpc.claude.launcher import SessionPaths
 from agentrpc.claude.tools import MAX_RESULT, Tool, ToolError, ToolServers, schema
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
+from tests.isolations import usable_isolation
 
 WORD = schema({"word": {"type": "string"}}, required=["word"])
 
@@ -78,8 +79,8 @@ async def talk(tmp_path, model):
         )
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False, options=options, paths=paths,
-            gateway_url=model.url, token="t", isolation=choose_isolation("auto", fall_back=True)[0], gate=judge,
-            on_transcript=lambda *_: None, tools={"own": tools},
+            gateway_url=model.url, token="t", isolation=usable_isolation(), gate=judge,
+            on_transcript=lambda *_: None, on_fault=pytest.fail, tools={"own": tools},
         )  # fmt: skip
         agent = await AgentProcess.start(spec, timeout=60)
         started.append(agent)

@@ -1,11 +1,13 @@
 """Tools of this service for the agents of a process: MCP servers that the worker runs itself.
 
-The CLI calls them over its control protocol, after the gate has let the call pass. What is a tool's own is beside this
-module, one for each kind of server: functions that make `Tool`s of options and callables. They know no store.
+The CLI calls them over its control protocol, under the tool_use_id of a call that the gate has let pass. What is a
+tool's own is beside this module, one for each kind of server: functions that make `Tool`s of options and callables.
+They know no store.
 
-Here is what holds for all of them. A call is bounded in time, and its result in size, and it ends with the process that
-made it. Whatever a tool raises is an error result, which the model reads, and never the end of the CLI; nothing
-internal is in it. Neither arguments nor results hold what no text may hold: NUL and lone surrogates.
+Here is what holds for all of them. A call is carried out only on a ticket of the gate's. It is bounded in time, and its
+result in size, and it ends with the process that made it. Whatever a tool raises is an error result, which the model
+reads, and never the end of the CLI; nothing internal is in it. Neither arguments nor results hold what no text may
+hold: NUL and lone surrogates.
 """
 
 import asyncio
@@ -15,6 +17,8 @@ from typing import Any, TypeAlias
 
 import structlog
 from claude_agent_sdk import McpSdkServerConfig, SdkMcpTool, ToolAnnotations, create_sdk_mcp_server
+from mcp.server import Server
+from mcp_types import CallToolRequestParams, CallToolResult, TextContent
 
 from agentrpc.errors import AgentRpcError, LeaseLostError
 
@@ -26,6 +30,9 @@ log = structlog.get_logger()
 CALL_TIMEOUT = 60.0
 MAX_RESULT = 256 * 1024
 _STOP_SECONDS = 2.0
+# How the CLI names the call that a request is for.
+_TOOL_USE_ID = "claudecode/toolUseId"
+_NO_TICKET = "the call was not made: nobody has allowed it"
 
 Arguments: TypeAlias = dict[str, Any]
 
@@ -78,10 +85,18 @@ class ToolServers:
 
     Args:
         servers: The tools of each, by its name.
+        redeem: Whether the call of this tool_use_id, tool and arguments may be carried out now; asked once for each.
         timeout: Seconds for one call.
     """
 
-    def __init__(self, servers: Mapping[str, Sequence[Tool]], *, timeout: float = CALL_TIMEOUT) -> None:
+    def __init__(
+        self,
+        servers: Mapping[str, Sequence[Tool]],
+        redeem: Callable[[str, str, Arguments], bool],
+        *,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        self._redeem = redeem
         self._timeout = timeout
         self._calls: set[asyncio.Task[str]] = set()
         self._stopped = False
@@ -89,6 +104,8 @@ class ToolServers:
             name: create_sdk_mcp_server(name, tools=[self._sdk_tool(name, tool) for tool in tools])
             for name, tools in servers.items()
         }
+        for name, config in self.configs.items():
+            self._guard(name, config["instance"])
 
     def close(self) -> None:
         """From now on no call is begun."""
@@ -102,6 +119,19 @@ class ToolServers:
         if self._calls:
             await asyncio.wait(set(self._calls), timeout=_STOP_SECONDS)
         return not self._calls
+
+    def _guard(self, server: str, instance: Server[Any]) -> None:
+        """Nothing is carried out but what the gate has let pass: the SDK's tools do not learn whose call it is."""
+        entry = instance.get_request_handler("tools/call")
+        assert entry is not None
+
+        async def handle(context: Any, params: CallToolRequestParams) -> Any:  # noqa: ANN401 - the protocol's
+            tool_use_id = str((params.meta or {}).get(_TOOL_USE_ID, ""))
+            if not self._redeem(tool_use_id, f"mcp__{server}__{params.name}", params.arguments or {}):
+                return CallToolResult(content=[TextContent(text=_NO_TICKET)], is_error=True)
+            return await entry.handler(context, params)
+
+        instance.add_request_handler("tools/call", CallToolRequestParams, handle)
 
     def _sdk_tool(self, server: str, tool: Tool) -> SdkMcpTool[Any]:
         async def handle(arguments: Arguments) -> dict[str, Any]:

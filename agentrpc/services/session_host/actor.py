@@ -28,7 +28,7 @@ from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import session_name
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
-from agentrpc.services.session_host.endings import add_usage, failed, from_turn, run_receipt, stopped
+from agentrpc.services.session_host.endings import MISBEHAVED, add_usage, failed, from_turn, run_receipt, stopped
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.intents import Intents, Stop, Stopped
@@ -114,6 +114,7 @@ class SessionActor:
             self._gate,
             may_begin=self._may_begin,
             on_ready=self._on_ready,
+            on_fault=self._on_fault,
         )
         self._unanswered: set[str] = set()
         self._active = time.monotonic()
@@ -194,6 +195,9 @@ class SessionActor:
             await self._process.stop()
             self._void()
             return failed("REASON_INTERNAL", f"a fault of the service; quote {error_id} to its operator")
+        if self._intents.failed and not isinstance(outcome, Parked):
+            # It came in the last moment, and what the turn has come to does not count any more.
+            return await self._halt(usage)
         if isinstance(outcome, AgentCrashedError):
             # One that only does not listen would carry out later what it was told.
             await self._process.stop(grace=0)
@@ -564,6 +568,11 @@ class SessionActor:
         self._log.info("run_ended", state=str(ending.state), seconds=round(time.monotonic() - started, 3))
         return True
 
+    def _on_fault(self, what: str) -> None:
+        # Between runs there is none to fail: the log and the end of the process say it.
+        if self.run is not None:
+            self.fail("REASON_AGENT_MISBEHAVED", MISBEHAVED.format(what))
+
     def _on_ready(self, ready: event_pb2.AgentInitialized) -> None:
         self._marking = asyncio.create_task(self._mark(ready), name="mark-agent")
 
@@ -572,7 +581,7 @@ class SessionActor:
         with contextlib.suppress(LeaseLostError, ValueError):
             await self._hold.patiently(
                 lambda: lifecycle.mark_agent(
-                    self._env.database, self.session_id, UUID(ready.claude_session_id), ready.agent_version
+                    self._env.database, self.session_id, self.epoch, UUID(ready.claude_session_id), ready.agent_version
                 )
             )
 

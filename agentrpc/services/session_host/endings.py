@@ -8,7 +8,7 @@ from agentrpc.domain.states import RunState
 from agentrpc.services.run_end import Ending, sum_usage
 from agentrpc.v1 import common_pb2, run_pb2
 
-__all__ = ["add_usage", "failed", "from_turn", "run_receipt", "stopped"]
+__all__ = ["MISBEHAVED", "add_usage", "failed", "from_turn", "run_receipt", "stopped"]
 
 _INLINE = 256 * 1024
 
@@ -38,6 +38,11 @@ _STATUSES = {
     429: ("REASON_PROVIDER_RATE_LIMITED", "the provider's rate limit is reached: try again later", True),
 }
 _SERVER_ERROR = 500
+
+MISBEHAVED = (
+    "the agent's process broke its protocol ({}) and was ended: see what its tools have done before you create the run "
+    "again"
+)
 
 
 def failed(reason: str, message: str, *, retryable: bool = False, usage: Ending | None = None) -> Ending:

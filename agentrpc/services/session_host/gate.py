@@ -128,6 +128,7 @@ class SessionGate:
         if self.planned:
             self._mode = "DEFAULT"
         self._withdrawn.clear()
+        self._blocks.clear()
         self._answers, self._attempts = {}, {}
         self._sealed = False
         self._open.set()
@@ -154,6 +155,10 @@ class SessionGate:
     def saw_block(self, tool_use_id: str) -> None:
         """The block of a call went to the writer."""
         self._blocks.setdefault(tool_use_id, asyncio.Event()).set()
+
+    def call_ended(self, tool_use_id: str) -> None:
+        """The result of a call has come. Some are never asked about here: the CLI refuses them by itself."""
+        self._blocks.pop(tool_use_id, None)
 
     def hold(self, *, held: bool) -> None:
         """While held, calls wait here before they are judged, and before they begin."""
@@ -434,10 +439,8 @@ class SessionGate:
             session_rules=rules if all(clean(rule) == rule for rule in rules) else [],
             parent_tool_use_id=self._translator.parent_of(call.agent_id),
         )
-        # The CLI puts the plan, which the model has written to a file, into the input of its call.
-        known = None if call.tool_name == EXIT_PLAN else self._translator.input_of(call.tool_use_id)
-        text = known or json.dumps(call.input, ensure_ascii=False)
-        data = text.encode("utf-8", "replace")
+        # What is judged here and no other thing, such as what a frame of the CLI says of this call.
+        data = json.dumps(call.input, ensure_ascii=False).encode("utf-8", "replace")
         if len(data) > _INLINE:
             approval.omitted.total_bytes = len(data)
             approval.omitted.sha256 = hashlib.sha256(data).hexdigest()

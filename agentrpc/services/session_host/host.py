@@ -7,7 +7,6 @@ a queued run needs no Redis.
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +17,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
@@ -55,6 +55,8 @@ _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 2.0
 _CLEAN_INTERVAL, _CLEANED_AT_ONCE = 10.0, 20
 # Between two looks at what workers have set aside and not removed before they ended.
+# For what one session has left here; more is left to the next time.
+_REMOVE_SECONDS = 60.0
 _SWEEP_INTERVAL = 600.0
 _ABANDON_SECONDS = 10.0
 # What the database was told last before it could not be reached is done by then, or never.
@@ -436,7 +438,7 @@ class SessionHost:
         here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
         for session_id in await cleaned_sessions(self._database, here):
             if session_id not in self._closing:
-                await asyncio.to_thread(shutil.rmtree, folder / str(session_id), ignore_errors=True)
+                await asyncio.to_thread(remove_tree, folder / str(session_id), seconds=_REMOVE_SECONDS)
 
     async def _clean_workspace(self, session_id: UUID) -> bool:
         try:

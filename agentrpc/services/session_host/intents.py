@@ -66,6 +66,11 @@ class Intents:
         return self.stop is not None and self.stop.kind is StopKind.CANCEL
 
     @property
+    def failed(self) -> bool:
+        """Whether the run has failed, whatever becomes of its turn."""
+        return self.stop is not None and self.stop.failure is not None
+
+    @property
     def leaving(self) -> bool:
         """Whether the session is to be given back in the middle of the run."""
         return self.paused or self.draining or self.abandoned

@@ -396,9 +396,10 @@ async def load_options(database: Database, session_id: UUID) -> bytes:
         return await session_options(tx, session_id)
 
 
-async def mark_agent(database: Database, session_id: UUID, claude_session_id: UUID, version: str) -> None:
-    """Note which CLI wrote the session's transcript, and under which id."""
+async def mark_agent(database: Database, session_id: UUID, epoch: int, claude_session_id: UUID, version: str) -> None:
+    """Note which CLI wrote the session's transcript, and under which id. Raises LeaseLostError."""
     async with database.transaction() as tx:
+        still_held(await lock_head(tx, session_id), session_id, epoch)
         session = await tx.get_one(Session, session_id)
         session.claude_session_id = claude_session_id
         session.agent_version = version

@@ -17,10 +17,10 @@ from uuid import UUID
 import structlog
 
 from agentrpc.bus.redis_bus import Bus
-from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
-from agentrpc.claude.translation import Delta, Translator, TurnEnded
+from agentrpc.claude.translation import Delta, Fault, Item, Translator, TurnEnded
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.domain.rules import EXIT_PLAN
 from agentrpc.errors import FailedPrecondition
@@ -113,6 +113,7 @@ class SessionProcess:
         gate: Judges every call.
         may_begin: Whether this worker may still begin anything for the session.
         on_ready: Gets what the CLI says of itself.
+        on_fault: Told what the CLI has said that no CLI says. The process is being ended then.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class SessionProcess:
         *,
         may_begin: Callable[[], bool],
         on_ready: Callable[[event_pb2.AgentInitialized], None],
+        on_fault: Callable[[str], None],
     ) -> None:
         self._env = environment
         self._hold = hold
@@ -136,12 +138,14 @@ class SessionProcess:
         self._gate = gate
         self._may_begin = may_begin
         self._on_ready = on_ready
+        self._on_fault = on_fault
         self._agent: AgentProcess | None = None
         self._options = b""
         self._token: str | None = None
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
         self._stopping: asyncio.Task[StopReceipt] | None = None
+        self._ending: asyncio.Task[StopReceipt] | None = None
         self._stored: set[str] = set()
         gate.in_transcript = lambda tool_use_id: tool_use_id in self._stored
         self._step: _Step | None = None
@@ -225,7 +229,7 @@ class SessionProcess:
             raise AgentStartError(error.message) from None
         self._translator.reset_process()
         if carry is not None:
-            self._translator.call_carried(carry.tool_use_id, carry.tool_name, carry.input)
+            self._translator.call_carried(carry.tool_use_id, carry.tool_name)
         self._stored = {carry.tool_use_id} if carry is not None else set()
         self._step = None
         if step and carry is not None:
@@ -243,6 +247,7 @@ class SessionProcess:
             isolation=self._env.isolation,
             gate=self._gate,
             on_transcript=self._keep,
+            on_fault=self._fault,
             load_transcript=self._load,
             carry=carry,
             cli_path=self._env.settings.cli_path,
@@ -308,19 +313,34 @@ class SessionProcess:
         except AgentCrashedError as error:
             crash = error
             self._log.warning("agent_crashed", exit_code=error.exit_code, stderr=error.stderr_tail[-500:])
+        except AgentFaultError as error:
+            self._fault(str(error))
+            return
         if self._agent is agent:
             # Ended unasked: whatever of the tree is left goes too.
             self._pump = None
             await self.stop()
             self.turns.put_nowait(crash)
 
-    def _hand_on(self, items: Iterable[Delta | TurnEnded | event_pb2.Event]) -> None:
+    def _fault(self, what: str) -> None:
+        """What it says from now on is worth nothing, and what it does is nobody's will: it ends here."""
+        if self._stopping is not None:
+            return
+        self._log.error("agent_misbehaved", what=what)
+        self._on_fault(what)
+        if self._agent is not None:
+            self._ending = asyncio.create_task(self.stop(grace=0), name=f"end-{self._session_id}")
+
+    def _hand_on(self, items: Iterable[Item]) -> None:
         put, put_delta = self._writer.put, self._writer.put_delta
         for item in items:
             if isinstance(item, Delta):
                 put_delta(item)
             elif isinstance(item, TurnEnded):
+                self._stored &= self._translator.open_calls | self._gate.at_gate
                 self.turns.put_nowait(item)
+            elif isinstance(item, Fault):
+                self._fault(item.what)
             else:
                 put(item)
                 self._note(item)
@@ -335,11 +355,19 @@ class SessionProcess:
             self._writing = True
         elif kind == "message_completed":
             self._writing = False
-        elif kind == "tool_call_finished" and self._step is not None:
-            self._step.ended = True
-            self._step.check()
+        elif kind == "tool_call_finished":
+            self._forget(event.tool_call_finished.tool_use_id)
+            if self._step is not None:
+                self._step.ended = True
+                self._step.check()
         elif kind == "agent_initialized":
             self._on_ready(event.agent_initialized)
+
+    def _forget(self, tool_use_id: str) -> None:
+        self._gate.call_ended(tool_use_id)
+        if self._agent is not None:
+            self._agent.call_ended(tool_use_id)
+        self._stored.discard(tool_use_id)
 
     # ---- Use and end ----
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from claude_agent_sdk import ClaudeAgentOptions, CLIJSONDecodeError, ProcessError
+from claude_agent_sdk import ClaudeAgentOptions, ProcessError
 
-from agentrpc.claude import output
-from agentrpc.claude.output import BatchingTransport, OutputPipe, frames_of
+from agentrpc.claude import channel
+from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,20 +49,19 @@ def cli(tmp_path):
         found = Output()
 
         async def read():
-            pipe = OutputPipe(tmp_path)
             given = shlex.quote(str(tmp_path / "output"))
-            path.write_text(f"#!/bin/sh\nexec 8<>{pipe.path} 1>{pipe.path} 8<&-\nOUTPUT={given}\n{script}\n")
+            path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\nOUTPUT={given}\n{script}\n")
             path.chmod(0o700)
-            transport = BatchingTransport(ClaudeAgentOptions(cli_path=path, max_buffer_size=limit), pipe)
-            await transport.connect()
+            agent = Channel(ClaudeAgentOptions(cli_path=path, max_buffer_size=limit))
+            await agent.connect()
             try:
-                async for message in transport.read_messages():
+                async for message in agent.read_messages():
                     found.messages.append(message)
                     time.sleep(slow)  # noqa: ASYNC251 - nothing is read meanwhile, that is the point
-            except (CLIJSONDecodeError, ProcessError) as error:
+            except (BrokenFrameError, ProcessError) as error:
                 found.error = error
             finally:
-                await transport.close()
+                await agent.close()
 
         uvloop.run(read())
         return found
@@ -72,7 +71,7 @@ def cli(tmp_path):
 
 def test_frames_keep_their_order_and_only_passed_on_ones_travel_together(cli):
     others = [
-        {"type": "control_request", "request_id": "1"},
+        {"type": "control_request", "request_id": "1", "request": {"subtype": "can_use_tool"}},
         {"type": "transcript_mirror", "filePath": "f", "entries": []},
         {"type": "result", "subtype": "success"},
     ]
@@ -107,12 +106,22 @@ def test_what_is_no_frame_is_skipped(cli):
     assert cli(written=written).frames == [delta(1), {"type": "result"}]
 
 
+@pytest.mark.parametrize("stray", ["{ debug: true }", "{\n  a: 1,\n}", "{}", '{"debug":true}', '{"type":7}', "{"])
+def test_what_parts_of_the_cli_print_costs_no_frame(cli, stray, capsys):
+    found = cli(written=line(delta(1)) + f"{stray}\n" * 3 + line({"type": "result"}))
+    assert found.error is None
+    assert found.frames == [delta(1), {"type": "result"}]
+    said = capsys.readouterr().out
+    assert said.count("agent_stray_output") == 2
+    assert f"lines={3 * len(stray.splitlines())}" in said
+
+
 def test_a_broken_frame_ends_the_output_after_those_before_it(cli):
     found = cli(written=line({"type": "user"}) + '{"type":\n' + line({"type": "result"}))
     assert found.frames == [{"type": "user"}]
-    assert isinstance(found.error, CLIJSONDecodeError)
+    assert isinstance(found.error, BrokenFrameError)
     batch = cli(written=line(delta(1)) + '{"type":"stream_event",\n')
-    with pytest.raises(CLIJSONDecodeError):
+    with pytest.raises(BrokenFrameError):
         _ = batch.frames
 
 
@@ -121,11 +130,11 @@ def test_a_line_has_a_limit(cli, end):
     written = line(delta(1, "x" * 90_000))
     assert cli(written=written, limit=100_000).frames == [delta(1, "x" * 90_000)]
     found = cli(written=line(delta(1)) * 2 + '{"type":"assistant","text":"' + "x" * 200_000 + end, limit=100_000)
-    assert isinstance(found.error, CLIJSONDecodeError)
+    assert isinstance(found.error, BrokenFrameError)
 
 
 def test_last_words_come_though_the_reader_is_behind(cli, monkeypatch):
-    monkeypatch.setattr(output, "_LAST_WORDS", 0.02)
+    monkeypatch.setattr(channel, "_LAST_WORDS", 0.02)
     written = [{"type": "user", "number": number, "text": "x" * 5000} for number in range(60)]
     found = cli(written="".join(map(line, written)), slow=0.005)
     assert found.error is None
@@ -138,7 +147,7 @@ def test_the_last_frame_needs_no_end_of_line_but_has_to_be_whole(cli):
 
 
 def test_a_child_that_holds_the_output_open_does_not_keep_it_from_ending(cli, monkeypatch):
-    monkeypatch.setattr(output, "_LAST_WORDS", 0.1)
+    monkeypatch.setattr(channel, "_LAST_WORDS", 0.1)
     began = time.monotonic()
     found = cli('sleep 60 &\necho "{\\"type\\":\\"system\\",\\"pid\\":$!}"\ncat $OUTPUT; exit 3', line(delta(1)))
     os.kill(found.frames[0]["pid"], signal.SIGKILL)
