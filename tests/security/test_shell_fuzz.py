@@ -21,7 +21,7 @@ def test_whatever_bash_runs_was_read(tmp_path):
     assert counts["allowed"] > LINES / 200
 
 
-# Lines that a fuzz found: bash runs something else in them than bash's grammar shows, or a reader took it for something else.
+# Lines in which bash runs something else than its grammar shows, or which were read wrongly once.
 FOUND = [
     "dd {fd}> ok",
     "aa {fd}>ok x",
@@ -96,7 +96,11 @@ FOUND = [
 ]
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    return dict(zip(FOUND, Bash(tmp_path_factory.mktemp("bash")).run(FOUND), strict=True))
+
+
 @pytest.mark.parametrize("line", FOUND)
-def test_lines_that_were_read_wrongly_once(line, tmp_path):
-    ran, files = Bash(tmp_path).run([line])[0]
-    assert list(misses_of(line, ran, files)) == []
+def test_lines_that_were_read_wrongly_once_or_might_be(line, ran):
+    assert list(misses_of(line, *ran[line])) == []
