@@ -181,7 +181,7 @@ def runs_of(command: Command) -> Runs:
             found.programs.pop()
             at += 1
             continue
-        if at and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\[[^]]*\])?\+?=.*", name, re.DOTALL):
+        if at and re.match(r"[A-Za-z_][A-Za-z0-9_]*(\[[^]]*\])?\+?=", found.words[at].source):
             # `time A=1 ls`.
             found.programs.pop()
             clear = False
@@ -310,25 +310,23 @@ def _looks_into(name: str, found: _Found, at: int, depth: int) -> None:
 
 
 def _shell(name: str, found: _Found, arguments: list[Word], depth: int) -> None:
-    for index, word in enumerate(arguments):
+    """A shell: its text is the first word behind its options, if `-c` is one of them."""
+    takes_text = False
+    for word in arguments:
         text = word.text
-        if text is None:
+        if text is None or word.glob:
             break
-        if text.startswith("-") and "c" in text and not text.startswith("--"):
-            if not _SHELL_FLAGS.fullmatch(text) or index + 1 >= len(arguments):
-                break
-            script_text = arguments[index + 1].text
-            if script_text is None or arguments[index + 1].glob or name == "fish":
-                break
-            _inner(found, script_text, depth)
+        if text.startswith("-") and _SHELL_FLAGS.fullmatch(text):
+            takes_text = takes_text or "c" in text
+        elif not takes_text and text in {"--version", "--help", "-n"}:
             return
-        if text in {"--version", "--help", "-n"}:
+        elif text.startswith(("-", "+")):
+            if text not in {"--norc", "--noprofile", "--posix"}:
+                break
+        elif takes_text and name != "fish":
+            _inner(found, text, depth)
             return
-        if not (text.startswith("-") and _SHELL_FLAGS.fullmatch(text)) and text not in {
-            "--norc",
-            "--noprofile",
-            "--posix",
-        }:
+        else:
             break
     found.doubt(f"{name} runs what is not seen here")
 
