@@ -50,6 +50,7 @@ from agentrpc.services.reports import Reports
 from agentrpc.services.run_control import RunControl
 from agentrpc.services.runs import Runs
 from agentrpc.services.schedules import Schedules
+from agentrpc.services.sealing import seal_in_the_background
 from agentrpc.services.session_control import SessionControl
 from agentrpc.services.session_grants import SessionGrants
 from agentrpc.services.sessions import Sessions
@@ -210,6 +211,8 @@ async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> N
             upstream_url=settings.model_url,
             api_key=key.get_secret_value() if key is not None else None,
             auth_style=settings.model_auth,
+            betas=settings.agent_betas,
+            body_memory=settings.gateway_memory,
         )
         jobs = Jobs(process.use_cases.jobs())
         worker = WorkerProcess(
@@ -242,6 +245,7 @@ async def _schedule(settings: Settings, stopped: asyncio.Event) -> None:
             asyncio.create_task(process.use_cases.archives.schedule(), name="archives"),
             asyncio.create_task(scheduler.fire(), name="schedules"),
             asyncio.create_task(scheduler.begin(), name="executions"),
+            asyncio.create_task(seal_in_the_background(process.database, settings), name="sealing"),
             asyncio.create_task(Reaper(process.database, process.bell.ring, settings).run(), name="reaper"),
         ]
         log.info("scheduling")

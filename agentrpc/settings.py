@@ -152,6 +152,19 @@ class Settings(BaseSettings):
         description="The provider key. Only the model gateway sees it.",
     )
     model_auth: Literal["x-api-key", "bearer"] = "x-api-key"
+    agent_models: tuple[str, ...] = Field(
+        default=("claude-haiku-*",),
+        description="A JSON list of names or patterns: the models that agents may ask besides their session's own, for "
+        "subagents and what the CLI asks a small model. An alias such as `opus` without one here is the session's own.",
+    )
+    agent_betas: tuple[str, ...] = Field(
+        default=(),
+        description="A JSON list: betas of the provider that agents may use besides those of the CLI, as names without "
+        "a date, such as `files-api`.",
+    )
+    gateway_memory: int = Field(
+        default=256 * 1024**2, ge=64 * 1024**2, description="Bytes of agents' requests that a worker holds at once."
+    )
 
     # Tools of agents.
     max_memory_stores: int = Field(default=100, ge=1, description="Of one user; more is LIMIT_REACHED.")

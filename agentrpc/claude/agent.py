@@ -44,11 +44,13 @@ class AgentStartError(Exception):
 
     Attributes:
         detail: For the log; callers see only the message.
+        reason: A name of `RunError.Reason`.
     """
 
-    def __init__(self, message: str, detail: str = "") -> None:
+    def __init__(self, message: str, detail: str = "", *, reason: str = "REASON_AGENT_START_FAILED") -> None:
         super().__init__(message)
         self.detail = detail
+        self.reason = reason
 
 
 class AgentCrashedError(Exception):
@@ -82,10 +84,12 @@ class AgentSpec:
         token: The run token for it.
         isolation: How the tree is kept apart.
         gate: Judges every call.
+        models: What the CLI is to take for its aliases of models, such as `opus`.
         on_transcript: Gets (subpath, lines); must only enqueue.
         load_transcript: All (subpath, line) of the session, with those that `on_transcript` was given before.
         on_fault: Told of calls and questions that no CLI makes; they are refused in any case.
         carry: A call of the stored conversation that the CLI takes up by itself at its start.
+        mcp_urls: Where the CLI finds MCP servers that are not in its sandbox, by name.
         cli_path: Another CLI than the bundled one.
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
     """
@@ -102,7 +106,9 @@ class AgentSpec:
     on_transcript: Callable[[str, list[bytes]], None]
     load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
     on_fault: Callable[[str], None] = lambda _: None
+    models: Mapping[str, str] = field(default_factory=dict)
     carry: OpenCall | None = None
+    mcp_urls: Mapping[str, str] = field(default_factory=dict)
     cli_path: Path | None = None
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
 
@@ -146,7 +152,7 @@ class AgentProcess:
         cli = (spec.cli_path or bundled_cli()).resolve()
         if not cli.is_file():
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
-        environment = agent_environment(spec.paths, spec.gateway_url, spec.token)
+        environment = agent_environment(spec.paths, spec.gateway_url, spec.token, spec.models)
         script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
         gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault)
         rest: dict[str, Any] = {
@@ -166,7 +172,7 @@ class AgentProcess:
         if spec.carry is not None:
             # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
             rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
-        options = agent_options(spec.options, spec.paths, rest)
+        options = agent_options(spec.options, spec.paths, rest, spec.mcp_urls)
         servers = ToolServers(spec.tools, gatekeeper.redeem)
         channel = Channel(options)
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.

@@ -118,6 +118,11 @@ class SessionPaths:
         """Big or secret options that the CLI reads."""
         return self.launch / "options"
 
+    @property
+    def mcp(self) -> Path:
+        """Folders of MCP servers that run beside the agent. Not visible to it."""
+        return self.root / "mcp"
+
     def create(self) -> None:
         """Make what is missing, but the workspace: that is not made twice."""
         for folder in (self.root, self.home, self.config, self.launch, self.options):

@@ -1,4 +1,4 @@
-"""Connects to MCP servers that callers have registered, to see whether they answer and which tools they have.
+"""Connects to MCP servers that callers name: here to see whether they answer and which tools they have.
 
 What they are is not known: a program runs in a sandbox of its own, without anything of a session or of this service,
 and its whole tree is ended afterwards; an address is called only if it is one of those that may be. Time and output
@@ -29,9 +29,10 @@ from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.errors import AgentRpcError
 from agentrpc.v1 import mcp_server_pb2, session_pb2
 
-__all__ = ["Found", "Ground", "McpConnectError", "look"]
+__all__ = ["Found", "Ground", "McpConnectError", "Streams", "look", "transport_to", "words_of"]
 
-_MAX_LINE = 4 * 1024 * 1024
+_MAX_LINE = 16 * 1024 * 1024
+# Of a server that is looked at, all in all.
 _MAX_OUTPUT = 16 * 1024 * 1024
 # Lines that are no messages: some programs print a few.
 _MAX_NOISE = 1000
@@ -66,11 +67,16 @@ class Ground:
         folder: For a program's files; made, and removed afterwards.
         isolation: How a program is kept apart.
         resolve: The addresses of a host and port that may be called; raises an AgentRpcError or OSError.
+        lasting: For as long as it is used, instead of a look: the folder stays, and what comes is bounded for a message
+            only.
+        on_start: Told the process of a program.
     """
 
     folder: Path
     isolation: Isolation
     resolve: Callable[[str, int], Awaitable[list[str]]]
+    lasting: bool = False
+    on_start: Callable[[int], None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -105,17 +111,18 @@ async def look(server: session_pb2.McpServer, ground: Ground, *, timeout: float)
     """
     stderr = bytearray()
     try:
-        async with asyncio.timeout(timeout), _transport(server, ground, timeout, stderr) as transport:
+        async with asyncio.timeout(timeout), transport_to(server, ground, timeout, stderr) as transport:
             return await _ask(transport, timeout)
     except TimeoutError:
         raise McpConnectError(_with_stderr(f"it did not answer within {timeout:g} s", stderr)) from None
     except McpConnectError as error:
         raise McpConnectError(_with_stderr(str(error), stderr)) from None
     except (Exception, BaseExceptionGroup) as error:
-        raise McpConnectError(_with_stderr(_words(error), stderr)) from error
+        raise McpConnectError(_with_stderr(words_of(error), stderr)) from error
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What went wrong, for those who may see the server's configuration."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, AgentRpcError):
@@ -177,10 +184,11 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
         start_new_session=True,
         limit=_MAX_LINE,
     )
+    ground.on_start(process.pid)
     came, read = anyio.create_memory_object_stream[SessionMessage | Exception](16)
     write, to_send = anyio.create_memory_object_stream[SessionMessage](0)
     tasks = [
-        asyncio.create_task(_read(process, came), name="mcp-stdout"),
+        asyncio.create_task(_read(process, came, lasting=ground.lasting), name="mcp-stdout"),
         asyncio.create_task(_write(process, to_send), name="mcp-stdin"),
         asyncio.create_task(_keep_tail(process, stderr), name="mcp-stderr"),
     ]
@@ -192,7 +200,9 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
             stream.close()
 
 
-async def _read(process: asyncio.subprocess.Process, came: "anyio.abc.ObjectSendStream[SessionMessage]") -> None:
+async def _read(
+    process: asyncio.subprocess.Process, came: "anyio.abc.ObjectSendStream[SessionMessage]", *, lasting: bool
+) -> None:
     assert process.stdout is not None
     left, noise = _MAX_OUTPUT, 0
     with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -200,12 +210,13 @@ async def _read(process: asyncio.subprocess.Process, came: "anyio.abc.ObjectSend
             # ValueError: a line is longer than the limit.
             with contextlib.suppress(ValueError):
                 while (line := await process.stdout.readline()) and left > 0 and noise < _MAX_NOISE:
-                    left -= len(line)
+                    left -= 0 if lasting else len(line)
                     try:
                         message = jsonrpc_message_adapter.validate_json(line, by_name=False)
                     except ValueError:
                         noise += 1
                         continue
+                    noise = 0 if lasting else noise
                     await came.send(SessionMessage(message))
 
 
@@ -253,14 +264,14 @@ async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[No
 class _Stream(httpx2.AsyncByteStream):
     """A body with an end."""
 
-    def __init__(self, stream: httpx2.AsyncByteStream, transport: "_Pinned") -> None:
+    def __init__(self, stream: httpx2.AsyncByteStream, room: list[int]) -> None:
         self._stream = stream
-        self._transport = transport
+        self._room = room
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
-            self._transport.room -= len(chunk)
-            if self._transport.room < 0:
+            self._room[0] -= len(chunk)
+            if self._room[0] < 0:
                 raise McpConnectError(f"it sent more than {_MAX_OUTPUT} bytes")
             yield chunk
 
@@ -271,10 +282,11 @@ class _Stream(httpx2.AsyncByteStream):
 class _Pinned(httpx2.AsyncBaseTransport):
     """Connects to addresses that were judged, and reads no more than is bearable."""
 
-    def __init__(self, resolve: Callable[[str, int], Awaitable[list[str]]]) -> None:
-        self._resolve = resolve
+    def __init__(self, ground: Ground) -> None:
+        self._resolve = ground.resolve
         self._inner = httpx2.AsyncHTTPTransport()
-        self.room = _MAX_OUTPUT
+        self._lasting = ground.lasting
+        self._room = [_MAX_OUTPUT]
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         host, port = request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
@@ -297,10 +309,14 @@ class _Pinned(httpx2.AsyncBaseTransport):
                 await response.aclose()
                 raise McpConnectError("it compresses its answer, unasked")
             assert isinstance(response.stream, httpx2.AsyncByteStream)
+            if self._lasting and request.method == "GET":
+                # Events, for as long as somebody listens: the reader bounds each of them.
+                return response
+            room = [_MAX_OUTPUT] if self._lasting else self._room
             return httpx2.Response(
                 response.status_code,
                 headers=response.headers,
-                stream=_Stream(response.stream, self),
+                stream=_Stream(response.stream, room),
                 extensions=response.extensions,
             )
         raise McpConnectError("its host has no address")
@@ -312,9 +328,9 @@ class _Pinned(httpx2.AsyncBaseTransport):
 def _http_client(remote: session_pb2.McpRemote, ground: Ground, timeout: float) -> Callable[..., httpx2.AsyncClient]:
     def make(**_: object) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
-            transport=_Pinned(ground.resolve),
+            transport=_Pinned(ground),
             headers={**remote.headers, "accept-encoding": "identity"},
-            timeout=timeout,
+            timeout=httpx2.Timeout(timeout, read=None) if ground.lasting else timeout,
             trust_env=False,
         )
 
@@ -322,21 +338,29 @@ def _http_client(remote: session_pb2.McpRemote, ground: Ground, timeout: float) 
 
 
 @contextlib.asynccontextmanager
-async def _transport(
+async def transport_to(
     server: session_pb2.McpServer, ground: Ground, timeout: float, stderr: bytearray
 ) -> AsyncIterator[AbstractAsyncContextManager[Streams]]:
+    """What carries messages to a server and back, to be opened. `stderr` gets the end of what a program says there.
+
+    Raises:
+        McpConnectError: It is of no kind that can be called.
+    """
     match server.WhichOneof("transport"):
         case "stdio":
             try:
                 yield _program(server.stdio, ground, stderr)
             finally:
-                await asyncio.to_thread(remove_tree, ground.folder, seconds=_REMOVE_SECONDS)
+                if not ground.lasting:
+                    await asyncio.to_thread(remove_tree, ground.folder, seconds=_REMOVE_SECONDS)
         case "sse":
             make = _http_client(server.sse, ground, timeout)
             yield sse_client(server.sse.url, httpx_client_factory=make, sse_read_timeout=timeout)
         case "http":
             async with _http_client(server.http, ground, timeout)() as client:
-                yield streamable_http_client(server.http.url, http_client=client)  # type: ignore[misc]
+                yield streamable_http_client(  # type: ignore[misc]
+                    server.http.url, http_client=client, max_sse_event_size=_MAX_OUTPUT
+                )
         case _:
             raise McpConnectError("only stdio, sse and http servers can be called")
 

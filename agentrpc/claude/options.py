@@ -4,6 +4,7 @@ Allow and deny rules never go to the CLI: the gate decides about every call. Wha
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,19 +62,20 @@ def plain_environment(paths: SessionPaths) -> dict[str, str]:
     }
 
 
-def agent_environment(paths: SessionPaths, gateway_url: str, token: str) -> dict[str, str]:
-    """All that the agent's environment holds."""
+def agent_environment(paths: SessionPaths, gateway_url: str, token: str, models: Mapping[str, str]) -> dict[str, str]:
+    """All that the agent's environment holds. `models`: by alias, what the CLI is to take for it."""
     return {
         **plain_environment(paths),
         "CLAUDE_CONFIG_DIR": str(paths.config),
         "ANTHROPIC_BASE_URL": gateway_url,
         "ANTHROPIC_AUTH_TOKEN": token,
+        **{f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL": model for alias, model in models.items()},
         **_SWITCHES,
     }
 
 
 def agent_options(
-    options: session_pb2.SessionOptions, paths: SessionPaths, rest: Mapping[str, Any]
+    options: session_pb2.SessionOptions, paths: SessionPaths, rest: Mapping[str, Any], mcp_urls: Mapping[str, str]
 ) -> ClaudeAgentOptions:
     """The SDK's options.
 
@@ -81,6 +83,7 @@ def agent_options(
         options: The session's, valid, with its model set.
         paths: The session's folders, for what goes by file.
         rest: What belongs to the process: cli_path, session_id or resume, hooks, store.
+        mcp_urls: Where the CLI finds MCP servers that are not in its sandbox, by name.
     """
     arguments: dict[str, Any] = {
         "model": options.model or None,
@@ -110,7 +113,7 @@ def agent_options(
     if options.output_schema_json:
         arguments["output_format"] = {"type": "json_schema", "schema": json.loads(options.output_schema_json)}
     if options.mcp_servers:
-        servers = {server.name: _mcp_server(server) for server in options.mcp_servers}
+        servers = {server.name: _mcp_server(server, paths, mcp_urls) for server in options.mcp_servers}
         arguments["mcp_servers"] = str(paths.write_option("mcp.json", json.dumps({"mcpServers": servers})))
     return ClaudeAgentOptions(**arguments)
 
@@ -135,13 +138,14 @@ def _thinking(thinking: session_pb2.Thinking) -> dict[str, Any]:
     return {"type": "adaptive", **display}
 
 
-def _mcp_server(server: session_pb2.McpServer) -> dict[str, Any]:
+def _mcp_server(server: session_pb2.McpServer, paths: SessionPaths, urls: Mapping[str, str]) -> dict[str, Any]:
     if server.HasField("builtin"):
         # The CLI calls it over the control protocol.
         return {"type": "sdk", "name": server.name}
-    if server.HasField("stdio"):
-        stdio = server.stdio
-        return {"type": "stdio", "command": stdio.command, "args": list(stdio.args), "env": dict(stdio.env)}
-    kind = "sse" if server.HasField("sse") else "http"
-    remote = server.sse if kind == "sse" else server.http
-    return {"type": kind, "url": remote.url, "headers": dict(remote.headers)}
+    if server.name in urls:
+        return {"type": "http", "url": urls[server.name]}
+    # The CLI would expand ${NAME} in its file with its own environment, where the run's token is. A script says the
+    # words exactly as they are.
+    command = shlex.join([server.stdio.command, *server.stdio.args])
+    script = paths.write_option(f"mcp-{server.name}", f"exec {command}\n")
+    return {"type": "stdio", "command": "/bin/sh", "args": [str(script)]}

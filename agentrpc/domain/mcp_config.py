@@ -6,6 +6,7 @@ configuration is shown without them; when it comes back as it was shown, they ar
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,16 +19,21 @@ __all__ = [
     "keep_secrets",
     "keep_url",
     "missing_secrets",
+    "open_secrets",
     "parse_entry",
     "redacted",
+    "seal_secrets",
     "secret_values",
     "session_name_of",
     "url_is_redacted",
 ]
 
 REDACTED = "REDACTED"
+# Begins a sealed text, in values that are stored. No caller can write it: values have no NUL.
+SEALED = "\0sealed:"
 
 _REMOTE_TYPES = {"sse": "sse", "http": "http", "streamable-http": "http", "streamableHttp": "http"}
+_PLACEHOLDER = re.compile(r"\$\{(?:(?:env|input|config):)?[A-Za-z_][A-Za-z0-9_.-]*(?::-[^}]*)?\}")
 _QUERY_VALUE = re.compile(r"(?<==)[^&]+")
 
 
@@ -68,7 +74,30 @@ def _remote(config: session_pb2.McpServer) -> session_pb2.McpRemote | None:
     return getattr(config, kind) if kind in {"sse", "http"} else None
 
 
+def seal_secrets(config: session_pb2.McpServer, seal: Callable[[str], str]) -> None:
+    """Put sealed texts in the place of secrets. What is sealed stays as it is; a URL still shows what is not secret."""
+    values = _secrets(config)
+    for key, value in list(values.items()):
+        if value and SEALED not in value:
+            values[key] = SEALED + seal(value)
+    remote = _remote(config)
+    if remote is not None and SEALED not in remote.url and _redacted_url(remote.url) != remote.url:
+        remote.url = _redacted_url(remote.url) + SEALED + seal(remote.url)
+
+
+def open_secrets(config: session_pb2.McpServer, unseal: Callable[[str], str]) -> None:
+    """Put secrets in the place of their sealed texts."""
+    values = _secrets(config)
+    for key, value in list(values.items()):
+        if SEALED in value:
+            values[key] = unseal(value.partition(SEALED)[2])
+    remote = _remote(config)
+    if remote is not None and SEALED in remote.url:
+        remote.url = unseal(remote.url.partition(SEALED)[2])
+
+
 def _redacted_url(url: str) -> str:
+    url = url.partition(SEALED)[0]
     head, question, rest = url.partition("?")
     query, sharp, fragment = rest.partition("#")
     scheme, slashes, path = head.partition("//")
@@ -87,12 +116,13 @@ def secret_values(config: session_pb2.McpServer) -> list[str]:
     return sorted(found - {"", REDACTED}, key=len, reverse=True)
 
 
-def keep_secrets(stored: session_pb2.McpServer, wanted: session_pb2.McpServer) -> None:
-    """Fill in what came back as it was shown, or as it was exported."""
+def keep_secrets(stored: session_pb2.McpServer, wanted: session_pb2.McpServer, *, from_file: bool = False) -> None:
+    """Fill in what came back as it was shown, or as it was exported; `from_file`: whatever is but a placeholder."""
     before = _secrets(stored) if stored.WhichOneof("transport") == wanted.WhichOneof("transport") else {}
     values = _secrets(wanted)
     for key, value in list(values.items()):
-        if value in {"", _placeholder(key)} and before.get(key):
+        unknown = value in {"", _placeholder(key)} or (from_file and _PLACEHOLDER.fullmatch(value))
+        if unknown and before.get(key):
             values[key] = before[key]
     keep_url(stored, wanted)
 
@@ -105,9 +135,22 @@ def keep_url(stored: session_pb2.McpServer, wanted: session_pb2.McpServer) -> No
 
 
 def missing_secrets(config: session_pb2.McpServer) -> list[str]:
-    """What stands for a secret, and is none: `env.KEY` or `headers.NAME`."""
+    """Where a value is expected from a place that only the file's former reader knows, such as `env.KEY` or `url`.
+
+    Nothing here expands such placeholders: `${NAME}`, `${NAME:-default}`, `${env:NAME}`, `${input:NAME}`. Whoever means
+    one of them as it stands sets it with UpdateMcpServer.
+    """
     field = "env" if config.HasField("stdio") else "headers"
-    return [f"{field}.{key}" for key, value in sorted(_secrets(config).items()) if value == _placeholder(key)]
+    found = [f"{field}.{key}" for key, value in sorted(_secrets(config).items()) if _PLACEHOLDER.search(value)]
+    remote = _remote(config)
+    if remote is not None and _PLACEHOLDER.search(remote.url):
+        found.append("url")
+    if config.HasField("stdio"):
+        words = [config.stdio.command, *config.stdio.args]
+        found += [
+            "command" if at == 0 else f"args[{at - 1}]" for at, word in enumerate(words) if _PLACEHOLDER.search(word)
+        ]
+    return found
 
 
 def url_is_redacted(config: session_pb2.McpServer) -> bool:
@@ -142,14 +185,20 @@ def parse_entry(key: str, entry: object) -> tuple[session_pb2.McpServer, str]:
     if ("command" in rest) == ("url" in rest):
         raise EntryError("", "needs either command or url")
     if "command" in rest:
-        if kind not in {None, "stdio"}:
-            raise EntryError("type", "must be stdio, beside a command")
+        for field in ("type", "transport"):
+            if rest.get(field) not in {None, "stdio"}:
+                raise EntryError(field, "must be stdio, beside a command")
         config.stdio.command = _take(rest, "command", str)
         config.stdio.args.extend(_strings(rest, "args"))
         config.stdio.env.update(_pairs(rest, "env"))
     else:
+        # Some programs write `transport` for it.
+        field = "type" if kind is not None or "transport" not in rest else "transport"
+        kind = rest.get(field)
         if kind is not None and (not isinstance(kind, str) or kind not in _REMOTE_TYPES):
-            raise EntryError("type", f"must be one of {', '.join(_REMOTE_TYPES)}, beside a url")
+            raise EntryError(field, f"must be one of {', '.join(_REMOTE_TYPES)}, beside a url")
+        if field == "type" and "transport" in rest and rest["transport"] != kind:
+            raise EntryError("transport", "says something else than type")
         remote = getattr(config, _REMOTE_TYPES[kind or "http"])
         remote.url = _take(rest, "url", str)
         remote.headers.update(_pairs(rest, "headers"))
@@ -193,8 +242,13 @@ def entry_of(shown: session_pb2.McpServer, extra_json: str) -> dict[str, Any]:
         _add(entry, "env", {key: _placeholder(key) for key in shown.stdio.env})
     else:
         kind = "sse" if shown.HasField("sse") else "http"
-        written = extra.get("type")
-        entry["type"] = written if isinstance(written, str) and _REMOTE_TYPES.get(written) == kind else kind
+        written = extra.get("type", extra.get("transport"))
+        written = written if isinstance(written, str) and _REMOTE_TYPES.get(written) == kind else kind
+        if "transport" not in extra or "type" in extra:
+            entry["type"] = written
+        elif extra["transport"] != written:
+            # It was changed since.
+            extra = {**extra, "transport": written}
         remote = getattr(shown, kind)
         entry["url"] = remote.url
         _add(entry, "headers", {key: _placeholder(key) for key in remote.headers})

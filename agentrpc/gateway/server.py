@@ -1,15 +1,14 @@
-"""A pass-through proxy on loopback between the CLI and the provider.
+"""A proxy on loopback between the CLI and the provider.
 
-Keeps promises 3 and 6: an agent holds a run token that is good for this worker's gateway only and for as long as the
-worker's lease; the provider key is added here and is in no agent environment, file, log or event. Bytes pass through as
-they come; usage is read from them on the way.
+Keeps promises 3 and 6: an agent holds a run token that is good for this worker's gateway only, while a run of its
+session is under way and for as long as the worker's lease; the provider key is added here and is in no agent
+environment, file, log or event. What is asked is judged (`requests.py`) and counted against the bounds of the run,
+whoever in the sandbox asks; answers pass as they come, and usage is read from them on the way.
 """
 
 import asyncio
-import json
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -20,18 +19,22 @@ from aiohttp import web
 from prometheus_client import Counter, Histogram
 from yarl import URL
 
+from agentrpc.domain.model_calls import Refusal, RunAllowance
+from agentrpc.gateway.intake import MAX_BODY, Intake, IntakeFull, TooLarge, TooSlow
+from agentrpc.gateway.mcp import PREFIX, McpEndpoint, McpRoutes
+from agentrpc.gateway.meter import Meter
+from agentrpc.gateway.requests import Asked, Forbidden, check_betas, read_body
+
 __all__ = ["ModelGateway"]
 
 log = structlog.get_logger()
 
-TOKENS = Counter(
-    "agentrpc_gateway_tokens_total", "Tokens by model and kind, as the provider counts.", ("model", "kind")
-)
 REQUESTS = Counter("agentrpc_gateway_requests_total", "Requests of agents by status.", ("status",))
 FIRST_BYTE = Histogram("agentrpc_gateway_first_byte_seconds", "From an agent's request to the first byte back.")
 
-_ROUTES = {("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"), ("GET", "/v1/models")}
-_MAX_BODY = 256 * 1024 * 1024
+_MESSAGES = "/v1/messages"
+_COUNT = "/v1/messages/count_tokens"
+_ROUTES = {("POST", _MESSAGES), ("POST", _COUNT), ("GET", "/v1/models")}
 
 # What never passes: who the agent is to us, and what belongs to one connection (RFC 9110, section 7.6.1).
 _DROP_UP = {
@@ -42,12 +45,6 @@ _DROP_DOWN = {
     "connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "set-cookie", "server",
     "date", "trailer", "upgrade",
 }  # fmt: skip
-_KINDS = {
-    "input_tokens": "input",
-    "output_tokens": "output",
-    "cache_creation_input_tokens": "cache_write",
-    "cache_read_input_tokens": "cache_read",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,7 @@ class _Grant:
 
     session_id: UUID
     may_call: Callable[[], bool]
+    under_way: Callable[[], RunAllowance | None]
 
 
 class ModelGateway:
@@ -65,16 +63,27 @@ class ModelGateway:
         upstream_url: A Messages-compatible endpoint.
         api_key: The provider key; None where the endpoint wants none.
         auth_style: How the key is sent.
+        betas: What agents may ask for besides what the CLI does, as names without a date.
+        body_memory: Bytes of requests that may be in memory at once, of all agents.
     """
 
     def __init__(
-        self, *, upstream_url: str, api_key: str | None, auth_style: Literal["x-api-key", "bearer"] = "x-api-key"
+        self,
+        *,
+        upstream_url: str,
+        api_key: str | None,
+        auth_style: Literal["x-api-key", "bearer"] = "x-api-key",
+        betas: Sequence[str] = (),
+        body_memory: int = 8 * MAX_BODY,
     ) -> None:
         self._upstream = URL(upstream_url.rstrip("/"))
         self._key = api_key
         self._auth = {"x-api-key": api_key or "none"}
         if auth_style == "bearer":
             self._auth = {"authorization": f"Bearer {api_key or 'none'}"}
+        self._betas = tuple(betas)
+        self._intake = Intake(body_memory)
+        self._mcp = McpRoutes(self._intake)
         self._grants: dict[str, _Grant] = {}
         self._under_way: dict[str, set[asyncio.Task[Any]]] = {}
         self._client: aiohttp.ClientSession | None = None
@@ -90,7 +99,7 @@ class ModelGateway:
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=256 * 1024,
         )
-        app = web.Application(client_max_size=_MAX_BODY)
+        app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
         await self._runner.setup()
@@ -104,26 +113,43 @@ class ModelGateway:
         if self._client is not None:
             await self._client.close()
 
-    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
+    def issue(
+        self, session_id: UUID, may_call: Callable[[], bool], under_way: Callable[[], RunAllowance | None]
+    ) -> str:
         """A new run token.
 
         Args:
             session_id: The session that it is for.
             may_call: False once the worker's lease is over or the session is not its any more.
+            under_way: What the run under way may ask; None while there is none.
         """
         token = f"run-{secrets.token_urlsafe(32)}"
-        self._grants[token] = _Grant(session_id, may_call)
+        self._grants[token] = _Grant(session_id, may_call, under_way)
         return token
+
+    def cut(self, token: str) -> None:
+        """Abort the calls under way with a token."""
+        for task in self._under_way.pop(token, ()):
+            task.cancel()
 
     def revoke(self, token: str) -> None:
         """End a token; calls under way with it are aborted."""
         self._grants.pop(token, None)
-        for task in self._under_way.pop(token, ()):
-            task.cancel()
+        self.cut(token)
+
+    def open_mcp(self, endpoint: McpEndpoint) -> str:
+        """A new address, at which the CLI finds an MCP server."""
+        return self.url + self._mcp.open(endpoint)
+
+    def close_mcp(self, url: str) -> None:
+        """End an address, and what is under way there."""
+        self._mcp.close(url.removeprefix(self.url))
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.method in {"HEAD", "GET"} and request.path == "/":
             return web.Response()
+        if request.path.startswith(PREFIX):
+            return await self._mcp.handle(request)
         response = await self._judge(request)
         REQUESTS.labels(str(response.status)).inc()
         return response
@@ -132,8 +158,9 @@ class ModelGateway:
         token = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
         # A token is 256 random bits: a look-up by hash tells nothing useful by its time.
         grant = self._grants.get(token)
-        if grant is None:
-            return _refusal(401, "authentication_error", "the run token is missing, wrong or no longer good")
+        allowance = grant.under_way() if grant is not None else None
+        if grant is None or allowance is None:
+            return _refusal(401, "authentication_error", "the run token is missing, wrong, or its run is over")
         if (request.method, request.path) not in _ROUTES:
             return _refusal(404, "not_found_error", "the gateway passes on Messages requests only")
         if not grant.may_call():
@@ -143,42 +170,95 @@ class ModelGateway:
         under_way = self._under_way.setdefault(token, set())
         under_way.add(task)
         try:
-            return await self._forward(request)
+            return await self._take_in(request, token, grant, allowance)
         finally:
             under_way.discard(task)
 
-    async def _forward(self, request: web.Request) -> web.StreamResponse:
+    async def _take_in(
+        self, request: web.Request, token: str, grant: _Grant, allowance: RunAllowance
+    ) -> web.StreamResponse:
+        try:
+            check_betas(request.headers.getall("anthropic-beta", ()), allowance, self._betas)
+            if request.method == "GET":
+                return await self._forward(request, None, allowance)
+            async with self._intake.body(request, token) as body:
+                asked = read_body(body, allowance)
+                del body
+                if grant.under_way() is not allowance:
+                    return _refusal(401, "authentication_error", "the run is over")
+                if request.path == _COUNT:
+                    return await self._forward(request, asked, allowance)
+                return await self._metered(request, asked, allowance)
+        except Forbidden as error:
+            return _refusal(error.status, error.kind, str(error))
+        except TooLarge:
+            return _refusal(413, "request_too_large", f"a request may have at most {MAX_BODY} bytes")
+        except TooSlow:
+            return _refusal(408, "timeout_error", "the request did not come in time")
+        except IntakeFull:
+            return _refusal(529, "overloaded_error", "too many requests are under way: trying again may help")
+
+    async def _metered(self, request: web.Request, asked: Asked, allowance: RunAllowance) -> web.StreamResponse:
+        """Pass a request on under the bounds of its run."""
+        for name in asked.server_tools:
+            if not allowance.take_server_tool(name):
+                raise Forbidden(f"tools: {name} may be used once for each call of its tool that was allowed")
+        try:
+            amount = allowance.reserve(asked.model, len(asked.body), asked.max_tokens)
+        except Refusal as error:
+            wait = error.reason == "busy"
+            headers = {"retry-after": "2"} if wait else {"x-should-retry": "false"}
+            return _refusal(429, "rate_limit_error" if wait else "billing_error", str(error), headers)
+        meter = Meter(streamed=True, count_pieces=allowance.max_cost is not None)
+        answered = True
+        try:
+            response = await self._forward(request, asked, allowance, meter)
+            answered = response.status == 200
+            return response
+        finally:
+            meter.close()
+            # Who has hung up before the provider has said so much has used it all the same.
+            tokens = {"input_tokens": len(asked.body) // 4, **meter.tokens}
+            allowance.settle(amount, asked.model, tokens, answered=answered)
+
+    async def _forward(
+        self, request: web.Request, asked: Asked | None, allowance: RunAllowance, meter: Meter | None = None
+    ) -> web.StreamResponse:
         assert self._client is not None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _DROP_UP}
         headers |= {**self._auth, "accept-encoding": "identity"}
         target = self._upstream.with_path(self._upstream.path.rstrip("/") + request.path).with_query(request.query)
         began = asyncio.get_running_loop().time()
         started: web.StreamResponse | None = None
+        data = asked.body if asked is not None else None
         try:
             async with self._client.request(
-                request.method, target, headers=headers, data=await request.read(), allow_redirects=False
+                request.method, target, headers=headers, data=data, allow_redirects=False
             ) as upstream:
                 FIRST_BYTE.observe(asyncio.get_running_loop().time() - began)
                 kept = {name: value for name, value in upstream.headers.items() if name.lower() not in _DROP_DOWN}
                 if upstream.status != 200:
                     return web.Response(status=upstream.status, headers=kept, body=self._scrub(await upstream.read()))
-                meter = _Meter(streamed="event-stream" in upstream.content_type)
                 response = web.StreamResponse(status=200, headers=kept)
                 await response.prepare(request)
                 started = response
+                if meter is not None:
+                    meter.streamed = "event-stream" in upstream.content_type
                 async for chunk in upstream.content.iter_any():
                     await response.write(chunk)
+                    if meter is None:
+                        continue
                     meter.feed(chunk)
-                meter.close()
+                    if meter.pieces and asked is not None and allowance.too_dear(asked.model, meter.pieces):
+                        allowance.exceeded = allowance.exceeded or "cost"
+                        log.warning("cost_limit_cuts_answer")
+                        return _cut(request, response)
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
             log.warning("provider_unreachable", error=type(error).__name__)
             if started is not None:
-                # The answer has begun: cut it, so that the CLI sees a broken stream and not an end.
-                if request.transport is not None:
-                    request.transport.abort()
-                return started
+                return _cut(request, started)
             return _refusal(529, "overloaded_error", "the model's endpoint cannot be reached: trying again may help")
         except ConnectionResetError:
             assert started is not None
@@ -188,48 +268,13 @@ class ModelGateway:
         return body.replace(self._key.encode(), b"[key]") if self._key else body
 
 
-class _Meter:
-    """Reads usage from the bytes that pass: from two kinds of event of a stream, or from a whole JSON answer."""
-
-    def __init__(self, *, streamed: bool) -> None:
-        self._streamed = streamed
-        self._rest = b""
-        self._model = "unknown"
-
-    def feed(self, chunk: bytes) -> None:
-        if not self._streamed:
-            self._rest += chunk
-            return
-        end = chunk.find(b"\n") + 1
-        if not end:
-            self._rest += chunk
-            return
-        self._line(self._rest + chunk[:end])
-        start = chunk.rfind(b"\n") + 1
-        self._rest = chunk[start:]
-        # Nothing but pieces of text, as nearly always, is searched once and not taken apart.
-        while (found := chunk.find(b"message_", end, start)) >= 0:
-            begin, end = chunk.rfind(b"\n", 0, found) + 1, chunk.find(b"\n", found) + 1
-            self._line(chunk[begin:end])
-
-    def _line(self, line: bytes) -> None:
-        if line.startswith((b'data: {"type":"message_', b'data: {"type": "message_')) and b'"usage"' in line:
-            self._read(line[6:])
-
-    def close(self) -> None:
-        if not self._streamed:
-            self._read(self._rest)
-
-    def _read(self, text: bytes) -> None:
-        with suppress(ValueError, AttributeError):
-            data = json.loads(text)
-            message = data.get("message", data)
-            self._model = str(message.get("model") or self._model)[:100]
-            for key, value in (message.get("usage") or {}).items():
-                # The first event counts one output token that the last one counts again.
-                if key in _KINDS and isinstance(value, int) and not (data["type"] == "message_start" and value == 1):
-                    TOKENS.labels(self._model, _KINDS[key]).inc(value)
+def _cut(request: web.Request, started: web.StreamResponse) -> web.StreamResponse:
+    """Break an answer off that has begun, so that the CLI sees a broken stream and not an end."""
+    if request.transport is not None:
+        request.transport.abort()
+    return started
 
 
-def _refusal(status: int, kind: str, message: str) -> web.Response:
-    return web.json_response({"type": "error", "error": {"type": kind, "message": message}}, status=status)
+def _refusal(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    error = {"type": "error", "error": {"type": kind, "message": message}}
+    return web.json_response(error, status=status, headers=headers)

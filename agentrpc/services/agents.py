@@ -21,6 +21,7 @@ from agentrpc.services.fields import check_etag, copy_path, etag_of, settable_pa
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.references import refuse_in_use
+from agentrpc.services.secrets import SecretBox
 from agentrpc.services.sessions import keep_secrets
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_options, request_uuid
@@ -51,6 +52,7 @@ class Agents:
         self._database = database
         self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
+        self._box = SecretBox(settings.secret_keys)
 
     async def create(self, principal: Principal, request: agent_service_pb2.CreateAgentRequest) -> agent_pb2.Agent:
         """CreateAgent."""
@@ -69,6 +71,7 @@ class Agents:
             if made is not None:
                 return _message(await load_agent(tx, principal, made))
             await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
+            self._box.seal_options(request.version.options)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             agent = Agent(
                 id=agent_id,
@@ -186,11 +189,14 @@ class Agents:
             check_etag(request.etag, agent.revision, "agent")
             newest = await version_of(tx, agent_id, agent.newest_version)
             assert newest is not None
-            keep_secrets(session_pb2.SessionOptions.FromString(newest.options), request.version.options)
+            before = session_pb2.SessionOptions.FromString(newest.options)
+            self._box.open_options(before)
+            keep_secrets(before, request.version.options)
             faults = Faults()
             _check_version(request.version, faults)
             faults.done()
             await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
+            self._box.seal_options(request.version.options)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
             agent.newest_version += 1
             if request.make_default:

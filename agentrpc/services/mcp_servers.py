@@ -38,10 +38,9 @@ from agentrpc.store.mcp_servers import (
     mcp_server_used_by,
     own_mcp_servers,
 )
-from agentrpc.store.tables import Session, User
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
-__all__ = ["JOB", "McpServers", "check_registered", "full_config", "resolve_registered"]
+__all__ = ["JOB", "McpServers", "full_config", "load_mcp_server"]
 
 JOB = "mcp-health"
 
@@ -237,7 +236,7 @@ class McpServers:
                     given.shared, given.description = known.shared, known.description
                     given.tags.extend(known.tags)
                     given.config.name = known.config.name
-                    self._keep_secrets(row, given)
+                    self._keep_secrets(row, given, from_file=True)
                     row.revision += 1
                     row.update_time = clock.utcnow()
                 _check_into(given, faults, f"config_json.mcpServers[{given.display_name[:80]}]")
@@ -292,9 +291,11 @@ class McpServers:
 
     # ---- Rows ----
 
-    def _keep_secrets(self, row: McpServerRow, wanted: mcp_server_pb2.RegisteredMcpServer) -> None:
+    def _keep_secrets(
+        self, row: McpServerRow, wanted: mcp_server_pb2.RegisteredMcpServer, *, from_file: bool = False
+    ) -> None:
         if row.secrets is not None and wanted.config != session_pb2.McpServer.FromString(row.config):
-            keep_secrets(full_config(self._box, row), wanted.config)
+            keep_secrets(full_config(self._box, row), wanted.config, from_file=from_file)
 
     def _set(self, row: McpServerRow, given: mcp_server_pb2.RegisteredMcpServer) -> None:
         """Put what callers set into a row. Raises NOT_CONFIGURED."""
@@ -308,6 +309,8 @@ class McpServers:
         if stored == row.config and config == shown:
             # As it was shown: what is secret stays as it is.
             return
+        if row.config:
+            row.config_revision += 1
         row.secrets = None
         if config != shown:
             row.secrets = self._box.seal(config.SerializeToString(deterministic=True), mcp_server_name(row.id))
@@ -321,7 +324,14 @@ class McpServers:
 def _new_row(owner: UUID) -> McpServerRow:
     now = clock.utcnow()
     return McpServerRow(
-        id=clock.uuid7(), owner=owner, config=b"", revision=1, create_time=now, update_time=now, secrets=None
+        id=clock.uuid7(),
+        owner=owner,
+        config=b"",
+        revision=1,
+        config_revision=1,
+        create_time=now,
+        update_time=now,
+        secrets=None,
     )
 
 
@@ -343,51 +353,6 @@ async def load_mcp_server(
     if to_change and not owns:
         raise PermissionDenied(to_change)
     return row
-
-
-# ---- Sessions ----
-
-
-async def check_registered(
-    tx: Transaction, principal: Principal, options: session_pb2.SessionOptions, path: str = "session.options"
-) -> None:
-    """Raise FIELD_INVALID unless the caller may use all registered servers that options name."""
-    faults = Faults()
-    for server in options.mcp_servers:
-        if server.HasField("registered"):
-            where = f"{path}.mcp_servers[{server.name}].registered"
-            try:
-                await load_mcp_server(tx, principal, parse_mcp_server(server.registered, field=where))
-            except NotFound as error:
-                faults.add(where, error.message)
-    faults.done()
-
-
-async def resolve_registered(
-    database: Database, box: SecretBox, session_id: UUID, options: session_pb2.SessionOptions
-) -> None:
-    """Put the configurations of registered servers, with their secrets, in the place of their names.
-
-    Raises:
-        FailedPrecondition: NOT_FOUND or NOT_CONFIGURED: one is gone, not the owner's to use, or does not open.
-    """
-    wanted = [server for server in options.mcp_servers if server.HasField("registered")]
-    if not wanted:
-        return
-    async with database.transaction() as tx:
-        session = await tx.get_one(Session, session_id)
-        user = await tx.get_one(User, session.owner)
-        for server in wanted:
-            name = server.name
-            row = await tx.get(McpServerRow, parse_mcp_server(server.registered))
-            if row is None or not (row.shared or row.owner == user.id or user.role == Role.ADMIN):
-                raise FailedPrecondition(
-                    f"the MCP server {name!r} of the session is {server.registered}, which was deleted or is not "
-                    f"shared with its owner any more: change the session's mcp_servers",
-                    reason="NOT_FOUND",
-                )
-            server.CopyFrom(full_config(box, row))
-            server.name = name
 
 
 # ---- Checks of what callers send ----
@@ -418,6 +383,8 @@ def _check_into(given: mcp_server_pb2.RegisteredMcpServer, faults: Faults, path:
 def _file(text: str) -> dict[str, object]:
     if len(text.encode()) > _MAX_FILE:
         raise InvalidArgument.field("config_json", f"may have at most {_MAX_FILE} bytes")
+    # Editors of Windows begin files with a mark of their byte order (RFC 8259, section 8.1).
+    text = text.removeprefix("\ufeff")
     json_object("config_json", text)
     file: dict[str, object] = json.loads(text)
     servers = file.get("mcpServers")
@@ -471,6 +438,7 @@ def _message(row: McpServerRow) -> mcp_server_pb2.RegisteredMcpServer:
         extra_json=row.extra,
         health=mcp_server_pb2.McpServerHealth.FromString(row.health),
         etag=etag_of(row.revision),
+        config_revision=row.config_revision,
     )
     message.health.MergeFrom(mcp_server_pb2.McpServerHealth(state=f"STATE_{row.health_state}"))
     message.create_time.FromDatetime(row.create_time)

@@ -37,7 +37,7 @@ class Ending:
     result: run_pb2.RunResult | None = None
     error: run_pb2.RunError | None = None
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
-    model_usage: Sequence[common_pb2.ModelUsage] = ()
+    model_usage: list[common_pb2.ModelUsage] = field(default_factory=list)
     receipt: run_pb2.StopReceipt | None = None
     complete: bool = False
 

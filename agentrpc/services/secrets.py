@@ -1,4 +1,4 @@
-"""Secrets of callers, encrypted at rest: signing secrets of webhooks, environment and headers of MCP servers.
+"""Secrets of callers, encrypted at rest: signing secrets of webhooks, environment, headers and URLs of MCP servers.
 
 Fernet (AES-128-CBC with HMAC-SHA256) has no room for associated data, so the place that a secret belongs to is
 encrypted with it: what was sealed for one row does not open in another.
@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
+from agentrpc.domain.mcp_config import open_secrets, seal_secrets
 from agentrpc.errors import FailedPrecondition
+from agentrpc.v1 import session_pb2
 
 __all__ = ["SecretBox"]
+
+# The place of what is in options: these are copied from agents and tasks to sessions, and from session to session.
+_OPTIONS = "options"
 
 
 class SecretBox:
@@ -45,6 +50,16 @@ class SecretBox:
         if found != place.encode():
             raise _not_configured("no key of AGENTRPC_SECRET_KEYS opens this secret: add the one it was stored with")
         return secret
+
+    def seal_options(self, options: session_pb2.SessionOptions) -> None:
+        """Seal the secrets of inline MCP servers in options that are about to be stored. Raises NOT_CONFIGURED."""
+        for server in options.mcp_servers:
+            seal_secrets(server, lambda value: self.seal(value.encode(), _OPTIONS).decode())
+
+    def open_options(self, options: session_pb2.SessionOptions) -> None:
+        """Open the secrets of stored options. Raises NOT_CONFIGURED."""
+        for server in options.mcp_servers:
+            open_secrets(server, lambda value: self.open(value.encode(), _OPTIONS).decode())
 
     def _opened(self) -> MultiFernet:
         if self._fernet is None:

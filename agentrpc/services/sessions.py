@@ -16,6 +16,7 @@ from agentrpc.services.archive_state import require_readable
 from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
+from agentrpc.services.secrets import SecretBox
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
@@ -57,6 +58,7 @@ class Sessions:
         self._doorbell = doorbell
         self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
+        self._box = SecretBox(settings.secret_keys)
 
     async def create(
         self, principal: Principal, request: session_service_pb2.CreateSessionRequest
@@ -83,6 +85,7 @@ class Sessions:
                     return await self._message(tx, *(await load_session(tx, principal, resource)))
             resolved = await resolve_options(tx, principal, given.agent, given.options)
             await check_tools(tx, principal, resolved.options, self._settings)
+            self._box.seal_options(resolved.options)
             session, head = new_session(session_id, principal.user_id, given, resolved)
             if not request.validate_only:
                 await add_session(tx, session, head)
@@ -156,18 +159,22 @@ class Sessions:
                 labels=session.labels,
                 options=session_pb2.SessionOptions.FromString(session.options),
             )
+            self._box.open_options(wanted.options)
             stored = session_pb2.SessionOptions()
             stored.CopyFrom(wanted.options)
             for path in paths:
                 copy_path(request.session, wanted, path)
             keep_secrets(stored, wanted.options)
             check_session(wanted)
-            options = wanted.options.SerializeToString(deterministic=True)
+            options = session.options
+            if wanted.options != stored:
+                await check_tools(tx, principal, wanted.options, self._settings)
+                self._box.seal_options(wanted.options)
+                options = wanted.options.SerializeToString(deterministic=True)
             before = (session.display_name, session.description, session.labels, session.options)
             after = (wanted.display_name, wanted.description, dict(wanted.labels), options)
             if before != after:
                 if options != session.options:
-                    await check_tools(tx, principal, wanted.options, self._settings)
                     session.rules_revision += 1
                 session.display_name, session.description, session.labels, session.options = after
                 session.revision += 1

@@ -14,6 +14,7 @@ from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import RequestKey, known_request, request_hash
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.schedules import Schedules
+from agentrpc.services.secrets import SecretBox
 from agentrpc.services.sessions import keep_secrets
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_catalogue import task_templates
@@ -38,6 +39,7 @@ class Tasks:
         self._schedules = schedules
         self._settings = settings
         self._pager = Pager(settings.signing_key.get_secret_value())
+        self._box = SecretBox(settings.secret_keys)
 
     async def create(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> task_pb2.Task:
         """CreateTask."""
@@ -126,6 +128,7 @@ class Tasks:
                 row = await change_task(tx, principal, task_id, "tasks.update")
                 check_etag(request.task.etag, row.revision, "task")
             revision, before = row.revision, task_spec(row)
+            self._box.open_options(before.options)
             wanted = task_pb2.Task()
             wanted.CopyFrom(before)
             for path in paths:
@@ -187,7 +190,12 @@ class Tasks:
         row.agent_id = parse_agent_or_version(wanted.agent)[0] if wanted.agent else None
         row.tool_groups = [parse_tool_group(name) for name in wanted.tool_groups]
         row.shared = wanted.shared
-        row.spec = wanted.SerializeToString(deterministic=True)
+        # A copy: the caller compares what it has.
+        spec = task_pb2.Task()
+        spec.CopyFrom(wanted)
+        if spec.HasField("options"):
+            self._box.seal_options(spec.options)
+        row.spec = spec.SerializeToString(deterministic=True)
         if _schedule(wanted) != _schedule(before):
             await self._schedules.changed(tx, row, _schedule(before), _schedule(wanted))
 

@@ -3,8 +3,8 @@
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import parse_memory_store
-from agentrpc.services.mcp_servers import check_registered
 from agentrpc.services.memory_entries import readable_store, require_owner
+from agentrpc.services.registered_mcp import check_registered
 from agentrpc.settings import Settings
 from agentrpc.store.database import Transaction
 from agentrpc.v1 import session_pb2

@@ -321,16 +321,18 @@ def check_decision(request: run_service_pb2.ResolveRunRequest) -> None:
 
 def json_object(field: str, text: str) -> None:
     """Raise JSON_INVALID unless the text is a JSON object, of what can be stored and written again."""
-    good = False
+    good, place = False, ""
     try:
         found = json.loads(text)
         # Half a surrogate pair, which no string may hold, does not encode; JSON has no numbers without end.
         good = isinstance(found, dict) and bool(json.dumps(found, ensure_ascii=False, allow_nan=False).encode())
+    except json.JSONDecodeError as error:
+        place = f": line {error.lineno}, column {error.colno}: {error.msg}"
     except (ValueError, RecursionError):
         good = False
     if not good or "\0" in text or "\\u0000" in text:
         raise InvalidArgument(
-            f"{field} is not the text of a JSON object", reason="JSON_INVALID", metadata={"field": field}
+            f"{field} is not the text of a JSON object{place}", reason="JSON_INVALID", metadata={"field": field}
         )
 
 

@@ -52,6 +52,7 @@ class McpServerRow(Base):
     secrets: Mapped[bytes | None]  # the McpServer with them, sealed; None: there are none
     extra: Mapped[str]
     revision: Mapped[int] = mapped_column(Integer)
+    config_revision: Mapped[int] = mapped_column(Integer, server_default="1")
     health_state: Mapped[str]
     health: Mapped[bytes]  # a McpServerHealth
     tools: Mapped[bytes | None]  # a ListMcpServerToolsResponse, of the last good check

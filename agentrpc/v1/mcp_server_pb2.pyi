@@ -15,7 +15,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RegisteredMcpServer(_message.Message):
-    __slots__ = ("name", "display_name", "description", "tags", "shared", "owner", "config", "extra_json", "health", "create_time", "update_time", "etag")
+    __slots__ = ("name", "display_name", "description", "tags", "shared", "owner", "config", "extra_json", "health", "create_time", "update_time", "etag", "config_revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class RegisteredMcpServer(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     description: str
@@ -40,7 +41,8 @@ class RegisteredMcpServer(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., owner: _Optional[str] = ..., config: _Optional[_Union[_session_pb2.McpServer, _Mapping]] = ..., extra_json: _Optional[str] = ..., health: _Optional[_Union[McpServerHealth, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    config_revision: int
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., owner: _Optional[str] = ..., config: _Optional[_Union[_session_pb2.McpServer, _Mapping]] = ..., extra_json: _Optional[str] = ..., health: _Optional[_Union[McpServerHealth, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., config_revision: _Optional[int] = ...) -> None: ...
 
 class McpServerHealth(_message.Message):
     __slots__ = ("state", "check_time", "latency", "error", "tool_count", "server_name", "server_version", "protocol_version")

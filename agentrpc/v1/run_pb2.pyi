@@ -209,6 +209,7 @@ class RunError(_message.Message):
         REASON_UNDECIDED: _ClassVar[RunError.Reason]
         REASON_TASK_INVALID: _ClassVar[RunError.Reason]
         REASON_AGENT_MISBEHAVED: _ClassVar[RunError.Reason]
+        REASON_MCP_SERVER_CHANGED: _ClassVar[RunError.Reason]
     REASON_UNSPECIFIED: RunError.Reason
     REASON_INTERNAL: RunError.Reason
     REASON_AGENT_START_FAILED: RunError.Reason
@@ -231,6 +232,7 @@ class RunError(_message.Message):
     REASON_UNDECIDED: RunError.Reason
     REASON_TASK_INVALID: RunError.Reason
     REASON_AGENT_MISBEHAVED: RunError.Reason
+    REASON_MCP_SERVER_CHANGED: RunError.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]

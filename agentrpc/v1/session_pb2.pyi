@@ -205,20 +205,22 @@ class Thinking(_message.Message):
     def __init__(self, adaptive: _Optional[bool] = ..., budget_tokens: _Optional[int] = ..., disabled: _Optional[bool] = ..., summarized: _Optional[bool] = ...) -> None: ...
 
 class McpServer(_message.Message):
-    __slots__ = ("name", "stdio", "sse", "http", "registered", "builtin")
+    __slots__ = ("name", "stdio", "sse", "http", "registered", "builtin", "accepted_revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STDIO_FIELD_NUMBER: _ClassVar[int]
     SSE_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     BUILTIN_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     stdio: McpStdio
     sse: McpRemote
     http: McpRemote
     registered: str
     builtin: BuiltinServer
-    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ..., registered: _Optional[str] = ..., builtin: _Optional[_Union[BuiltinServer, _Mapping]] = ...) -> None: ...
+    accepted_revision: int
+    def __init__(self, name: _Optional[str] = ..., stdio: _Optional[_Union[McpStdio, _Mapping]] = ..., sse: _Optional[_Union[McpRemote, _Mapping]] = ..., http: _Optional[_Union[McpRemote, _Mapping]] = ..., registered: _Optional[str] = ..., builtin: _Optional[_Union[BuiltinServer, _Mapping]] = ..., accepted_revision: _Optional[int] = ...) -> None: ...
 
 class BuiltinServer(_message.Message):
     __slots__ = ("memory", "database", "system", "kubernetes")

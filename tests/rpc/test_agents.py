@@ -14,6 +14,7 @@ from agentrpc.domain.principal import Principal, Role
 from agentrpc.errors import NotFound
 from agentrpc.names import parse_agent
 from agentrpc.services import agent_options
+from agentrpc.services.secrets import SecretBox
 from agentrpc.store.agents import count_use
 from agentrpc.store.tables import Session as SessionRow
 from agentrpc.v1 import (
@@ -435,7 +436,9 @@ async def test_sessions_get_secrets_that_no_read_gives(edge, client):
     async def stored(session):
         async with edge.database.transaction() as tx:
             row = await tx.get_one(SessionRow, session.name.removeprefix("sessions/"))
-        return Options.FromString(row.options).mcp_servers
+        options = Options.FromString(row.options)
+        SecretBox(edge.settings.secret_keys).open_options(options)
+        return options.mcp_servers
 
     agent = await create(client, options(KEY="secret"))
     read = await get_version(client, agent.default_version)

@@ -1,6 +1,7 @@
 """McpServerService: what callers may set, see and use."""
 
 import json
+import re
 from uuid import uuid4
 
 import pytest
@@ -8,7 +9,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from agentrpc.client import RpcError
 from agentrpc.errors import FailedPrecondition
-from agentrpc.services.mcp_servers import McpServers, resolve_registered
+from agentrpc.services.mcp_servers import McpServers
+from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
 from agentrpc.v1 import (
     agent_pb2,
@@ -292,6 +294,56 @@ async def test_files_that_are_none(client):
     for half in range(2):
         await import_file(client, {"mcpServers": {f"{half}-{at}": {"command": "x"} for at in range(100)}})
     assert await failure(create(client, "one more")) == ("RESOURCE_EXHAUSTED", "LIMIT_REACHED")
+
+
+async def test_a_file_of_an_editor_that_marks_its_byte_order(client):
+    [server] = (await import_file(client, '\ufeff{"mcpServers":{"a":{"command":"npx"}}}')).mcp_servers
+    assert server.config.stdio.command == "npx"
+
+
+async def test_the_place_of_a_fault_is_told(client):
+    text = '{\n  "mcpServers": {\n    "files": {\n      "command": "npx",\n      "args": ["-y"],\n    }\n  }\n}\n'
+    with pytest.raises(RpcError) as caught:
+        await import_file(client, text)
+    assert caught.value.reason == "JSON_INVALID"
+    assert re.search(r"line [56], column \d+", caught.value.message)
+
+
+async def test_placeholders_are_named_as_missing_and_do_not_replace_what_is_stored(client, edge):
+    env = {"TOKEN": "${MY_TOKEN}", "B": "${X:-}", "C": "${env:X}", "FINE": "$5 {x}"}
+    headers = {"Authorization": "Bearer ${API_KEY}"}
+    file = {
+        "mcpServers": {
+            "a": {"command": "npx", "args": ["-y", "${PACKAGE}"], "env": env},
+            "b": {"type": "http", "url": "https://${HOST}/mcp?key=${KEY}", "headers": headers},
+        }
+    }
+    made = await import_file(client, file)
+    assert list(made.missing_secrets) == [
+        "a: env.B", "a: env.C", "a: env.TOKEN", "a: args[1]", "b: headers.Authorization", "b: url",
+    ]  # fmt: skip
+    first = made.mcp_servers[0]
+    first.config.stdio.env["TOKEN"] = SECRET
+    await update(client, first, "config")
+    again = await import_file(client, file)
+    assert "a: env.TOKEN" not in again.missing_secrets
+    assert (await full(edge, again.mcp_servers[0])).stdio.env["TOKEN"] == SECRET
+
+
+async def test_transport_says_what_type_says(client):
+    entry = {"url": "https://mcp.example.com/sse", "transport": "sse"}
+    [server] = (await import_file(client, {"mcpServers": {"old": entry}})).mcp_servers
+    assert server.config.sse.url == entry["url"]
+    assert await export_file(client, server.name) == {"mcpServers": {"old": entry}}
+    for wrong in (
+        {**entry, "transport": "carrier pigeon"},
+        {**entry, "type": "http"},
+        {"command": "x", "transport": "sse"},
+    ):
+        assert await failure(import_file(client, {"mcpServers": {"new": wrong}})) == (
+            "INVALID_ARGUMENT",
+            "FIELD_INVALID",
+        )
 
 
 async def test_the_catalogue_holds_what_can_be_registered(client):

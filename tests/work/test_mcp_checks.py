@@ -334,3 +334,22 @@ async def test_private_addresses_are_refused_by_checks(client, edge):
     settings = edge.settings.model_copy(update={"allow_private_addresses": False})
     await McpChecks(edge.database, settings).drain()
     assert "not public" in (await get(client, made.name)).health.error
+
+
+async def test_a_run_says_that_a_server_was_changed(client, edge, worker):
+    server = await create(client, "good", stdio=session_pb2.McpStdio(command="good"))
+    server.shared = True
+    request = mcp_server_service_pb2.UpdateMcpServerRequest(mcp_server=server)
+    server = await client.call(client.mcp_servers.UpdateMcpServer, request)
+    async with edge.client("bob") as bob:
+        named = session_pb2.McpServer(name="s", registered=server.name)
+        given = session_pb2.SessionOptions(mcp_servers=[named])
+        session = await bob.create_session(session_pb2.Session(options=given))
+        server.config.stdio.command = "evil"
+        request = mcp_server_service_pb2.UpdateMcpServerRequest(mcp_server=server)
+        await client.call(client.mcp_servers.UpdateMcpServer, request)
+        await worker(fake=True)
+        ended = [event.run_ended async for event in bob.run(session.name, "x") if event.HasField("run_ended")]
+        assert ended[0].error.reason == ended[0].error.REASON_MCP_SERVER_CHANGED
+        assert not ended[0].error.retryable
+        assert "accepted_revision" in ended[0].error.message

@@ -28,7 +28,15 @@ from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import session_name
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
-from agentrpc.services.session_host.endings import MISBEHAVED, add_usage, failed, from_turn, run_receipt, stopped
+from agentrpc.services.session_host.endings import (
+    MISBEHAVED,
+    add_usage,
+    failed,
+    from_turn,
+    note_metered,
+    run_receipt,
+    stopped,
+)
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.intents import Intents, Stop, Stopped
@@ -164,7 +172,9 @@ class SessionActor:
             ending = await self._guarded(self._conduct(claim, usage), usage)
             while ending is not None:
                 self._gate.end_run()
+                used = self._process.end_run()
                 await self._writer.flush()
+                note_metered(ending, used)
                 if await self._end(run, ending, started):
                     return True
                 # A further message or a cancel came in the last moment: on with the process that lives.
@@ -173,6 +183,7 @@ class SessionActor:
             return False
         finally:
             self._gate.end_run()
+            self._process.end_run()
             self.run = None
             self._writer.run_id = None
             self.idle_since = time.monotonic()
@@ -188,7 +199,7 @@ class SessionActor:
             return await self._halt(usage)
         except AgentStartError as error:
             self._log.error("agent_start_failed", detail=error.detail)
-            return failed("REASON_AGENT_START_FAILED", str(error), retryable=True)
+            return failed(error.reason, str(error), retryable=error.reason == "REASON_AGENT_START_FAILED")
         except Exception:
             error_id = clock.uuid7()
             self._log.exception("run_failed", error_id=str(error_id))
@@ -259,6 +270,7 @@ class SessionActor:
         # The process is still, or has to be, out of the plan mode that the session is in.
         left_plan_mode = self._gate.planned
         self._gate.begin_run(run.id, options, planned=left_plan_mode if again else plan.planned)
+        self._process.begin_run(run.id, options)
         self._gate.hold(held=self._leaving)
         self._gate.expect(plan.answers, plan.attempts)
         if again:

@@ -4,11 +4,13 @@ import hashlib
 
 from agentrpc.claude.launcher import StopReceipt
 from agentrpc.claude.translation import TurnEnded
+from agentrpc.domain.model_calls import RunAllowance, plain_model
+from agentrpc.domain.prices import cost_of
 from agentrpc.domain.states import RunState
 from agentrpc.services.run_end import Ending, sum_usage
 from agentrpc.v1 import common_pb2, run_pb2
 
-__all__ = ["MISBEHAVED", "add_usage", "failed", "from_turn", "run_receipt", "stopped"]
+__all__ = ["MISBEHAVED", "add_usage", "failed", "from_turn", "note_metered", "run_receipt", "stopped"]
 
 _INLINE = 256 * 1024
 
@@ -38,6 +40,15 @@ _STATUSES = {
     429: ("REASON_PROVIDER_RATE_LIMITED", "the provider's rate limit is reached: try again later", True),
 }
 _SERVER_ERROR = 500
+_LIMITED = 429
+# What the model gateway has refused when a bound of the run was reached.
+_BOUNDS = {"turns": "error_max_turns", "cost": "error_max_budget_usd"}
+_KINDS = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cache_creation_input_tokens": "cache_write_tokens",
+    "cache_read_input_tokens": "cache_read_tokens",
+}
 
 MISBEHAVED = (
     "the agent's process broke its protocol ({}) and was ended: see what its tools have done before you create the run "
@@ -116,6 +127,32 @@ def add_usage(ending: Ending, turn: TurnEnded) -> None:
             by_model.setdefault(key, common_pb2.ModelUsage(model=used.model, provider=used.provider)).usage, used.usage
         )
     ending.model_usage = list(by_model.values())
+
+
+def note_metered(ending: Ending, used: RunAllowance) -> None:
+    """Add what the model gateway has counted beyond what the CLI reports: others' calls, and those that were cut off.
+
+    A run that failed because the gateway keeps its bounds says so.
+    """
+    for model, tokens in used.tokens.items():
+        own = [entry for entry in ending.model_usage if plain_model(entry.model) == model]
+        more = {
+            kind: max(tokens[kind] - sum(getattr(entry.usage, name) for entry in own), 0)
+            for kind, name in _KINDS.items()
+        }
+        if not any(more.values()):
+            continue
+        added = common_pb2.Usage(**{_KINDS[kind]: count for kind, count in more.items()})
+        added.cost_usd = cost_of(model, more)
+        if not own:
+            own = [common_pb2.ModelUsage(model=model, provider="gateway")]
+            ending.model_usage.append(own[0])
+        sum_usage(own[0].usage, added)
+        sum_usage(ending.usage, added)
+    if ending.error is not None and ending.error.http_status == _LIMITED and used.exceeded:
+        reason, message, retryable = _SUBTYPES[_BOUNDS[used.exceeded]]
+        ending.error.MergeFrom(run_pb2.RunError(reason=reason, message=message))
+        ending.error.retryable = retryable
 
 
 def _error(turn: TurnEnded) -> run_pb2.RunError:

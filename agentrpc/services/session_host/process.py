@@ -22,13 +22,16 @@ from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Fault, Item, Translator, TurnEnded
 from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.domain.gate import ToolCall, Verdict
+from agentrpc.domain.model_calls import RunAllowance, allowance, family_models
 from agentrpc.domain.rules import EXIT_PLAN
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import session_name
-from agentrpc.services.mcp_servers import resolve_registered
+from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
+from agentrpc.services.session_host.mcp import McpGateway, SessionMcp
 from agentrpc.services.tool_callers import Caller
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
@@ -46,7 +49,7 @@ _STATE = "session_state_changed"
 _CALL_IDS = re.compile(rb'"(?:tool_use_)?id":"([^"]{1,200})"')
 
 
-class TokenIssuer(Protocol):
+class TokenIssuer(McpGateway, Protocol):
     """The model gateway, as far as a session needs it."""
 
     @property
@@ -54,8 +57,14 @@ class TokenIssuer(Protocol):
         """Where it is."""
         ...
 
-    def issue(self, session_id: UUID, may_call: Callable[[], bool]) -> str:
-        """A run token that is good while `may_call` says so."""
+    def issue(
+        self, session_id: UUID, may_call: Callable[[], bool], under_way: Callable[[], RunAllowance | None]
+    ) -> str:
+        """A run token that is good while `may_call` says so, for what the run under way may ask."""
+        ...
+
+    def cut(self, token: str) -> None:
+        """Abort the calls under way with a token."""
         ...
 
     def revoke(self, token: str) -> None:
@@ -142,6 +151,10 @@ class SessionProcess:
         self._agent: AgentProcess | None = None
         self._options = b""
         self._token: str | None = None
+        self._run_id: UUID | None = None
+        self._may_ask: RunAllowance | None = None
+        self._allowance = RunAllowance(())
+        self._mcp = SessionMcp(environment.tokens, environment.settings, environment.isolation)
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
         self._stopping: asyncio.Task[StopReceipt] | None = None
@@ -161,7 +174,7 @@ class SessionProcess:
 
     def memory(self) -> int:
         """Bytes that the process tree uses."""
-        return self._agent.memory() if self._agent is not None else 0
+        return self._agent.memory() + self._mcp.memory() if self._agent is not None else 0
 
     def fits(self, options: session_pb2.SessionOptions) -> bool:
         """Whether the live process, if there is one, can carry out another run with these options."""
@@ -183,6 +196,36 @@ class SessionProcess:
             and not self._translator.active_subtasks
             and self._translator.open_calls | waiting <= self._stored
         )
+
+    # ---- The run ----
+
+    def begin_run(self, run_id: UUID, options: session_pb2.SessionOptions) -> None:
+        """From now on models may be asked, within the bounds of these options. A run that goes on keeps its counts."""
+        settings = self._env.settings
+        used = session_pb2.SessionOptions()
+        used.CopyFrom(options)
+        used.model = options.model or settings.default_model
+        fresh = allowance(used, settings.agent_models)
+        if run_id == self._run_id:
+            self._allowance.bound_by(fresh)
+        else:
+            self._run_id, self._allowance = run_id, fresh
+        self._may_ask = self._allowance
+
+    def end_run(self) -> RunAllowance:
+        """No model may be asked until the next run, and what is asked now is cut off. What the run has used."""
+        self._may_ask = None
+        self._mcp.end_run()
+        if self._token is not None:
+            self._env.tokens.cut(self._token)
+        return self._allowance
+
+    async def _judge(self, call: ToolCall) -> Verdict:
+        verdict = await self._gate(call)
+        if verdict.allow:
+            self._allowance.call_begun(call.tool_name)
+            self._mcp.call_begun(call.tool_name, verdict.updated_input or call.input)
+        return verdict
 
     # ---- Start ----
 
@@ -226,7 +269,9 @@ class SessionProcess:
             box = SecretBox(self._env.settings.secret_keys)
             await self._hold.patiently(lambda: resolve_registered(self._env.database, box, self._session_id, used))
         except FailedPrecondition as error:
-            raise AgentStartError(error.message) from None
+            changed = error.reason == "STATE_INVALID"
+            reason = "REASON_MCP_SERVER_CHANGED" if changed else "REASON_AGENT_START_FAILED"
+            raise AgentStartError(error.message, reason=reason) from None
         self._translator.reset_process()
         if carry is not None:
             self._translator.call_carried(carry.tool_use_id, carry.tool_name)
@@ -235,7 +280,8 @@ class SessionProcess:
         if step and carry is not None:
             self._step = _Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
         self._writing = False
-        self._token = self._env.tokens.issue(self._session_id, (lambda: False) if step else self._may_begin)
+        may_call = (lambda: False) if step else self._may_begin
+        self._token = self._env.tokens.issue(self._session_id, may_call, lambda: self._may_ask)
         spec = AgentSpec(
             session_id=self._session_id,
             claude_session_id=claude_session_id,
@@ -245,12 +291,14 @@ class SessionProcess:
             gateway_url=self._env.tokens.url,
             token=self._token,
             isolation=self._env.isolation,
-            gate=self._gate,
+            gate=self._judge,
+            models=family_models(used.model, self._env.settings.agent_models),
             on_transcript=self._keep,
             on_fault=self._fault,
             load_transcript=self._load,
             carry=carry,
             cli_path=self._env.settings.cli_path,
+            mcp_urls=self._mcp.open(used, self._paths),
             tools=self._env.toolbox.tools(used, self._caller),
         )
         try:
@@ -262,6 +310,7 @@ class SessionProcess:
         except BaseException:
             self._env.tokens.revoke(self._token)
             self._token = None
+            await self._mcp.close()
             raise
         self.forget_turns()
         self._agent, self._options = agent, wanted
@@ -388,6 +437,7 @@ class SessionProcess:
         A process that has ended meanwhile does not hear it: `turns` says so.
         """
         self._said = time.monotonic()
+        self._allowance.prompt_given()
         try:
             if self._agent is None:
                 raise AgentCrashedError(None, "it ended before it was told more")
@@ -429,6 +479,7 @@ class SessionProcess:
         if agent is not None:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
+            await self._mcp.close()
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):

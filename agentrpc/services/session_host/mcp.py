@@ -1,0 +1,186 @@
+"""The MCP servers of a session's process that are not in its sandbox, and which calls they get.
+
+A call of a tool passes only once the gate has let that very call pass, with those arguments, and only once: an agent
+that calls the address itself, past the CLI, gets nothing.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from agentrpc.claude.launcher import Isolation, SessionPaths
+from agentrpc.domain.mcp_config import secret_values
+from agentrpc.services.addresses import resolver
+from agentrpc.settings import Settings
+from agentrpc.v1 import session_pb2
+
+__all__ = ["McpGateway", "SessionMcp"]
+
+log = structlog.get_logger()
+
+# What an agent may ask without its gate: what there is, not what is in it.
+_FREE = frozenset({
+    "initialize", "ping", "server/discover", "tools/list", "resources/list", "resources/templates/list", "prompts/list",
+    "logging/setLevel",
+})  # fmt: skip
+_REFUSED = -32001
+_GONE = -32000
+_NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_READ = "ReadMcpResourceTool"
+_MAX_WORDS = 500
+
+
+class McpGateway(Protocol):
+    """The gateway, as far as servers need it."""
+
+    def open_mcp(self, endpoint: Any) -> str:  # noqa: ANN401 - of gateway.mcp.McpEndpoint
+        """A new address."""
+        ...
+
+    def close_mcp(self, url: str) -> None:
+        """End an address."""
+        ...
+
+
+class SessionMcp:
+    """Those of one process.
+
+    Args:
+        gateway: Where the CLI finds them.
+        settings: The settings.
+        isolation: How programs are kept apart.
+    """
+
+    def __init__(self, gateway: McpGateway, settings: Settings, isolation: Isolation) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._isolation = isolation
+        self._allowed: Counter[str] = Counter()
+        self._endpoints: dict[str, _Endpoint] = {}
+
+    def open(self, options: session_pb2.SessionOptions, paths: SessionPaths) -> dict[str, str]:
+        """Make the addresses of those servers that the CLI must not reach itself, by name.
+
+        These are all that are somewhere else, and programs that are given secrets.
+        """
+        urls = {}
+        for server in options.mcp_servers:
+            kind = server.WhichOneof("transport")
+            if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
+                endpoint = _Endpoint(self, server, paths, self._settings, self._isolation)
+                urls[server.name] = url = self._gateway.open_mcp(endpoint)
+                self._endpoints[url] = endpoint
+        return urls
+
+    def memory(self) -> int:
+        """Bytes that their programs use."""
+        return sum(endpoint.memory() for endpoint in self._endpoints.values())
+
+    def call_begun(self, tool_name: str, arguments: Mapping[str, Any]) -> None:
+        """The gate has let a call pass."""
+        if tool_name.startswith("mcp__") or tool_name == _READ:
+            self._allowed[_key(tool_name, arguments)] += 1
+
+    def may_call(self, server: str, message: Mapping[str, Any]) -> bool:
+        """Whether a request may be passed on; uses up what the gate has allowed."""
+        params = message.get("params")
+        given = params if isinstance(params, dict) else {}
+        match message.get("method"):
+            case "tools/call":
+                tool = _NOT_A_NAME.sub("_", str(given.get("name")))
+                key = _key(f"mcp__{server}__{tool}", given.get("arguments") or {})
+            case "resources/read":
+                key = _key(_READ, {"server": server, "uri": given.get("uri")})
+            case method:
+                return method in _FREE
+        if self._allowed[key] <= 0:
+            return False
+        self._allowed[key] -= 1
+        return True
+
+    def end_run(self) -> None:
+        """What was allowed and not made is not allowed any more."""
+        self._allowed.clear()
+
+    async def close(self) -> None:
+        """End them all, with their programs."""
+        endpoints, self._endpoints = self._endpoints, {}
+        for url in endpoints:
+            self._gateway.close_mcp(url)
+        await asyncio.gather(*[endpoint.close() for endpoint in endpoints.values()])
+
+
+class _Endpoint:
+    """One server, as the gateway calls it."""
+
+    def __init__(
+        self,
+        session: SessionMcp,
+        server: session_pb2.McpServer,
+        paths: SessionPaths,
+        settings: Settings,
+        isolation: Isolation,
+    ) -> None:
+        # Half a second to load, and most sessions have none.
+        from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
+        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+
+        self._session = session
+        self._name = server.name
+        self._secrets = secret_values(server)
+        self._gone = McpGone
+        resolve = resolver(allow_private=settings.allow_private_addresses)
+        self._bridge = McpBridge(server, Ground(paths.mcp / server.name, isolation, resolve), self._report)
+
+    def memory(self) -> int:
+        return self._bridge.memory()
+
+    async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+        if not self._session.may_call(self._name, message):
+            log.warning("mcp_call_refused", server=self._name, method=str(message.get("method"))[:100])
+            return _error(message, _REFUSED, "this call did not pass the gate of the session")
+        try:
+            return await self._bridge.ask(message, headers)
+        except self._gone as error:
+            return _error(message, _GONE, f"the MCP server cannot be reached: {self._words(str(error))}")
+
+    async def tell(self, message: dict[str, Any], headers: Mapping[str, str]) -> None:
+        with contextlib.suppress(self._gone):
+            await self._bridge.tell(message, headers)
+
+    def listen(self) -> AsyncIterator[dict[str, Any]]:
+        return self._bridge.listen()
+
+    async def close(self) -> None:
+        await self._bridge.close()
+
+    def _report(self, why: str) -> None:
+        log.warning("mcp_server_ended", server=self._name, why=self._words(why))
+
+    def _words(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:_MAX_WORDS]
+
+
+def _error(message: Mapping[str, Any], code: int, text: str) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": message.get("id"), "error": {"code": code, "message": text}}
+
+
+def _key(name: str, arguments: object) -> str:
+    return name + json.dumps(_plain(arguments), sort_keys=True)
+
+
+def _plain(value: object) -> object:
+    """The same for what JavaScript takes for the same: it knows one kind of number."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
