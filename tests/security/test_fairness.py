@@ -296,15 +296,3 @@ async def test_pages_are_in_order_and_whole_whatever_their_size(client, folder_o
         if not (token := page.next_page_token):
             break
     assert found == names
-
-
-async def test_real_templates_that_take_all_they_may_hold_up_their_own_user(client, bob):
-    heavy = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    anns = [created(client, f"{heavy}{number}") for number in range(4)]
-    await client.call(client.tasks.ListTasks, api.ListTasksRequest())
-    assert (await created(bob, "good morning")).prompt_template == "good morning"
-    assert sum(task.done() for task in anns) < 4
-    for task in anns:
-        with pytest.raises(RpcError) as caught:
-            await task
-        assert caught.value.reason == "TEMPLATE_INVALID"
