@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
-from agentrpc.cli.terminal import print_lines, shown
+from agentrpc.cli.terminal import Terminal, print_lines, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import approval_pb2, approval_service_pb2, session_service_pb2
 
 __all__ = ["print_question", "register"]
 
 approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 
 def register(app: typer.Typer, sessions_app: typer.Typer) -> None:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from agentrpc.cli.connection import connection
+from agentrpc.cli.terminal import shown
 from agentrpc.client import RpcError
 from agentrpc.v1 import auth_service_pb2
 
@@ -25,9 +26,7 @@ async def run_checks(console: Console) -> int:
     bad = 0
     for name, good, text in [*_machine(), await _service()]:
         bad += not good
-        console.print(
-            f"[{'green' if good else 'red'}]{'✓' if good else '✗'}[/] {name}: {escape(text)}", highlight=False
-        )
+        console.print(Text.assemble(("✓", "green") if good else ("✗", "red"), " ", shown(f"{name}: {text}")))
     return min(bad, 1)
 
 
