@@ -399,7 +399,7 @@ def _named(make: Callable[[AgentRpcClient], Awaitable[Any]], *, as_json: bool) -
         if as_json:
             _print(made)
         else:
-            print(made.name)
+            console.print(made.name, soft_wrap=True)
         print_warnings(getattr(made, "rule_warnings", ()))
 
     run_command(work)

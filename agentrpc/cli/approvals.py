@@ -85,7 +85,7 @@ def watch_approvals(session: str = "-") -> None:
 
 def _print_one(approval: approval_pb2.Approval) -> None:
     state = approval_pb2.Approval.State.Name(approval.state).removeprefix("STATE_")
-    console.print(Text.assemble(approval.name, " ", (state, "bold")), soft_wrap=True, highlight=False)
+    console.print(Text.assemble(shown(approval.name), " ", (state, "bold")), soft_wrap=True, highlight=False)
     print_question(console, approval)
 
 
@@ -123,11 +123,11 @@ def list_grants(session: str) -> None:
             response = await client.call(client.sessions.ListSessionGrants, request)
             for grant in response.grants:
                 console.print(
-                    Text.assemble(grant.name, " ", shown(grant.rule, "bold")), soft_wrap=True, highlight=False
+                    Text.assemble(shown(grant.name), " ", shown(grant.rule, "bold")), soft_wrap=True, highlight=False
                 )
                 when = f"{grant.create_time.ToDatetime():%Y-%m-%d %H:%M} UTC"
                 told = f"  by {grant.creator or 'somebody'}, {when}, from {grant.approval}"
-                console.print(Text(told, "dim"), soft_wrap=True, highlight=False)
+                console.print(told, style="dim", soft_wrap=True)
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token

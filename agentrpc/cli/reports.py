@@ -176,7 +176,7 @@ _SUFFIXES = {
 
 def _say(report: report_pb2.Report) -> None:
     why = f": {report.error.message}" if report.HasField("error") else ""
-    console.print(Text.assemble(f"{report.name} ", (_state(report), "bold"), shown(why)))
+    console.print(Text.assemble(shown(report.name), " ", (_state(report), "bold"), shown(why)))
 
 
 def _state(report: report_pb2.Report) -> str:

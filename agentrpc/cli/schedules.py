@@ -13,7 +13,7 @@ from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
 from agentrpc.cli.tasks import TaskArgument, Variables, find_task, read_variables
-from agentrpc.cli.terminal import Terminal
+from agentrpc.cli.terminal import Terminal, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
@@ -128,7 +128,7 @@ def preview(
             _print(response)
             return
         for slot in response.slots:
-            console.print(Text.assemble(f"{slot.local_time}  ", (_shown(slot.time), "dim")))
+            console.print(Text.assemble(shown(slot.local_time), "  ", (_shown(slot.time), "dim")))
 
     run_command(work)
 

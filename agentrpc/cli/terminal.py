@@ -34,7 +34,11 @@ class Terminal(Console):
 
 def printable(text: str) -> str:
     """Text of many lines for standard output: what cannot be seen in it as codes on a terminal, as it is elsewhere."""
-    return visible(text, keep="\n\t") if sys.stdout.isatty() else text
+    return visible(text, keep="\n\t") if _on_terminal() else text
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def shown(text: str, style: str = "") -> Text:

@@ -3,7 +3,6 @@
 import json
 from concurrent import futures
 
-import click
 import grpc
 import pytest
 import typer
@@ -12,13 +11,19 @@ from rich.console import ConsoleDimensions
 from typer.testing import CliRunner
 
 from agentrpc.app import app
+from agentrpc.cli import terminal
 from agentrpc.cli.render import event_line
-from agentrpc.cli.terminal import Terminal
 from agentrpc.domain.visible_text import visible
 from agentrpc.v1 import event_pb2
 
-HOSTILE = ["[/etc/hosts]", "[wip] deploy", "sed 's/[/]/_/g'", "rm -rf [a-c]*.txt", "fix [/INST] tokens",
-           "\x1b]0;owned\x07", "\x9b2J", "a\rb\x7f\b", "\u202egnp.exe", ":smile: \\[b]", "two\nlines"]  # fmt: skip
+HOSTILE = [
+    "[/etc/hosts]",
+    "[wip] deploy",
+    "rm -rf [a-c]*.txt",
+    "\x1b]0;owned\x07",
+    "\x9b2J\x7f \u202egnp",
+    "a\rb :smile: \\[b]",
+]
 NAME = "01a223b0-e598-7000-8ba0-1cecf6fcee7b"
 # These run something here, or stream without an end.
 ELSEWHERE = {"up", "quickstart", "serve", "worker", "worker-process", "scheduler", "migrate", "create-user",
@@ -68,7 +73,7 @@ def answers():
 
 def commands(group, *path):
     for name, command in group.commands.items():
-        if isinstance(command, click.Group):
+        if hasattr(command, "commands"):
             yield from commands(command, *path, name)
         elif name not in ELSEWHERE and not (path == ("files",) and name == "get") and not command.hidden:
             yield (*path, name), command
@@ -77,21 +82,22 @@ def commands(group, *path):
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
+def test_there_are_many_commands():
+    assert len(COMMANDS) > 60
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_what_commands_print_is_the_text_of_others_and_nothing_that_it_does(answers, path, monkeypatch):
-    monkeypatch.setattr(Terminal, "size", property(lambda _: ConsoleDimensions(4000, 25)))
-    required = [NAME for each in COMMANDS[path].params if isinstance(each, click.Argument) and each.required]
+    monkeypatch.setattr(terminal, "_on_terminal", lambda: True)
+    monkeypatch.setattr(terminal.Terminal, "size", property(lambda _: ConsoleDimensions(4000, 25)))
+    required = [NAME for each in COMMANDS[path].params if each.param_type_name == "argument" and each.required]
     for answers.text in HOSTILE:
         done = CliRunner().invoke(app, ["--server", answers.address, "--token", "t", *path, *required])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
         assert not set(done.output) & set("\x1b\x07\x9b\x08\x7f\r\u202e")
         if path[-1] in SHOWN and not done.exit_code:
-            ways = {
-                answers.text,
-                visible(answers.text),
-                json.dumps(answers.text)[1:-1],
-                answers.text.replace("\n", " "),
-            }
+            flat = " ".join(answers.text.split())
+            ways = {visible(answers.text), visible(flat), json.dumps(answers.text)[1:-1]}
             assert any(way in done.output for way in ways), done.output
     assert path[-1] not in SHOWN or not done.exit_code, done.output
 
@@ -105,5 +111,5 @@ def test_lines_of_events_too(text):
         getattr(event, field.name).SetInParent()
         line = event_line(event)
         assert line is None or not set(str(line)) & set("\x1b\x07\x9b\x08\x7f\r\u202e")
-        seen += line is not None and (visible(text) in str(line) or text.replace("\n", " ") in str(line))
+        seen += line is not None and (visible(text) in str(line) or visible(" ".join(text.split())) in str(line))
     assert seen >= 3
