@@ -169,10 +169,9 @@ class AgentProcess:
             "can_use_tool": gatekeeper.can_use_tool,
             ("resume" if spec.resume else "session_id"): spec.claude_session_id,
         }
-        if spec.carry is not None:
-            # The CLI may take the call up before it knows of the hook, and makes calls that it thinks harmless at once.
-            rest["settings"] = json.dumps({"permissions": {"ask": [spec.carry.tool_name]}})
-        options = agent_options(spec.options, spec.paths, rest, spec.mcp_urls)
+        # The CLI may take a carried call up before it knows of the hook, and makes harmless ones at once.
+        ask = [spec.carry.tool_name] if spec.carry is not None else []
+        options = agent_options(spec.options, spec.paths, rest, spec.mcp_urls, ask=ask)
         servers = ToolServers(spec.tools, gatekeeper.redeem)
         channel = Channel(options)
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.

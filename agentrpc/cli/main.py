@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
-from rich.console import Console
 from rich.table import Column, Table
 
 from agentrpc.cli import agents, approvals, mcp_servers, schedules, talk, tasks, webhooks
@@ -20,7 +19,7 @@ from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import print_line, state_name, wait_name
 from agentrpc.cli.reports import reports_app
-from agentrpc.cli.terminal import print_warnings
+from agentrpc.cli.terminal import Terminal, print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
     run_service_pb2,
@@ -52,7 +51,7 @@ app.add_typer(mcp_servers.app, name="mcp-servers")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(reports_app, name="reports")
 
-console = Console()
+console = Terminal()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Agent = Annotated[str, typer.Option(help="For a new session: the agent, by its display name, name or version.")]
 
@@ -73,7 +72,7 @@ def _print(message: Message) -> None:
 
 
 def _json_line(message: Message) -> str:
-    return json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
+    return json.dumps(MessageToDict(message, preserving_proto_field_name=True))
 
 
 def _session_name(text: str) -> str:
@@ -105,7 +104,7 @@ def login(
 
     async def work(client: AgentRpcClient) -> None:
         user = await client.login(username, password)
-        console.print(f"logged in as [b]{user.username}[/] at {connection.server} [dim]({credentials_path()})[/]")
+        console.print(f"logged in as {user.username} at {connection.server} ({credentials_path()})")
         if os.environ.get("AGENTRPC_TOKEN"):
             console.print("AGENTRPC_TOKEN is set, and is what commands use: unset it to use this login")
 

@@ -6,19 +6,18 @@ from typing import Annotated
 
 import typer
 from google.protobuf.field_mask_pb2 import FieldMask
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
 from agentrpc.cli.resources import Json, full_name, print_json, show, when
+from agentrpc.cli.terminal import Terminal, printable
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
 __all__ = ["app"]
 
 app = typer.Typer(help="MCP servers that sessions refer to.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 # A check takes as long as the server does.
 _LONG = 70.0
@@ -81,9 +80,7 @@ def list_mcp_servers(tag: Tags = None, page_size: int = 50, as_json: Json = Fals
             health = found.health
             state = mcp_server_pb2.McpServerHealth.State.Name(health.state).removeprefix("STATE_").lower()
             kind = found.config.WhichOneof("transport") or ""
-            table.add_row(
-                found.name, escape(found.display_name), kind, state, str(health.tool_count), when(health.check_time)
-            )
+            table.add_row(found.name, found.display_name, kind, state, str(health.tool_count), when(health.check_time))
         console.print(table)
 
     run_command(work)
@@ -156,7 +153,7 @@ def list_tools(
             return
         table = Table(Column("tool", no_wrap=True), "what it does", box=None)
         for tool in response.tools:
-            table.add_row(escape(tool.name), escape(" ".join(tool.description.split())[:100]))
+            table.add_row(tool.name, " ".join(tool.description.split())[:100])
         console.print(table)
 
     run_command(work)
@@ -185,7 +182,7 @@ def export_mcp_servers(
 
     async def work(client: AgentRpcClient) -> None:
         request = mcp_server_service_pb2.ExportMcpServersRequest(names=map(_name, server or []))
-        print((await client.call(client.mcp_servers.ExportMcpServers, request)).config_json)
+        print(printable((await client.call(client.mcp_servers.ExportMcpServers, request)).config_json))
 
     run_command(work)
 
@@ -204,7 +201,7 @@ def list_catalogue(as_json: Json = False) -> None:
         for found in response.templates:
             stdio = found.config.stdio
             how = " ".join([stdio.command, *stdio.args]) if stdio.command else found.config.http.url
-            table.add_row(found.name, found.description, escape(how or f"builtin: {found.builtin}"))
+            table.add_row(found.name, found.description, how or f"builtin: {found.builtin}")
         console.print(table)
 
     run_command(work)

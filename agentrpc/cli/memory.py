@@ -7,11 +7,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.terminal import Terminal, printable, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import memory_pb2, session_pb2
 from agentrpc.v1 import memory_service_pb2 as pb
@@ -19,7 +19,7 @@ from agentrpc.v1 import memory_service_pb2 as pb
 __all__ = ["builtin_servers", "memory_app"]
 
 memory_app = typer.Typer(help="Notes that outlive sessions.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 _M = TypeVar("_M", bound=Message)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Store = Annotated[str, typer.Argument(help="memoryStores/{store}, or its id.")]
@@ -53,7 +53,7 @@ def list_stores(page_size: int = 20, page_token: str = "", as_json: Json = False
         table = Table(Column("store", no_wrap=True), "entries", "bytes", "shared", "name", box=None)
         for found in response.memory_stores:
             shared = "yes" if found.shared else f"{len(found.readers)} readers" if found.readers else ""
-            name = escape(found.display_name)
+            name = found.display_name
             table.add_row(found.name, str(found.entry_count), str(found.byte_count), shared, name)
         return _show(table, response.next_page_token)
 
@@ -151,7 +151,7 @@ def read_entry(
         entry = await client.call(client.memory.GetMemoryEntry, request)
         if as_json:
             return _print(entry)
-        return print(entry.content)
+        return print(printable(entry.content))
 
     run_command(work)
 
@@ -187,7 +187,8 @@ def search(store: Store, query: str, prefix: str = "", limit: int = 20, as_json:
         if as_json:
             return _print(response)
         for hit in response.hits:
-            console.print(f"[b]{escape(_key(hit.memory_entry))}[/]  {escape(' '.join(hit.snippet.split()))}")
+            snippet = " ".join(hit.snippet.split())
+            console.print(Text.assemble(shown(_key(hit.memory_entry), "bold"), "  ", shown(snippet)))
         return None
 
     run_command(work)
@@ -233,7 +234,7 @@ def _table(entries: Iterable[memory_pb2.MemoryEntry]) -> Table:
 def _show(table: Table, next_page_token: str) -> None:
     console.print(table)
     if next_page_token:
-        console.print(f"[dim]more: --page-token {next_page_token}[/]", soft_wrap=True)
+        console.print(f"more: --page-token {next_page_token}", style="dim", soft_wrap=True)
 
 
 def _name(store: memory_pb2.MemoryStore) -> str:
@@ -264,6 +265,6 @@ def _call(make: Callable[[AgentRpcClient], Awaitable[_M]], line: Callable[[_M], 
         if as_json:
             _print(answer)
         else:
-            print(line(answer))
+            console.print(line(answer), soft_wrap=True)
 
     run_command(work)

@@ -3,19 +3,20 @@
 import json
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from agentrpc.cli.terminal import shown
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
 
 __all__ = ["event_line", "print_line", "state_name", "summary", "wait_name"]
 
 _Outcome = event_pb2.ToolCallFinished
 _MARKS = {
-    _Outcome.OUTCOME_SUCCEEDED: "[green]✓[/]",
-    _Outcome.OUTCOME_FAILED: "[red]✗[/]",
-    _Outcome.OUTCOME_DENIED: "[yellow]⊘[/]",
-    _Outcome.OUTCOME_INTERRUPTED: "[yellow]■[/]",
-    _Outcome.OUTCOME_UNKNOWN: "[red]?[/]",
+    _Outcome.OUTCOME_SUCCEEDED: ("✓", "green"),
+    _Outcome.OUTCOME_FAILED: ("✗", "red"),
+    _Outcome.OUTCOME_DENIED: ("⊘", "yellow"),
+    _Outcome.OUTCOME_INTERRUPTED: ("■", "yellow"),
+    _Outcome.OUTCOME_UNKNOWN: ("?", "red"),
 }
 _WIDTH = 100
 
@@ -49,45 +50,57 @@ def wait_name(run: run_pb2.Run) -> str:
     return run_pb2.WaitingOn.Reason.Name(run.waiting_on.reason).removeprefix("REASON_")
 
 
-def event_line(event: event_pb2.Event) -> str | None:
-    """An event as one line of rich markup; None for those that say nothing to people."""
+def event_line(event: event_pb2.Event) -> Text | None:
+    """An event as one line; None for those that say nothing to people."""
     kind = event.WhichOneof("payload")
     if kind == "run_started":
-        return f"[dim]run started (attempt {event.run_started.attempt})[/]"
+        return Text(f"run started (attempt {event.run_started.attempt})", "dim")
     if kind == "run_state_changed" and event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
         unknown = ", ".join(f"{c.tool_name} {c.tool_use_id}" for c in event.run_state_changed.in_doubt_calls)
-        return f"[red]?[/] {escape(event.run_state_changed.message)} [dim]{escape(unknown)}[/]"
+        return Text.assemble(("? ", "red"), shown(event.run_state_changed.message), " ", shown(unknown, "dim"))
     if kind == "run_ended":
         ended = event.run_ended
         state = run_pb2.Run.State.Name(ended.state).removeprefix("STATE_")
         colour = "green" if ended.state == run_pb2.Run.STATE_SUCCEEDED else "red"
-        why = f": {escape(ended.error.message)}" if ended.HasField("error") else ""
-        return f"[{colour}]{state}[/]{why} [dim]{ended.usage.output_tokens} tokens, ${ended.usage.cost_usd:.4f}[/]"
+        why = shown(f": {ended.error.message}" if ended.HasField("error") else "")
+        return Text.assemble(
+            (state, colour), why, (f" {ended.usage.output_tokens} tokens, ${ended.usage.cost_usd:.4f}", "dim")
+        )
     if kind == "assistant_message":
         calls = [b.tool_use for b in event.assistant_message.blocks if b.HasField("tool_use")]
-        return "\n".join(f"[cyan]●[/] {escape(summary(c.tool_name, c.input_json))}" for c in calls) or None
+        lines = [Text.assemble(("● ", "cyan"), shown(summary(c.tool_name, c.input_json))) for c in calls]
+        return Text("\n").join(lines) if lines else None
     if kind == "tool_call_finished":
         done = event.tool_call_finished
         seconds = done.duration.ToTimedelta().total_seconds()
         text = next((b.text.text for b in done.content if b.HasField("text")), "")
-        reason = done.denial_reason or text
-        return f"  {_MARKS.get(done.outcome, '·')} [dim]{seconds:.1f} s  {escape(_short(reason))}[/]"
-    if kind == "approval_requested":
-        return f"[yellow]?[/] {escape(event.approval_requested.approval.title)}"
+        reason = shown(f" {seconds:.1f} s  {_short(done.denial_reason or text)}", "dim")
+        return Text.assemble("  ", _MARKS.get(done.outcome, "·"), reason)
     if kind == "approval_resolved":
         state = approval_pb2.Approval.State.Name(event.approval_resolved.state).removeprefix("STATE_")
-        return f"  [dim]{state.lower()}[/]"
+        return Text(f"  {state.lower()}", "dim")
+    if said := _said(event):
+        mark, text = said
+        return Text.assemble((f"{mark} ", "yellow"), shown(text))
+    return None
+
+
+def _said(event: event_pb2.Event) -> tuple[str, str] | None:
+    """A mark and a text."""
+    kind = event.WhichOneof("payload")
+    if kind == "approval_requested":
+        return "?", event.approval_requested.approval.title
     if kind == "session_grant_revoked":
-        return f"[yellow]![/] no longer allowed: {escape(event.session_grant_revoked.grant.rule)}"
+        return "!", f"no longer allowed: {event.session_grant_revoked.grant.rule}"
     if kind == "notice":
-        return f"[yellow]![/] {escape(event.notice.text)}"
+        return "!", event.notice.text
     if kind == "model_call_retried":
         retried = event.model_call_retried
-        return f"[yellow]![/] the model did not answer ({retried.error or retried.http_status}); trying again"
+        return "!", f"the model did not answer ({retried.error or retried.http_status}); trying again"
     return None
 
 
 def print_line(console: Console, event: event_pb2.Event) -> None:
     """Print an event's line, if it has one."""
-    if line := event_line(event):
+    if (line := event_line(event)) is not None:
         console.print(line, highlight=False)

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
+from agentrpc.cli.terminal import Terminal, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import report_pb2, report_service_pb2
 
@@ -19,7 +20,7 @@ __all__ = ["reports_app"]
 
 reports_app = typer.Typer(help="Documents about what agents did.", no_args_is_help=True)
 
-console = Console()
+console = Terminal()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - is standard output.")]
 
@@ -137,7 +138,7 @@ def delete_report(report: str) -> None:
 async def _followed(client: AgentRpcClient, name: str, *, quiet: bool) -> report_pb2.Report:
     """The report when it is finished; on the way its progress on a terminal."""
     report = report_pb2.Report(name=name)
-    with Console(stderr=True).status("waiting for a worker", spinner="dots") as status:
+    with Terminal(stderr=True).status("waiting for a worker", spinner="dots") as status:
         async for report in client.watch_report(name):
             if not quiet:
                 status.update(f"{_state(report).lower()}, {report.progress_percent} %")
@@ -175,8 +176,7 @@ _SUFFIXES = {
 
 def _say(report: report_pb2.Report) -> None:
     why = f": {report.error.message}" if report.HasField("error") else ""
-    console.print(f"{report.name} [b]{_state(report)}[/]", highlight=False, end="")
-    console.print(why, markup=False, highlight=False)
+    console.print(Text.assemble(shown(report.name), " ", (_state(report), "bold"), shown(why)))
 
 
 def _state(report: report_pb2.Report) -> str:

@@ -8,19 +8,19 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from agentrpc.cli.connection import fail, run_command
 from agentrpc.cli.tasks import TaskArgument, Variables, find_task, read_variables
+from agentrpc.cli.terminal import Terminal, shown
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
 __all__ = ["register"]
 
 schedules_app = typer.Typer(help="Schedules of tasks.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -50,14 +50,14 @@ def list_schedules(
             upcoming = _shown(status.next_times[0]) if status.next_times else "over"
             table.add_row(
                 task.name,
-                escape(task.display_name[:40]),
-                escape(", ".join(task.schedule.crons)[:60]),
+                task.display_name[:40],
+                ", ".join(task.schedule.crons)[:60],
                 "paused" if task.schedule.paused else upcoming,
                 *map(str, (status.fired_count, status.skipped_count, status.missed_count)),
             )
         console.print(table)
         if response.next_page_token:
-            console.print(f"[dim]--page-token {response.next_page_token}[/]", soft_wrap=True)
+            console.print(f"--page-token {response.next_page_token}", style="dim", soft_wrap=True)
 
     run_command(work)
 
@@ -128,7 +128,7 @@ def preview(
             _print(response)
             return
         for slot in response.slots:
-            console.print(f"{slot.local_time}  [dim]{_shown(slot.time)}[/]", highlight=False)
+            console.print(Text.assemble(shown(slot.local_time), "  ", (_shown(slot.time), "dim")))
 
     run_command(work)
 

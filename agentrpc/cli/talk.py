@@ -14,7 +14,7 @@ from rich.text import Text
 
 from agentrpc.cli.approvals import print_question
 from agentrpc.cli.render import print_line
-from agentrpc.cli.terminal import shown
+from agentrpc.cli.terminal import Terminal, printable, shown
 from agentrpc.client import AgentRpcClient, Preview, RpcError
 from agentrpc.domain.visible_text import visible
 from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
@@ -34,7 +34,7 @@ _NOBODY = 6
 
 async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve: str, as_json: bool) -> int:
     """Run one prompt; the exit status."""
-    notes = Console(stderr=True)
+    notes = Terminal(stderr=True)
     preview = Preview()
     status, nobody = 1, False
     names: list[str] = []
@@ -44,11 +44,11 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
 
     async for event in client.run(session, prompt, include_deltas=True, on_run=note):
         if as_json:
-            print(json.dumps(MessageToDict(event, preserving_proto_field_name=True), ensure_ascii=False), flush=True)
+            print(json.dumps(MessageToDict(event, preserving_proto_field_name=True)), flush=True)
         else:
             text = preview.feed(event)
             if text:
-                sys.stdout.write(text)
+                sys.stdout.write(printable(text))
                 sys.stdout.flush()
             elif event.HasField("message_completed"):
                 print(flush=True)
@@ -65,7 +65,7 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
                 await _answer(client, deny, approval)
             else:
                 nobody = True
-                notes.print("[red]an approval is asked and there is nobody to ask: use --approve all or none[/]")
+                notes.print("an approval is asked and there is nobody to ask: use --approve all or none", style="red")
                 await client.interrupt(names[0], "nobody to ask")
         if event.run_state_changed.state == run_pb2.Run.STATE_UNKNOWN_OUTCOME:
             notes.print(f"decide with `agentrpc runs resolve {event.run}`", highlight=False)
@@ -77,11 +77,11 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
 
 async def chat(client: AgentRpcClient, session: str) -> None:
     """Talk until the end of input."""
-    console = Console()
-    console.print(f"[dim]{session} · Ctrl-C interrupts, twice leaves, Ctrl-D ends[/]", highlight=False)
+    console = Terminal()
+    console.print(f"{session} · Ctrl-C interrupts, twice leaves, Ctrl-D ends", style="dim")
     while True:
         try:
-            prompt = await asyncio.to_thread(console.input, "[b]> [/]")
+            prompt = await asyncio.to_thread(console.input, Text("> ", "bold"))
         except (EOFError, KeyboardInterrupt):
             return
         if prompt.strip():
@@ -112,7 +112,7 @@ async def _turn(client: AgentRpcClient, console: Console, session: str, prompt: 
                 if live is None:
                     live = Live(console=console, refresh_per_second=12, vertical_overflow="visible")
                     live.start()
-                live.update(Markdown(text))
+                live.update(Markdown(visible(text, keep="\n\t")))
                 continue
             if live is not None and _is_durable(event):
                 live.stop()
@@ -151,7 +151,7 @@ def _ask(console: Console, approval: approval_pb2.Approval) -> _Resolution:
     if approval.session_rules:
         choices += ", s = yes, and for the session"
     while True:
-        answer = console.input(f"{choices}: ", markup=False).strip()
+        answer = console.input(f"{choices}: ").strip()
         if answer in {"y", "yes"}:
             return allow
         if answer == "s" and approval.session_rules:
@@ -163,7 +163,7 @@ def _ask(console: Console, approval: approval_pb2.Approval) -> _Resolution:
                 if isinstance(json.loads(edited), dict):
                     allow.updated_input_json = edited
                     return allow
-            console.print("[red]that is not a JSON object[/]")
+            console.print("that is not a JSON object", style="red")
         if answer in {"n", "no"}:
             message = console.input("what to tell the agent (may be empty): ").strip()
             return _Resolution(decision=_Resolution.DECISION_DENY, message=message)

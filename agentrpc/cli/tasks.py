@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from google.protobuf.message import Message
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from agentrpc.cli.agents import find_agent
 from agentrpc.cli.connection import fail, run_command
 from agentrpc.cli.render import print_line
+from agentrpc.cli.terminal import Terminal, printable
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import run_pb2, task_pb2, task_service_pb2
 
@@ -32,7 +31,7 @@ _STATUS = {
 }
 
 tasks_app = typer.Typer(help="Tasks, and their executions.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 TaskArgument = Annotated[str, typer.Argument(help="tasks/{task}, its id, or its display name.")]
 ExecutionArgument = Annotated[str, typer.Argument(help="tasks/{task}/executions/{execution}.")]
@@ -132,7 +131,7 @@ def list_tasks(
             summary = task.summary
             table.add_row(
                 task.name,
-                escape(task.display_name),
+                task.display_name,
                 str(summary.total_count),
                 str(summary.open_count),
                 f"{summary.success_rate:.0%}" if summary.succeeded_count or summary.failed_count else "",
@@ -182,7 +181,7 @@ async def _follow(client: AgentRpcClient, made: task_pb2.Execution, *, watch: bo
         _print(made)
         return 0
     if not as_json:
-        console.print(f"[dim]{made.name}[/]", highlight=False)
+        console.print(made.name, style="dim")
     async for event in client.watch(made.session, run=made.run):
         if not as_json:
             print_line(console, event)
@@ -190,7 +189,7 @@ async def _follow(client: AgentRpcClient, made: task_pb2.Execution, *, watch: bo
     if as_json:
         _print(ended)
     elif ended.result.text:
-        console.print(ended.result.text, markup=False, highlight=False)
+        print(printable(ended.result.text))
     return _STATUS.get(ended.state, 1)
 
 
@@ -270,7 +269,7 @@ def list_templates(
             return
         table = Table(Column("template", no_wrap=True), "category", "what it does", box=None)
         for found in response.templates:
-            table.add_row(found.id, found.category, escape(found.description))
+            table.add_row(found.id, found.category, found.description)
         console.print(table)
 
     run_command(work)

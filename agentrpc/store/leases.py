@@ -22,6 +22,7 @@ from agentrpc.store.log import LogEvent, StoredEvent, append_control
 from agentrpc.store.tables import Run, Session, SessionHead, User, Worker
 
 __all__ = [
+    "KNOWN_CLI",
     "Claim",
     "Origin",
     "OwnedSession",
@@ -40,6 +41,10 @@ __all__ = [
     "retire_worker",
     "still_held",
 ]
+
+
+# Of a worker that has every CLI there is.
+NEWEST_CLI = (2**31 - 1,)
 
 
 class Origin(Enum):
@@ -222,17 +227,28 @@ async def forget_workers(database: Database, age: timedelta) -> None:
         )
 
 
+# Whether the session's newest CLI is none or at most this worker's: an older one does not know what a newer one has
+# written. What is no version at all was not told by a CLI, and counts as none. By the primary key of sessions.
+KNOWN_CLI = """EXISTS (
+    SELECT 1 FROM sessions s
+    WHERE s.id = h.session_id
+      AND CASE WHEN s.agent_version ~ '^[0-9]{1,9}([.][0-9]{1,9}){0,5}$'
+               THEN CAST(string_to_array(s.agent_version, '.') AS int[]) ELSE '{}' END <= CAST(%s AS int[])
+)"""
+_KNOWN_CLI = KNOWN_CLI % ":cli"
+
 # Indexes session_heads_queue, session_heads_active and session_heads_served. Tenants with the fewest active runs come
 # first, then those that were served longest ago: one that never stops asking does not keep the others waiting. Of one
 # tenant, sessions that the worker holds come first, then the longest wait. Locks the chosen head row and passes over
 # those that another worker is choosing, or has chosen since: what counts is looked at again under the lock.
-_NEXT = text("""
+_NEXT = text(f"""
 WITH waiting AS (
     SELECT h.session_id, h.tenant, h.epoch
     FROM session_heads h
     LEFT JOIN workers w ON w.id = h.worker
     WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
       AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
+      AND {_KNOWN_CLI}
 ), tenants AS (
     SELECT tenant,
            (SELECT count(*) FROM session_heads a WHERE a.tenant = t.tenant AND a.active_run IS NOT NULL) AS runs,
@@ -247,22 +263,23 @@ WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.pause
 ORDER BY tenants.runs, tenants.served NULLS FIRST, (h.worker IS NOT DISTINCT FROM :worker) DESC, h.queued_since
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
-""")
+""")  # noqa: S608 - ours
 
 # Index session_heads_released. A run under way that nobody drives and that waits for nothing.
-_RELEASED = text("""
+_RELEASED = text(f"""
 SELECT h.*
 FROM session_heads h
 WHERE h.active_run IS NOT NULL AND h.worker IS NULL AND h.pending_approvals = 0 AND NOT h.in_doubt AND NOT h.paused
+  AND {_KNOWN_CLI}
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
-""")
+""")  # noqa: S608 - ours
 
 # Index session_heads_by_worker. A run whose worker is lost: at once the first time, then after 5 s. The third
 # loss is the last one: what is claimed then fails, and has nothing to wait for.
 # As above: whom another worker has taken over since has another epoch. Without this the recheck of a row that was
 # changed would not find its new worker, and take it for one that is gone.
-_LOST = text("""
+_LOST = text(f"""
 WITH lost AS MATERIALIZED (
     SELECT h.session_id, h.epoch
     FROM session_heads h
@@ -270,6 +287,7 @@ WITH lost AS MATERIALIZED (
     WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
       AND (w.id IS NULL
            OR w.dead_time + make_interval(secs => CASE h.losses WHEN 1 THEN 5 ELSE 0 END) <= now())
+      AND {_KNOWN_CLI}
 )
 SELECT h.*
 FROM session_heads h
@@ -277,7 +295,7 @@ JOIN lost ON lost.session_id = h.session_id AND lost.epoch = h.epoch
 WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
-""")
+""")  # noqa: S608 - ours
 
 
 async def claim_next(
@@ -287,6 +305,7 @@ async def claim_next(
     may_take_new: bool,
     begun_first: bool = False,
     isolation_level: str | None = None,
+    cli: Sequence[int] = NEWEST_CLI,
     begin: Callable[[Session, Run, Origin], Sequence[LogEvent]],
 ) -> Claim | None:
     """Take the next run that waits or that nobody drives; None when there is nothing for this worker.
@@ -297,10 +316,11 @@ async def claim_next(
         may_take_new: False: only sessions that the worker holds already.
         begun_first: Look for runs that nobody drives before those that wait. Alternate, so that neither starves.
         isolation_level: How the worker keeps agents apart; noted at the session.
+        cli: The version of the worker's CLI. Sessions in which a newer one has written are left to others.
         begin: Gives the first events of the run, from session, run and where it was.
     """
     async with database.transaction() as tx:
-        found = await _choose(tx, worker_id, may_take_new=may_take_new, begun_first=begun_first)
+        found = await _choose(tx, worker_id, cli, may_take_new=may_take_new, begun_first=begun_first)
         if found is None:
             return None
         head, origin = found
@@ -342,7 +362,7 @@ async def claim_next(
 
 
 async def _choose(
-    tx: AsyncSession, worker_id: UUID, *, may_take_new: bool, begun_first: bool
+    tx: AsyncSession, worker_id: UUID, cli: Sequence[int], *, may_take_new: bool, begun_first: bool
 ) -> tuple[SessionHead, Origin] | None:
     searches: list[tuple[TextClause, Origin, dict[str, object]]] = [
         (_NEXT, Origin.QUEUED, {"worker": worker_id, "may_take_new": may_take_new})
@@ -351,7 +371,7 @@ async def _choose(
         at = 0 if begun_first else 1
         searches[at:at] = [(_RELEASED, Origin.RELEASED, {}), (_LOST, Origin.LOST, {"worker": worker_id})]
     for statement, origin, binds in searches:
-        head = await tx.scalar(select(SessionHead).from_statement(statement), binds)
+        head = await tx.scalar(select(SessionHead).from_statement(statement), {**binds, "cli": list(cli)})
         if head is not None:
             return head, origin
     return None

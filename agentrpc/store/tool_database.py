@@ -8,13 +8,15 @@ read the server's files, end other connections, or open new ones) the role has t
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
+
+if TYPE_CHECKING:
+    from sqlglot import Dialect
 
 __all__ = ["QueryError", "QueryResult", "ToolDatabase"]
 
@@ -23,7 +25,18 @@ _CLOSE_SECONDS = 2.0
 _AT_ONCE = 4
 _BATCH = 50
 # What cannot be a subquery, but returns short texts.
-_BARE = re.compile(r"\s*(?:explain|show)\b", re.IGNORECASE)
+_BARE = {"EXPLAIN", "SHOW"}
+# Of columns of statistics, which may be arrays of anything: asyncpg reads them only when told how.
+_UNREADABLE = ("anyarray", "anycompatiblearray")
+# All that asyncpg raises for a statement, an argument or an answer.
+_REFUSED = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    ValueError,
+    OverflowError,
+)
 
 
 class QueryError(Exception):
@@ -53,6 +66,10 @@ class ToolDatabase:
     """
 
     def __init__(self, url: str) -> None:
+        # Takes a second to import, which only workers with such a database spend.
+        from sqlglot.dialects.postgres import Postgres  # noqa: PLC0415
+
+        self._dialect = Postgres()
         self._url = url
         self._room = asyncio.Semaphore(_AT_ONCE)
 
@@ -72,12 +89,12 @@ class ToolDatabase:
         async with self._room, self._connection() as connection:
             try:
                 async with asyncio.timeout(timeout + 1):
-                    return await _run(connection, sql, arguments, max_rows, max_bytes, timeout)
+                    return await self._run(connection, sql, arguments, max_rows, max_bytes, timeout)
             except TimeoutError:
                 raise QueryError(f"the query took longer than {timeout:g} s, and was stopped") from None
             except asyncpg.QueryCanceledError as error:
                 raise QueryError(f"the query was stopped: {error}") from None
-            except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except _REFUSED as error:
                 raise QueryError(_told(error)) from None
 
     @asynccontextmanager
@@ -94,27 +111,45 @@ class ToolDatabase:
                 await connection.close(timeout=_CLOSE_SECONDS)
             connection.terminate()
 
+    async def _run(
+        self,
+        connection: asyncpg.Connection,
+        sql: str,
+        arguments: Sequence[str],
+        max_rows: int,
+        max_bytes: int,
+        timeout: float,
+    ) -> QueryResult:
+        await connection.execute("SET default_transaction_read_only = on")
+        for name in _UNREADABLE:
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=str, format="text")
+        async with connection.transaction(readonly=True):
+            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout * 1000)}")
+            await connection.execute("SET LOCAL lock_timeout = '3s'")
+            # As it was written, for errors that name places in it, and for its columns.
+            statement = await connection.prepare(sql)
+            columns = [attribute.name for attribute in statement.get_attributes()]
+            if not columns:
+                raise QueryError("only queries that return rows are taken: nothing can be set, begun or changed here")
+            sql, bare = _parted(sql, self._dialect)
+            if not bare:
+                statement = await connection.prepare(_as_texts(sql, len(columns), max_bytes))
+            return await _fetch(statement, columns, arguments, max_rows, max_bytes)
 
-async def _run(
-    connection: asyncpg.Connection,
-    sql: str,
-    arguments: Sequence[str],
-    max_rows: int,
-    max_bytes: int,
-    timeout: float,
-) -> QueryResult:
-    await connection.execute("SET default_transaction_read_only = on")
-    async with connection.transaction(readonly=True):
-        await connection.execute(f"SET LOCAL statement_timeout = {int(timeout * 1000)}")
-        await connection.execute("SET LOCAL lock_timeout = '3s'")
-        # As it was written, for errors that name places in it, and for its columns.
-        statement = await connection.prepare(sql)
-        columns = [attribute.name for attribute in statement.get_attributes()]
-        if not columns:
-            raise QueryError("only queries that return rows are taken: nothing can be set, begun or changed here")
-        if not _BARE.match(sql):
-            statement = await connection.prepare(_as_texts(sql, len(columns), max_bytes))
-        return await _fetch(statement, columns, arguments, max_rows, max_bytes)
+
+def _parted(sql: str, dialect: "Dialect") -> tuple[str, bool]:
+    """One statement, which PostgreSQL has taken, without the semicolons behind it; and whether it is in `_BARE`."""
+    from sqlglot import TokenError, TokenType  # noqa: PLC0415 - as above
+
+    try:
+        tokens = dialect.tokenize(sql)
+    except TokenError:
+        # What PostgreSQL takes and this does not know, such as `X'ff'` with other letters in it: as it is.
+        return sql, False
+    bare = bool(tokens) and tokens[0].text.upper() in _BARE
+    while tokens and tokens[-1].token_type == TokenType.SEMICOLON:
+        sql = sql[: tokens.pop().start]
+    return sql, bare
 
 
 def _as_texts(sql: str, columns: int, max_bytes: int) -> str:
@@ -123,7 +158,7 @@ def _as_texts(sql: str, columns: int, max_bytes: int) -> str:
     names = [f"c{number}" for number in range(columns)]
     values = ", ".join(f"left({name}::text, {limit})" for name in names)
     # The line break ends a comment that the query may end with.
-    return f"SELECT {values} FROM (\n{sql.rstrip().rstrip(';')}\n) AS q ({', '.join(names)})"  # noqa: S608 - that is its use
+    return f"SELECT {values} FROM (\n{sql}\n) AS q ({', '.join(names)})"  # noqa: S608 - that is its use
 
 
 async def _fetch(

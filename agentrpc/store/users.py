@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.tables import Login, User
 
-__all__ = ["add_user", "count_users", "has_logged_in_from", "login_state", "user_by_name", "usernames"]
+__all__ = [
+    "add_user",
+    "count_users",
+    "has_logged_in_from",
+    "login_state",
+    "replace_password",
+    "user_by_name",
+    "usernames",
+]
 
 
 async def user_by_name(tx: Transaction, username: str) -> User | None:
@@ -57,3 +65,8 @@ async def add_user(database: Database, user: User) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+async def replace_password(tx: Transaction, user_id: UUID, old: str, new: str) -> None:
+    """Store another hash of a user's password, unless it is no longer the old one."""
+    await tx.execute(update(User).where(User.id == user_id, User.password_hash == old).values(password_hash=new))

@@ -670,20 +670,22 @@ async def test_many_small_gzips_copy_little(monkeypatch, client, session, folder
 # ---- Limits ----
 
 
-@pytest.fixture
-async def tight(edge):
-    """Another edge of the same service, with small limits."""
-    settings = edge.settings.model_copy(
-        update={
-            "max_file_size": 64 * 1024**2, "max_workspace_size": 80 * 1024**2, "max_archive_members": 100,
-            "upload_stall_timeout": 0.5, "max_streams_per_user": 1,
-        }
-    )  # fmt: skip
-    other = edge_of(settings, edge.database, edge.bus)
+@contextlib.asynccontextmanager
+async def another(edge, **settings):
+    """Another edge of the same service, as a client sees it."""
+    other = edge_of(edge.settings.model_copy(update=settings), edge.database, edge.bus)
     other.port = await other.server.start()
     async with other.client("ann") as client:
         yield client
     await other.server.stop(0.5)
+
+
+@pytest.fixture
+async def tight(edge):
+    """Another edge, with small limits."""
+    sizes = {"max_file_size": 64 * 1024**2, "max_workspace_size": 80 * 1024**2}
+    async with another(edge, **sizes, max_archive_members=100, max_streams_per_user=1) as client:
+        yield client
 
 
 class Zeros:
@@ -792,18 +794,27 @@ async def test_bombs_do_not_go_off(tight, session, folder):
     assert untouched(folder)
 
 
-async def test_uploads_that_say_nothing_end_and_count_as_streams(tight, session, folder):
+async def test_uploads_count_as_streams(tight, session, folder):
     async def silent():
         yield start(session)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     call = tight.files.UploadFile(silent(), metadata=await tight._metadata())
     # One is open, and there may be one.
     while not list((folder.parent / "incoming").iterdir()):  # noqa: ASYNC110 - a file rings no bell
         await asyncio.sleep(0.01)
     assert await failure(sent(tight, start(session))) == ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
+    call.cancel()
+
+
+async def test_uploads_that_say_nothing_end(edge, session, folder):
+    async def silent():
+        yield start(session)
+        await asyncio.sleep(600)
+
+    async with another(edge, upload_stall_timeout=0.5) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.files.UploadFile(silent(), metadata=await client._metadata())
     assert decode(caught.value).reason == "SLOW_CONSUMER"
     assert untouched(folder)
 

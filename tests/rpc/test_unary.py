@@ -10,14 +10,17 @@ from uuid import uuid4
 import grpc
 import jwt
 import pytest
+from argon2 import PasswordHasher
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import agentrpc.v1
+from agentrpc.auth.passwords import is_outdated
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
 from agentrpc.services import accounts, pages
+from agentrpc.store.users import user_by_name
 from agentrpc.v1 import (
     approval_pb2,
     approval_service_pb2,
@@ -143,6 +146,21 @@ async def test_tokens(edge, channel):
     for username, password in [("ann", "nope"), ("nobody", "password"), ("a\0nn", "password"), ("ann", "pass\0word")]:
         wrong = auth_service_pb2.LoginRequest(username=username, password=password).SerializeToString()
         assert await failure(raw(channel, "AuthService/Login", wrong)) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID")
+
+
+async def test_a_login_renews_a_hash_with_old_parameters(edge, channel):
+    weak = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash("password")
+    login = auth_service_pb2.LoginRequest(username="ann", password="password").SerializeToString()
+    async with edge.database.transaction() as tx:
+        (await user_by_name(tx, "ann")).password_hash = weak
+    hashes = []
+    for _ in range(2):
+        assert await raw(channel, "AuthService/Login", login)
+        async with edge.database.transaction() as tx:
+            hashes.append((await user_by_name(tx, "ann")).password_hash)
+    assert weak not in hashes
+    assert hashes[0] == hashes[1]
+    assert not is_outdated(hashes[0])
 
 
 async def test_a_refresh_token_is_good_once_and_its_reuse_ends_the_login(channel, monkeypatch):

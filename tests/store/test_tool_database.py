@@ -1,11 +1,13 @@
 """Statements of agents against a real database: what is read, and what is refused, cut or stopped."""
 
 import asyncio
+import json
 import time
 
 import asyncpg
 import pytest
 
+from agentrpc.claude.tools.database import database_tools
 from agentrpc.store.tool_database import QueryError, ToolDatabase
 
 WIDE = ", ".join(f"repeat('é', 100000) AS c{n}" for n in range(50))
@@ -60,10 +62,76 @@ async def test_values_of_any_type_come_as_text(ask):
 @pytest.mark.parametrize(
     "sql",
     ["VALUES (1)", "TABLE orders", "WITH a AS (SELECT 1) SELECT * FROM a -- the end", "EXPLAIN SELECT 1",
-     "EXPLAIN ANALYZE SELECT * FROM orders", "SHOW server_version", "SELECT 1 ORDER BY 1 LIMIT 1"],
+     "EXPLAIN ANALYZE SELECT * FROM orders", "SHOW server_version", "SELECT 1 ORDER BY 1 LIMIT 1",
+     "-- plan of it\nEXPLAIN SELECT 1", "/* a /* b */; c */ explain (costs off) SELECT 1;", "--\n\n show all ; -- all",
+     "SELECT * FROM orders LIMIT 2; -- top ones", "SELECT 1;;/* a; /* b */ ; */ ; -- it's; $$", "SELECT 1 /* ; */ -- ;",
+     "SELECT X'1FF' ;-- bits", "((SELECT 1));"],
 )  # fmt: skip
 async def test_all_kinds_of_queries(ask, sql):
     assert (await ask(sql)).rows
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT 'a;' || $$;b$$ || $x$ ' $x$ || E'\\';' AS \";\" ; -- ' ;", [["a;;b ' ';"]]),
+        ("SELECT 1 -- ;\n WHERE false", []),
+        ("SELECT 1 /* ; */ WHERE false ; /* ; */", []),
+        ("SELECT * FROM (VALUES ('x; -- y')) v;", [["x; -- y"]]),
+        ("SELECT '\\'; -- a backslash", [["\\"]]),
+    ],
+)
+async def test_a_semicolon_ends_a_statement_only_where_it_is_one(ask, sql, rows):
+    assert (await ask(sql)).rows == rows
+
+
+async def test_statistics_are_arrays_of_anything(ask, shop):
+    await shop.execute("ANALYZE orders")
+    found = await ask("SELECT attname, histogram_bounds FROM pg_stats WHERE tablename = 'orders' AND attname = 'id'")
+    assert found.rows[0][0] == "id"
+    assert found.rows[0][1].startswith("{1,")
+    assert (await ask("SELECT NULL::anycompatiblearray, NULL::anyarray")).rows == [[None, None]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["User", '"User"', "public.User", 'public."User"', "Größe tab", "public.Größe tab", 'public."Größe tab"',
+     "Odd.One", "public.Odd.One", '"Odd.One"', "Other Schema.User", '"Other Schema"."User"', "orders", "ORDERS"],
+)  # fmt: skip
+async def test_a_table_is_found_by_the_name_that_the_list_has_and_by_others_that_mean_it(ask, shop, name):
+    await shop.execute(
+        """
+        CREATE SCHEMA "Other Schema";
+        CREATE TABLE "User" ("Id" int PRIMARY KEY); CREATE TABLE "Größe tab" ("Id" int PRIMARY KEY);
+        CREATE TABLE "Odd.One" ("Id" int PRIMARY KEY); CREATE TABLE "Other Schema"."User" ("Id" int PRIMARY KEY);
+        """
+    )
+
+    async def query(sql, arguments):
+        return await ask(sql, *arguments)
+
+    tools = {tool.name: tool.call for tool in database_tools(query)}
+    listed = [json.loads(line) for line in (await tools["list_tables"]({})).splitlines()[1:-1]]
+    ours = [
+        ['"Other Schema"', '"User"'], ["public", '"Größe tab"'], ["public", '"Odd.One"'], ["public", '"User"'],
+        ["public", "orders"],
+    ]  # fmt: skip
+    assert [line[:2] for line in listed if line[:2] in ours] == ours
+    for schema, table in ours:
+        assert "PRIMARY KEY" in await tools["describe_table"]({"table": f"{schema}.{table}"})
+        assert (await ask(f"TABLE {schema}.{table}")).columns
+    told = await tools["describe_table"]({"table": name})
+    assert ('["id"' if name.lower() == "orders" else r'["\"Id\""') in told
+    assert "PRIMARY KEY" in told
+    for schema in ("Other Schema", '"Other Schema"'):
+        assert "(1 rows)" in await tools["list_tables"]({"schema": schema})
+
+
+@pytest.mark.parametrize("sql", ["SELECT '\ud800'", "SELECT '\0'", "SELECT NULL::anyelement, 1 / 0", "SELECT $1::int"])
+async def test_whatever_fails_is_told(ask, sql):
+    with pytest.raises(QueryError, match=r"\w{5}"):
+        await ask(sql)
+    assert (await ask("SELECT 1")).rows == [["1"]]
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,46 @@
-"""Transcripts of the real CLI with the scripted model, and their shapes.
+"""What the real CLI writes and says with the scripted model, and the shapes of it.
 
-`python -m tests.work.recording` writes the golden files of the CLI that is installed: see `test_transcript_format.py`.
+`python -m tests.work.recording [CLI]` writes the golden files of a CLI, the installed one if none is named: see
+`scripts/upgrade-cli`. They stand by version: transcripts, frames, and what the CLI offers the model.
 """
 
 import asyncio
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 from claude_agent_sdk import project_key_for_directory
-from claude_agent_sdk._cli_version import __cli_version__
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentProcess, AgentSpec
 from agentrpc.claude.launcher import SessionPaths, stop_tree
+from agentrpc.claude.revival import Conversation
 from agentrpc.claude.transcripts import encode_entry
+from agentrpc.claude.version import cli_version
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
 from tests.isolations import usable_isolation
 
-GOLDEN = Path(__file__).parent.parent / "frames" / "transcripts"
+FRAMES = Path(__file__).parent.parent / "frames"
+GOLDEN = FRAMES / "transcripts"
+RECORDED = FRAMES / "recorded"
 # Deeper than this a shape says only "object": there it is the model's, the tool's or the user's business.
 DEPTH = 3
-OPAQUE = {"input", "toolUseResult", "modelUsage", "rendered", "snapshot"}
+OPAQUE = {
+    "input",
+    "toolUseResult",
+    "tool_use_result",
+    "modelUsage",
+    "model_usage_since_last_result",
+    "rendered",
+    "snapshot",
+}
 ALLOW = Verdict(allow=True)
 
 
@@ -41,19 +54,29 @@ class Recorder:
     Args:
         folder: For its files.
         url: The scripted model.
+        cli: Another CLI than the installed one.
+        stored: (subpath, line) of a conversation to go on from.
+        carry: Its call that is to be taken up.
     """
 
-    def __init__(self, folder, url):
+    def __init__(self, folder, url, cli=None, stored=(), carry=None):
         self.lines = []
         self.frames = []
         self.gate = {}
+        self.judged = []
         self._results = asyncio.Queue()
         session_id = clock.uuid7()
         self.paths = SessionPaths.under(folder, session_id, folder / "workspaces" / str(session_id))
         self.paths.create()
         self.paths.workspace.mkdir(parents=True, exist_ok=True)
+        claude_session_id = str(session_id)
+        if stored:
+            claude_session_id = next(
+                entry["sessionId"] for _, line in stored if "sessionId" in (entry := json.loads(line))
+            )
+            Conversation(stored).write(self.paths, claude_session_id, carry=carry)
         self._spec = AgentSpec(
-            session_id=session_id, claude_session_id=str(session_id), resume=False,
+            session_id=session_id, claude_session_id=claude_session_id, resume=bool(stored), cli_path=cli, carry=carry,
             options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
             isolation=usable_isolation(), gate=self._judge,
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
@@ -71,7 +94,12 @@ class Recorder:
         # The pipes of processes that have just ended are closed by the loop, which its end would stop before.
         await asyncio.sleep(0.05)
 
+    @property
+    def pid(self):
+        return self._agent.pid
+
     async def _judge(self, call):
+        self.judged.append(call)
         verdict = self.gate.get(call.tool_name, ALLOW)
         return verdict if isinstance(verdict, Verdict) else await verdict(call)
 
@@ -184,16 +212,51 @@ SCENARIOS = {one.__name__: one for one in (text, tools, interrupted, steered, su
 
 async def record(name, folder):
     """What the CLI writes in a scenario: (subpath, line), in order, without anything of this machine."""
-    async with ScriptedModel() as model, Recorder(folder, model.url) as live:
+    return (await recorded(name, folder)).lines
+
+
+class Recording:
+    """A scenario: transcript lines by subpath, frames as lines, and what each request offered the model."""
+
+    def __init__(self, lines, frames, offers):
+        self.lines, self.frames, self.offers = lines, frames, offers
+
+
+class ListeningModel(ScriptedModel):
+    """Notes what the CLI asks.
+
+    Attributes:
+        asked: The newest request.
+        offers: {tool: its arguments}, of the request that had the most.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.asked = {}
+        self.offers = {}
+
+    async def _messages(self, request):
+        self.asked = await request.json()
+        tools = self.asked.get("tools") or []
+        found = {tool["name"]: sorted((tool.get("input_schema") or {}).get("properties") or {}) for tool in tools}
+        self.offers = max(self.offers, found, key=len)
+        return await super()._messages(request)
+
+
+async def recorded(name, folder, cli=None):
+    """A scenario, without anything of this machine."""
+    async with ListeningModel() as model, Recorder(folder, model.url, cli) as live:
         await SCENARIOS[name](live)
     workspace, root = str(live.paths.workspace), str(folder)
     known = ((workspace, "/workspace"), (project_key_for_directory(workspace), "-workspace"), (root, "/data"))
-    lines = []
-    for subpath, line in live.lines:
+
+    def anywhere(line):
         for there, here in known:
             line = line.replace(there.encode(), here.encode())
-        lines.append((subpath, line))
-    return lines
+        return line
+
+    lines = [(subpath, anywhere(line)) for subpath, line in live.lines]
+    return Recording(lines, [anywhere(encode_entry(frame)) for frame in live.frames], model.offers)
 
 
 # ---- Shapes ----
@@ -243,7 +306,7 @@ _TYPES = {dict: "object", list: "list", str: "text", int: "number", float: "numb
 
 def kind_of(subpath, entry):
     """The name under which the shape of an entry stands."""
-    more = entry.get("subtype") or (entry.get("attachment") or {}).get("type")
+    more = entry.get("subtype") or (entry.get("attachment") or entry.get("event") or {}).get("type")
     return ("subagent's " if subpath else "") + entry["type"] + (f" {more}" if more else "")
 
 
@@ -260,9 +323,9 @@ def golden(version=None):
     return GOLDEN / version if version else folders[-1]
 
 
-def golden_lines(name):
+def golden_lines(name, version=None):
     """(subpath, line) of a golden scenario, the main conversation first."""
-    folder = golden() / name
+    folder = golden(version) / name
     files = sorted(folder.rglob("*.jsonl"), key=lambda path: path.name != "main.jsonl")
     paths = [(str(path.relative_to(folder).with_suffix("")).removeprefix("main"), path) for path in files]
     return [(subpath, line) for subpath, path in paths for line in path.read_bytes().splitlines()]
@@ -279,21 +342,42 @@ def shortened(line):
     return encode_entry(entry)
 
 
-async def write_golden():
-    """Record all anew, for the CLI that is installed."""
-    folder, shapes = golden(__cli_version__), Shapes()
-    shutil.rmtree(folder, ignore_errors=True)
+def shortened_frame(line):
+    """A frame without the lists of the CLI's abilities, which are long, and what it says of this machine."""
+    frame = json.loads(line)
+    if frame.get("subtype") == "init":
+        frame |= {key: [] for key in ("slash_commands", "skills", "agents", "plugins") if key in frame}
+        frame = {key: value for key, value in frame.items() if "socket" not in key and "path" not in key}
+    return encode_entry(frame)
+
+
+async def write_golden(cli=None):
+    """Record all anew, for the CLI that is installed or another one."""
+    version = ".".join(map(str, cli_version(cli)))
+    folder, spoken = golden(version), RECORDED / version
+    transcripts, frames, offers = Shapes(), Shapes(), {}
+    for each in (folder, spoken):
+        shutil.rmtree(each, ignore_errors=True)
+        each.mkdir(parents=True)
     for name in SCENARIOS:
         with tempfile.TemporaryDirectory(prefix="agentrpc-recording-") as scratch:
-            lines = await record(name, Path(scratch))
-        shapes.add(lines)
-        for subpath, line in lines:
+            found = await recorded(name, Path(scratch), cli)
+        transcripts.add(found.lines)
+        frames.add(("", frame) for frame in found.frames)
+        offers = max(offers, found.offers, key=len)
+        for subpath, line in found.lines:
             path = folder / name / f"{subpath or 'main'}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 file.write(shortened(line) + b"\n")
-    (folder / "shapes.json").write_text(json.dumps(shapes.told(), indent=1, ensure_ascii=False) + "\n")
+        (spoken / f"{name}.jsonl").write_bytes(b"".join(shortened_frame(frame) + b"\n" for frame in found.frames))
+    for path, what in (
+        (folder / "shapes.json", transcripts.told()),
+        (spoken / "shapes.json", frames.told()),
+        (spoken / "tools.json", offers),
+    ):
+        path.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    asyncio.run(write_golden())
+    asyncio.run(write_golden(Path(sys.argv[1]) if len(sys.argv) > 1 else None))

@@ -10,7 +10,7 @@ __all__ = ["Query", "QueryRows", "database_tools"]
 
 _MAX_SQL = 32 * 1024
 _TABLES = """
-SELECT n.nspname AS schema, c.relname AS name,
+SELECT quote_ident(n.nspname) AS schema, quote_ident(c.relname) AS name,
        CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
                       WHEN 'm' THEN 'materialized view' ELSE 'foreign table' END AS kind,
        CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint END AS rows_about,
@@ -18,12 +18,20 @@ SELECT n.nspname AS schema, c.relname AS name,
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%'
-   AND ($1::text = '' OR n.nspname = $1::text)
+   AND ($1::text = '' OR n.nspname = $1::text OR quote_ident(n.nspname) = $1::text)
    AND has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
- ORDER BY 1, 2
+ ORDER BY n.nspname, c.relname
+"""
+# What SQL calls the table that a list calls so, or an unquoted name means.
+_QUOTED = """
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+   AND ($1::text = n.nspname || '.' || c.relname OR $1::text = c.relname AND pg_table_is_visible(c.oid))
+ ORDER BY $1::text = c.relname DESC
 """
 _COLUMNS = """
-SELECT a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+SELECT quote_ident(a.attname) AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
        pg_get_expr(d.adbin, d.adrelid) AS default, col_description(a.attrelid, a.attnum) AS comment
   FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped
@@ -70,13 +78,15 @@ def database_tools(query: Query) -> list[Tool]:
         return _text(await query(_TABLES, [given.get("schema", "")]))
 
     async def table(given: Arguments) -> str:
-        columns = await query(_COLUMNS, [given["table"]])
+        quoted = (await query(_QUOTED, [given["table"]])).rows
+        name = (quoted[0][0] if quoted else None) or given["table"]
+        columns = await query(_COLUMNS, [name])
         if not columns.rows:
             return f"there is no table {given['table']!r} that you may read: see list_tables"
-        return f"{_text(columns)}\n\n{_text(await query(_KEYS, [given['table']]))}"
+        return f"{_text(columns)}\n\n{_text(await query(_KEYS, [name]))}"
 
     sql = {"type": "string", "minLength": 1, "maxLength": _MAX_SQL, "description": "One query, in PostgreSQL's SQL."}
-    name = {"type": "string", "maxLength": 200, "description": "The table, such as orders or shop.orders."}
+    named = {"type": "string", "maxLength": 200, "description": 'The table, such as orders, shop.orders or "Orders".'}
     return [
         Tool(
             "query",
@@ -94,7 +104,7 @@ def database_tools(query: Query) -> list[Tool]:
         Tool(
             "describe_table",
             "Tells the columns of a table or view with their types, and its keys, checks and indexes.",
-            schema({"table": name}, required=["table"]),
+            schema({"table": named}, required=["table"]),
             table,
         ),
     ]

@@ -17,6 +17,7 @@ import structlog
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.version import cli_version
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.ending import end_tasks
@@ -113,6 +114,7 @@ class SessionHost:
         # Whether this worker may still own sessions for which it has no actor any more.
         self._left_over = False
         self._unsure_until = 0.0
+        self._cli: tuple[int, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
         self._signals: set[UUID] = set()
@@ -125,6 +127,7 @@ class SessionHost:
 
     async def start(self) -> None:
         """Register and begin to claim."""
+        self._cli = await asyncio.to_thread(cli_version, self._settings.cli_path)
         await register_worker(
             self._database,
             self.worker_id,
@@ -143,7 +146,12 @@ class SessionHost:
             "clean": self._clean_loop,
         }
         self._tasks = [asyncio.create_task(self._for_ever(name, loop), name=name) for name, loop in loops.items()]
-        log.info("worker_ready", worker=str(self.worker_id), isolation=str(self._env.isolation))
+        log.info(
+            "worker_ready",
+            worker=str(self.worker_id),
+            isolation=str(self._env.isolation),
+            cli=".".join(map(str, self._cli)) or "unknown",
+        )
 
     def ring(self) -> None:
         """The doorbell: there may be work."""
@@ -232,6 +240,7 @@ class SessionHost:
                 may_take_new=may_take_new,
                 begun_first=begun_first,
                 isolation_level=self._env.isolation.level,
+                cli=self._cli,
                 begin=lambda session, run, origin: first_events(
                     session, run, origin=origin, warm=self._is_warm(session.id)
                 ),
@@ -256,7 +265,7 @@ class SessionHost:
             if len(idle) < free and self._memory.has_room([*self._runs, *(actor.session_id for actor in idle)]):
                 return True
             # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
-            if not idle or not await has_waiting(self._database, self.worker_id):
+            if not idle or not await has_waiting(self._database, self.worker_id, self._cli):
                 return False
             await self._evict(min(idle, key=lambda actor: actor.idle_since))
 

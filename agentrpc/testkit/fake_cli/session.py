@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["VERSION", "Arguments", "Interrupted", "Session"]
 
 # The version whose behaviour this is.
-VERSION = "2.1.329"
+VERSION = "2.1.332"
 _TOOLS = ["AskUserQuestion", "Bash", "ExitPlanMode", "Read", "StructuredOutput", "Write"]
 _CONTINUE = "Continue from where you left off."
 _CUT_OFF = (
