@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["MAX_PROMPT", "TemplateFault", "TemplateInvalid", "check_template", "render_template"]
@@ -38,8 +38,24 @@ class TemplateInvalid(Exception):
         self.faults = faults
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, cache_size=0)
+class _Environment(ImmutableSandboxedEnvironment):
+    """In `order.items` a variable's own `items` comes before the method of that name."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - any value of JSON
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _printed(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
+    if callable(value) and not isinstance(value, StrictUndefined):
+        msg = "a method or function stands where a value is to be printed: call it, or name another variable"
+        raise TemplateRuntimeError(msg)
+    return value
+
+
+def _environment() -> _Environment:
+    environment = _Environment(undefined=StrictUndefined, autoescape=False, cache_size=0, finalize=_printed)
     del environment.globals["lipsum"]
     return environment
 

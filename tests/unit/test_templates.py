@@ -217,6 +217,17 @@ async def test_variables_of_a_schedule_have_to_suffice():
         assert (await refused(checked("{{ 1 // a }}", schema, scheduled=given))).reason == reason
 
 
+async def test_a_variable_comes_before_the_method_of_its_name_and_no_method_is_printed():
+    order = {"order": {"items": [1, 2], "count": 2}}
+    schema = json.dumps({"properties": {"order": {}}})
+    assert await rendered("{{ order.items }} {{ order.count }}", order, schema) == "[1, 2] 2"
+    loop = "{% for key, value in order.items() %}{{ key }}={{ value }} {% endfor %}"
+    assert (await rendered(loop, {"order": {"a": 1}}, schema)).strip() == "a=1"
+    error = await refused(rendered("\n{{ order.items }}", {"order": {"a": 1}}, schema))
+    assert error.reason == "TEMPLATE_INVALID"
+    assert "method" in error.message
+
+
 async def test_numbers_of_any_size_are_reckoned_with():
     schema = json.dumps({"properties": {"a": {"multipleOf": 0.5}}})
     await rendered("x", {"a": 10**400}, schema)
