@@ -101,13 +101,14 @@ def _introduce(stack: Stack, password: str | None) -> None:
         lines.append("[yellow]no model: the scripted model answers; set ANTHROPIC_API_KEY for a real one[/]")
     login = password or "PASSWORD"
     body = f'{{"username":"admin","password":"{login}"}}'
-    lines += [
-        "",
+    console.print(Panel("\n".join(lines), title="AgentRPC", expand=False), highlight=False)
+    # Outside of the frame and unbroken, so that they can be copied.
+    for command in (
         f"agentrpc --server {stack.address} login",
         f"agentrpc --server {stack.address} chat",
         f"grpcurl -plaintext -d '{body}' {stack.address} agentrpc.v1.AuthService/Login",
-    ]
-    console.print(Panel("\n".join(lines), title="AgentRPC", expand=False), highlight=False, soft_wrap=True)
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 def _debugging() -> bool:

@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from agentrpc.cli.approvals import print_question
-from agentrpc.cli.render import print_line
+from agentrpc.cli.render import event_line, print_line
 from agentrpc.cli.terminal import Terminal, printable, shown
 from agentrpc.client import AgentRpcClient, Preview, RpcError
 from agentrpc.domain.visible_text import visible
@@ -37,6 +37,8 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
     notes = Terminal(stderr=True)
     preview = Preview()
     status, nobody = 1, False
+    # Whether text stands on the last line, so that what comes next has to begin a new one.
+    line_open = False
     names: list[str] = []
 
     def note(run: run_pb2.Run) -> None:
@@ -50,9 +52,11 @@ async def run_once(client: AgentRpcClient, session: str, prompt: str, *, approve
             if text:
                 sys.stdout.write(printable(text))
                 sys.stdout.flush()
-            elif event.HasField("message_completed"):
+                line_open = not text.endswith("\n")
+            elif line_open and (event.HasField("message_completed") or event_line(event) is not None):
                 print(flush=True)
-            else:
+                line_open = False
+            if not text:
                 print_line(notes, event)
         if event.HasField("approval_requested"):
             approval = event.approval_requested.approval
