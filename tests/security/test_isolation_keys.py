@@ -40,6 +40,7 @@ class Up:
             "COLUMNS": "200",
         }
         self._process = None
+        self._reading = None
         self.said = ""
 
     async def start(self):
@@ -47,7 +48,7 @@ class Up:
             *(sys.executable, "-m", "agentrpc", "up", "--data-dir", str(self.folder), "--listen", "127.0.0.1:0"),
             env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(600):
             while "one-time password" not in self.said:
                 line = await self._process.stdout.readline()
                 assert line, self.said
@@ -58,8 +59,9 @@ class Up:
     async def stop(self):
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
+        # To its end, also when the start has failed: a full pipe would keep it from ending.
+        await (self._reading or self._process.stdout.read())
         await self._process.wait()
-        await self._reading
 
     @property
     def keys(self):
