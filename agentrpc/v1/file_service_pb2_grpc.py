@@ -35,7 +35,7 @@ class FileServiceStub:
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     def __init__(self, channel):
@@ -89,7 +89,7 @@ class FileServiceServicer:
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     def ListFiles(self, request, context):
@@ -114,8 +114,9 @@ class FileServiceServicer:
     def UploadFile(self, request_iterator, context):
         """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
         all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace, of whose
-        bytes or of whose files, folders and links there would be too many. What other uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
+        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace that would
+        hold too many bytes, or too many files, folders and links. What other uploads bring meanwhile counts for a workspace:
+        of several that fit one by one only, all may be refused.
         STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
         SLOW_CONSUMER: nothing came for too long.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -128,8 +129,9 @@ class FileServiceServicer:
     def UploadArchive(self, request_iterator, context):
         """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
         changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, is no file, folder or
-        link, is there twice, or has control characters in its name. So an archive of DownloadArchive is not taken when such
-        files or links were in the folder, which an agent may make: ForkSession copies them. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
+        link, is there twice, or has control characters in its name. An agent may make such files and links, and what
+        DownloadArchive sends of them is not taken here; ForkSession does copy them. LIMIT_REACHED: it has too many members,
+        the folders on the way to them included, or unpacks to too much.
         Errors: as UploadFile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -139,7 +141,7 @@ class FileServiceServicer:
     def DownloadFile(self, request, context):
         """Sends a file. To go on after a lost connection call again with offset, and etag of the first response: if the file
         was changed meanwhile, that is ETAG_MISMATCH. So it is if it changes while it is sent. TOO_LARGE: one call would
-        send more than a workspace may have that is uploaded to; set limit. Holes of sparse files are sent as zeros.
+        send more than a workspace may hold; set limit. Holes of sparse files are sent as zeros.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
         RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
         """
@@ -151,7 +153,7 @@ class FileServiceServicer:
         """Sends a folder as a tar.gz, made as it is sent. The same tree gives the same bytes, so that a download can go on at
         an offset as of DownloadFile. Times are kept, owners are not; links are links; pipes, sockets and devices are left
         out. A file that grows meanwhile is sent as long as it was; one that shrinks is ETAG_MISMATCH. TOO_LARGE,
-        LIMIT_REACHED: there are more bytes, or files, than a workspace may have that is uploaded to.
+        LIMIT_REACHED: there are more bytes, or files, than a workspace may hold.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
         LIMIT_REACHED, RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
         """
@@ -222,7 +224,7 @@ class FileService:
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     @staticmethod

@@ -36,7 +36,7 @@ class FileServiceStub:
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     @_typing.overload
@@ -57,8 +57,9 @@ class FileServiceStub:
     UploadFile: _grpc.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_pb2.File]
     """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
     all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace, of whose
-    bytes or of whose files, folders and links there would be too many. What other uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
+    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace that would
+    hold too many bytes, or too many files, folders and links. What other uploads bring meanwhile counts for a workspace:
+    of several that fit one by one only, all may be refused.
     STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
     SLOW_CONSUMER: nothing came for too long.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -67,14 +68,15 @@ class FileServiceStub:
     UploadArchive: _grpc.StreamUnaryMultiCallable[_file_service_pb2.UploadArchiveRequest, _file_service_pb2.UploadArchiveResponse]
     """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
     changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, is no file, folder or
-    link, is there twice, or has control characters in its name. So an archive of DownloadArchive is not taken when such
-    files or links were in the folder, which an agent may make: ForkSession copies them. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
+    link, is there twice, or has control characters in its name. An agent may make such files and links, and what
+    DownloadArchive sends of them is not taken here; ForkSession does copy them. LIMIT_REACHED: it has too many members,
+    the folders on the way to them included, or unpacks to too much.
     Errors: as UploadFile.
     """
     DownloadFile: _grpc.UnaryStreamMultiCallable[_file_service_pb2.DownloadFileRequest, _file_service_pb2.DownloadFileResponse]
     """Sends a file. To go on after a lost connection call again with offset, and etag of the first response: if the file
     was changed meanwhile, that is ETAG_MISMATCH. So it is if it changes while it is sent. TOO_LARGE: one call would
-    send more than a workspace may have that is uploaded to; set limit. Holes of sparse files are sent as zeros.
+    send more than a workspace may hold; set limit. Holes of sparse files are sent as zeros.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
     RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
     """
@@ -82,7 +84,7 @@ class FileServiceStub:
     """Sends a folder as a tar.gz, made as it is sent. The same tree gives the same bytes, so that a download can go on at
     an offset as of DownloadFile. Times are kept, owners are not; links are links; pipes, sockets and devices are left
     out. A file that grows meanwhile is sent as long as it was; one that shrinks is ETAG_MISMATCH. TOO_LARGE,
-    LIMIT_REACHED: there are more bytes, or files, than a workspace may have that is uploaded to.
+    LIMIT_REACHED: there are more bytes, or files, than a workspace may hold.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
     LIMIT_REACHED, RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
     """
@@ -101,7 +103,7 @@ class FileServiceAsyncStub(FileServiceStub):
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -119,8 +121,9 @@ class FileServiceAsyncStub(FileServiceStub):
     UploadFile: _aio.StreamUnaryMultiCallable[_file_service_pb2.UploadFileRequest, _file_pb2.File]  # type: ignore[assignment]
     """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
     all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace, of whose
-    bytes or of whose files, folders and links there would be too many. What other uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
+    size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace that would
+    hold too many bytes, or too many files, folders and links. What other uploads bring meanwhile counts for a workspace:
+    of several that fit one by one only, all may be refused.
     STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
     SLOW_CONSUMER: nothing came for too long.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -129,14 +132,15 @@ class FileServiceAsyncStub(FileServiceStub):
     UploadArchive: _aio.StreamUnaryMultiCallable[_file_service_pb2.UploadArchiveRequest, _file_service_pb2.UploadArchiveResponse]  # type: ignore[assignment]
     """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
     changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, is no file, folder or
-    link, is there twice, or has control characters in its name. So an archive of DownloadArchive is not taken when such
-    files or links were in the folder, which an agent may make: ForkSession copies them. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
+    link, is there twice, or has control characters in its name. An agent may make such files and links, and what
+    DownloadArchive sends of them is not taken here; ForkSession does copy them. LIMIT_REACHED: it has too many members,
+    the folders on the way to them included, or unpacks to too much.
     Errors: as UploadFile.
     """
     DownloadFile: _aio.UnaryStreamMultiCallable[_file_service_pb2.DownloadFileRequest, _file_service_pb2.DownloadFileResponse]  # type: ignore[assignment]
     """Sends a file. To go on after a lost connection call again with offset, and etag of the first response: if the file
     was changed meanwhile, that is ETAG_MISMATCH. So it is if it changes while it is sent. TOO_LARGE: one call would
-    send more than a workspace may have that is uploaded to; set limit. Holes of sparse files are sent as zeros.
+    send more than a workspace may hold; set limit. Holes of sparse files are sent as zeros.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
     RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
     """
@@ -144,7 +148,7 @@ class FileServiceAsyncStub(FileServiceStub):
     """Sends a folder as a tar.gz, made as it is sent. The same tree gives the same bytes, so that a download can go on at
     an offset as of DownloadFile. Times are kept, owners are not; links are links; pipes, sockets and devices are left
     out. A file that grows meanwhile is sent as long as it was; one that shrinks is ETAG_MISMATCH. TOO_LARGE,
-    LIMIT_REACHED: there are more bytes, or files, than a workspace may have that is uploaded to.
+    LIMIT_REACHED: there are more bytes, or files, than a workspace may hold.
     Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
     LIMIT_REACHED, RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
     """
@@ -162,7 +166,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     wherever it points. Files may be read and changed while a run is under way; the agent sees them.
 
     STATE_INVALID: the files are gone, are only in the archive, or cannot be read. NOT_CONFIGURED: this server does not
-    see the folder of workspaces. RATE_LIMITED: too many calls of yours wait for others of yours: users take turns.
+    see the folder of workspaces. RATE_LIMITED: too many of your calls wait already; users take turns.
     """
 
     @_abc_1.abstractmethod
@@ -196,8 +200,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_file_pb2.File, _abc.Awaitable[_file_pb2.File]]:
         """Writes a file: the first message says which, the others bring its content. The file is there as a whole or not at
         all, whatever happens meanwhile; folders on the way are made. Limits are kept as soon as they are known, by the
-        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace, of whose
-        bytes or of whose files, folders and links there would be too many. What other uploads bring meanwhile counts for a workspace: of several that fit one by one only, all may be refused.
+        size that the first message says or by what has come: TOO_LARGE for a file, LIMIT_REACHED for a workspace that would
+        hold too many bytes, or too many files, folders and links. What other uploads bring meanwhile counts for a workspace:
+        of several that fit one by one only, all may be refused.
         STATE_INVALID: the file exists and overwrite is false. CHECKSUM_MISMATCH: the size or the checksum is another one.
         SLOW_CONSUMER: nothing came for too long.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, CHECKSUM_MISMATCH, ETAG_MISMATCH, SESSION_NOT_ACTIVE,
@@ -212,8 +217,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_file_service_pb2.UploadArchiveResponse, _abc.Awaitable[_file_service_pb2.UploadArchiveResponse]]:
         """Unpacks a tar, gzipped or not, into a folder. It is unpacked beside the workspace first: an archive with a fault
         changes nothing. PATH_INVALID: a member is absolute, leads out, is a link that leads out, is no file, folder or
-        link, is there twice, or has control characters in its name. So an archive of DownloadArchive is not taken when such
-        files or links were in the folder, which an agent may make: ForkSession copies them. LIMIT_REACHED: it has too many members, the folders on the way to them included, or unpacks to too much.
+        link, is there twice, or has control characters in its name. An agent may make such files and links, and what
+        DownloadArchive sends of them is not taken here; ForkSession does copy them. LIMIT_REACHED: it has too many members,
+        the folders on the way to them included, or unpacks to too much.
         Errors: as UploadFile.
         """
 
@@ -225,7 +231,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_file_service_pb2.DownloadFileResponse], _abc.AsyncIterator[_file_service_pb2.DownloadFileResponse]]:
         """Sends a file. To go on after a lost connection call again with offset, and etag of the first response: if the file
         was changed meanwhile, that is ETAG_MISMATCH. So it is if it changes while it is sent. TOO_LARGE: one call would
-        send more than a workspace may have that is uploaded to; set limit. Holes of sparse files are sent as zeros.
+        send more than a workspace may hold; set limit. Holes of sparse files are sent as zeros.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
         RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
         """
@@ -239,7 +245,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends a folder as a tar.gz, made as it is sent. The same tree gives the same bytes, so that a download can go on at
         an offset as of DownloadFile. Times are kept, owners are not; links are links; pipes, sockets and devices are left
         out. A file that grows meanwhile is sent as long as it was; one that shrinks is ETAG_MISMATCH. TOO_LARGE,
-        LIMIT_REACHED: there are more bytes, or files, than a workspace may have that is uploaded to.
+        LIMIT_REACHED: there are more bytes, or files, than a workspace may hold.
         Errors: NOT_FOUND, FIELD_INVALID, PATH_INVALID, TOO_LARGE, ETAG_MISMATCH, STATE_INVALID, NOT_CONFIGURED,
         LIMIT_REACHED, RATE_LIMITED, TOO_MANY_STREAMS, SLOW_CONSUMER, DRAINING.
         """

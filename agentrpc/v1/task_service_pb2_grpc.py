@@ -30,8 +30,8 @@ if _version_not_supported:
 class TaskServiceStub:
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     def __init__(self, channel):
@@ -120,8 +120,8 @@ class TaskServiceStub:
 class TaskServiceServicer:
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     def CreateTask(self, request, context):
@@ -341,8 +341,8 @@ def add_TaskServiceServicer_to_server(servicer, server):
 class TaskService:
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     @staticmethod

@@ -31,8 +31,8 @@ GRPC_VERSION: str
 class TaskServiceStub:
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     @_typing.overload
@@ -112,8 +112,8 @@ class TaskServiceStub:
 class TaskServiceAsyncStub(TaskServiceStub):
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -189,8 +189,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tasks, their executions and their schedules.
 
-    RATE_LIMITED: too many templates of yours wait to be checked or rendered. Users take turns, as their executions do that
-    begin by schedule.
+    RATE_LIMITED: too many of your templates wait already to be checked or rendered; users take turns. So they do when
+    executions begin by schedule.
     """
 
     @_abc_1.abstractmethod
