@@ -7,8 +7,9 @@ very file, such as `Edit(/.mcp.json)`, allows it. The list is Claude Code's own 
 
 import re
 import unicodedata
+from fnmatch import fnmatchcase
 
-__all__ = ["protected_name"]
+__all__ = ["may_be_protected", "protected_name"]
 
 _FOLDERS = frozenset(
     {
@@ -96,6 +97,17 @@ def protected_name(path: str) -> str | None:
         if not last and _GIT_FOLDER.fullmatch(name) and plain[index + 1] in _GIT_INSIDE:
             return "/".join(names[index : index + 2])
     return None
+
+
+def may_be_protected(pattern: str) -> str | None:
+    """The part of a path with shell wildcards that may stand for a protected name; None when none may.
+
+    A name that begins with a dot is not matched by a wildcard in its place.
+    """
+    for name in pattern.split("/"):
+        if name.startswith(".") and any(fnmatchcase(known, name.casefold()) for known in _FOLDERS | _FILES):
+            return name
+    return protected_name(pattern)
 
 
 def _plain(name: str) -> str:

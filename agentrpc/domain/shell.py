@@ -31,6 +31,9 @@ def read_shell(line: str) -> Script:
         reader.doubt(str(doubt))
     except RecursionError:
         reader.doubt("it is nested too deeply")
+    except Exception:
+        # Whatever this program did not foresee is for a person to judge; the gate must answer.
+        return Script(line, certain=False, why="it could not be read")
     return reader.script()
 
 
