@@ -31,8 +31,8 @@ def read_shell(line: str) -> Script:
         reader.doubt(str(doubt))
     except RecursionError:
         reader.doubt("it is nested too deeply")
-    except Exception:
-        # Whatever this program did not foresee is for a person to judge; the gate must answer.
+    except Exception:  # noqa: BLE001 - the gate must answer
+        # Whatever was not foreseen is for a person to judge.
         return Script(line, certain=False, why="it could not be read")
     return reader.script()
 

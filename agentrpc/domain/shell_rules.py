@@ -20,7 +20,7 @@ from agentrpc.domain.shell import Command, Script, read_shell
 from agentrpc.domain.shell_builtins import sets_expression
 from agentrpc.domain.shell_files import File, redirected, writes_unknown
 from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
-from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
+from agentrpc.domain.shell_safety import PLAIN, consents, has_safe_forms, is_safe
 from agentrpc.domain.shell_words import Word
 
 __all__ = [
@@ -404,7 +404,8 @@ def warnings_of(pattern: str, *, allows: bool = False) -> list[str]:
     runs = runs_of(Command(words))
     name = name_of(runs.words[runs.last])
     named = words[runs.last + 1 :]
-    if name is None or runs.changes or (not is_safe(name, named, len(named)) and not consents(name, named, ())):
+    safe = name is not None and (has_safe_forms(name) or is_safe(name, named, len(named)) or consents(name, named, ()))
+    if runs.changes or not safe:
         return [
             (
                 "it allows nothing: the program runs others, or changes what follows, by its arguments;"

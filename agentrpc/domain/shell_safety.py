@@ -13,7 +13,7 @@ from agentrpc.domain.shell_builtins import CHANGERS
 from agentrpc.domain.shell_programs import SHELLS, UNKNOWN, Flags, flags_of, take, without_globals
 from agentrpc.domain.shell_words import Word
 
-__all__ = ["PLAIN", "consents", "is_safe"]
+__all__ = ["PLAIN", "consents", "has_safe_forms", "is_safe"]
 
 # Programs that run a text or file that they are given, or commands of a file in the folder. A rule must name the script,
 # the module or the subcommand itself.
@@ -219,6 +219,15 @@ def is_safe(name: str, arguments: tuple[Word, ...], literal: int = 0) -> bool:
     operands = _operands(judged, flags)
     if operands is None or (operands and name in _NO_OPERANDS):
         return False
+    return _operands_are_safe(name, arguments, judged, operands)
+
+
+def has_safe_forms(name: str) -> bool:
+    """Whether a program that can run others, or write, by its arguments is safe with some of them."""
+    return name in {"git", "npm"} or name in _SAFE_FLAGS
+
+
+def _operands_are_safe(name: str, arguments: tuple[Word, ...], judged: tuple[Word, ...], operands: list[Word]) -> bool:
     if name in {"less", "man", "bat"} and any((word.text or "+").startswith("+") for word in operands):
         return False
     if name == "sed":
