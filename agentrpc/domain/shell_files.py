@@ -4,7 +4,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 from agentrpc.domain.shell import Command, Script
 from agentrpc.domain.shell_programs import name_of, runs_of
@@ -76,6 +76,10 @@ _COPIERS = frozenset({"cp", "install", "ln", "mv", "rsync", "scp"})
 _TREES = frozenset({"ack", "ag", "du", "find", "rg", "tree"})
 # Subcommands of git that put other content, or nothing, in the place of the files that they are given.
 _GIT_WRITERS = frozenset({"checkout", "mv", "restore", "rm"})
+# Options that name the file that is written.
+_SAVES = {"curl": re.compile(r"-[a-zA-Z]*o|--output"), "wget": re.compile(r"-[a-zA-Z]*O|--output-document")}
+_GIT_MAGIC = re.compile(r":(?:\([a-z,]*\)|/)")
+_WILD = re.compile(r"[*?\[]")
 # A value behind the letters of short options that looks like a path.
 _ATTACHED = re.compile(r"-[A-Za-z]+([./~].*)", re.DOTALL)
 _STREAMS = frozenset({"/dev/null", "/dev/stdin", "/dev/stdout", "/dev/stderr"})
@@ -170,6 +174,10 @@ class _Found:
             self.copies_trees = self.copies_trees or (name in {"cp", "rsync", "scp"} and tree)
         elif name == "git":
             self._git(operands, folder)
+        elif name in _SAVES:
+            self.reads_more = self.writes_more = True
+            named = [word for before, word in pairwise(arguments) if _SAVES[name].fullmatch(before.text or "")]
+            self._write([*named, *values], folder)
         elif name == "dd":
             self._dd(operands, folder)
         else:
@@ -211,8 +219,10 @@ class _Found:
         self.reads_more = self.writes_more = True
         if operands and operands[0].text in _GIT_WRITERS:
             # Revisions and branches stand among the files.
-            names = [word for word in operands[1:] if posixpath.basename(word.text or "") != "HEAD"]
-            self._write([word for word in names if word.text is not None], folder)
+            names = [word.text for word in operands[1:] if word.text and posixpath.basename(word.text) != "HEAD"]
+            # Git has wildcards of its own, also quoted, and a beginning that says how a name is meant.
+            plain = [(_GIT_MAGIC.sub("", name), name) for name in names]
+            self._write([Word(name, source, "", glob=_WILD.search(name) is not None) for name, source in plain], folder)
 
     def _dd(self, operands: list[Word], folder: str | None) -> None:
         for word in operands:

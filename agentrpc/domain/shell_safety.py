@@ -121,22 +121,22 @@ _SAFE = {
     "column": "-t -s: -o: -n -x -c:",
     "curl": "-f -i -I -k -L -s -S -v -4 -6 -G -m: --fail --include --head --location --silent --show-error --verbose --max-time:"
     " --connect-timeout: --compressed -A: --user-agent: -X: --request: -H: --header: --get --retry: -w:",
-    "cp": "-a -b -d -f -i -l -n -p -r -s -t: -u -v -x -H -L -P -R -S: -T --archive --attributes-only --backup --backup:"
-    " --dereference --force --interactive --link --no-clobber --no-dereference --no-target-directory --parents --preserve"
+    "cp": "-a -b -d -f -i -l -n -p -r -s -t: -u -v -x -H -L -P -R -T --archive --attributes-only --backup --backup:"
+    " --dereference --force --interactive --link --no-clobber --no-dereference --no-target-directory --preserve"
     " --preserve: --no-preserve: --recursive --reflink --reflink: --remove-destination --sparse: --strip-trailing-slashes"
     " --symbolic-link --target-directory: --update --verbose",
     "date": "-u -R -I -Id -Is -Ins -Iseconds -Iminutes -Ihours -Idate -d: --date: --utc --universal --rfc-email --iso-8601 --iso-8601: --rfc-3339:",
     "file": "-b -i -k -L -h -N -r -z -Z -0 -E -F: --brief --mime --mime-type --mime-encoding --dereference --no-dereference --keep-going",
     "hostname": "-a -A -d -f -i -I -s -y --alias --all-fqdns --all-ip-addresses --domain --fqdn --ip-address --long --short",
-    "install": "-b -C -c -d -D -g: -m: -o: -p -S: -t: -T -v --compare --directory --group: --mode: --owner:"
+    "install": "-b -C -c -d -D -g: -m: -o: -p -t: -T -v --compare --directory --group: --mode: --owner:"
     " --preserve-timestamps --target-directory: --no-target-directory --verbose",
-    "ln": "-b -f -i -L -n -P -r -s -S: -t: -T -v --force --interactive --logical --no-dereference --physical --relative"
+    "ln": "-b -f -i -L -n -P -r -s -t: -T -v --force --interactive --logical --no-dereference --physical --relative"
     " --symbolic --target-directory: --no-target-directory --verbose",
-    "mv": "-b -f -i -n -S: -t: -T -u -v --backup --backup: --force --interactive --no-clobber --strip-trailing-slashes"
+    "mv": "-b -f -i -n -t: -T -u -v --backup --backup: --force --interactive --no-clobber --strip-trailing-slashes"
     " --target-directory: --no-target-directory --update --verbose",
     "shuf": "-e -i: -n: -r -z --echo --input-range: --head-count: --repeat --zero-terminated",
     "uniq": "-c -d -D -i -u -z -f: -s: -w: --count --repeated --ignore-case --unique --skip-fields: --skip-chars: --check-chars: --zero-terminated",
-    "dd": "", "dmesg": "", "fd": "-a -e: -E: -g -H -I -i -L -l -p -s -t: -u -0 --type: --extension: --exclude: --hidden --no-ignore"
+    "patch": "", "dd": "", "dmesg": "", "fd": "-a -e: -E: -g -H -I -i -L -l -p -s -t: -u -0 --type: --extension: --exclude: --hidden --no-ignore"
     " --max-depth: --glob --absolute-path --full-path",
     "find": "", "gcc": "", "g++": "", "cc": "", "clang": "", "ld": "",
     "info": "", "journalctl": "-u: -n: -f -b -k -r -e -x -p: -o: --unit: --lines: --since: --until: --no-pager --priority:",
@@ -168,7 +168,7 @@ _MAKE_FLAGS = flags_of(
 # Of these nothing but the flags is safe: an operand is a file that they write, a text that they run, or a host.
 _NO_OPERANDS = frozenset({
     "7z", "apt", "apt-get", "at", "batch", "bzip2", "cc", "clang", "cpio", "csplit", "ctags", "dd", "g++", "gcc",
-    "gpg", "info", "ld", "links", "logger", "lynx", "mail", "more", "most", "openssl", "pdflatex", "rsync",
+    "gpg", "info", "ld", "links", "logger", "lynx", "mail", "more", "patch", "most", "openssl", "pdflatex", "rsync",
     "split", "tcpdump", "tshark", "w3m", "wget", "wireshark", "zip", "crontab", "gzip", "xz",
 })  # fmt: skip
 _FIND_WORDS = frozenset({
