@@ -27,7 +27,7 @@ CASES = tomllib.loads((Path(__file__).parent / "commands.toml").read_text(encodi
 # They reach beyond the folder, wait, or ask for what a machine may not have.
 ELSEWHERE = re.compile(
     r"\b(?:sudo|doas|su|ssh|docker|chroot|npx|uv|watch|nix|parallel|entr|select|script|screen|tmux|vi|tcpdump|daemon"
-    r"|busybox|runuser|python3|node|perl|npm|pip|at|crontab|systemd-run|kill|curl -|wget -|instaweb|send-email|until|man)\b"
+    r"|perf|setarch|linux32|linux64|prlimit|choom|pkexec|faketime|busybox|runuser|python3|node|perl|npm|pip|at|crontab|systemd-run|kill|curl -|wget -|instaweb|send-email|until|man)\b"
     r"|/dev/|/proc|~|\$HOME|/bin/\*|\?\?|\.\./"
 )
 # A form whose program is written in pieces.
@@ -51,10 +51,18 @@ def substituted(number, case):
     text = re.sub(r"/(?:usr/)?bin/touch", "/usr/bin/touch", text)
     text = re.sub(r"""(ouch['"]?[ \t]+)(?:-r?f[ \t]+)?(?:[\w$/{}.]+|\$PWD/t|"\$\w")""", rf"\1{witness}", text)
     text = re.sub(r"/etc/\w+", witness, text)
-    if not rules[1]:
+    if not rules[1] and rules[0] != ["Bash(* --version)"]:
         text = re.sub(r"(?<![\w./-])(?:sh|id|evil)(?![\w.])", hit, text)
     text = text.replace("/tmp/x", hit).replace("/tmp", f"$PWD/bin-{number}")
     return text, tuple(rules[0]), tuple(rules[1])
+
+
+def refused(text, allow, deny):
+    found = decide(
+        "Bash", {"command": text}, workspace="/srv/w", home="/srv/home", mode="DONT_ASK",
+        allowed=[parse_rule(rule) for rule in allow], disallowed=[parse_rule(rule) for rule in deny],
+    )  # fmt: skip
+    return found.outcome.value == "deny"
 
 
 def prepare(folder, numbers):
@@ -89,7 +97,7 @@ def really(folder, text):
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     with suppress(subprocess.TimeoutExpired):
-        process.wait(5)
+        process.wait(3)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
     process.wait()
@@ -151,7 +159,16 @@ async def test_no_form_of_what_must_not_run_leaves_a_witness(stack, client, form
     groups = defaultdict(list)
     for number, (_, allow, deny) in forms.items():
         groups[allow, deny].append(number)
+    # A session for each form alone would take long: rules of few forms stand together where that allows none of them.
+    few = [key for key, members in groups.items() if len(members) < 4 and not key[1]]
+    together = tuple(rule for allow, _ in few for rule in allow)
+    for key in few:
+        for number in [number for number in groups[key] if refused(forms[number][0], together, ())]:
+            groups[key].remove(number)
+            groups[together, ()].append(number)
     for (allow, deny), members in groups.items():
+        if not members:
+            continue
         tried = {number: forms[number][0] for number in members}
         folder, events = await conduct(stack, client, tried, allow, deny)
         assert [tried.get(number) for number in witnesses(folder)] == []
@@ -179,9 +196,12 @@ ALLOWED = [
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_allowed_runs(stack, client):
-    for number, (command, allow) in enumerate(ALLOWED):
+    for number, (command, allow) in enumerate(ALLOWED[:3]):
         folder, _ = await conduct(stack, client, {number: command}, allow, [])
         assert witnesses(folder) == {number}, command
+    rest = dict(enumerate(command for command, _ in ALLOWED[3:]))
+    folder, _ = await conduct(stack, client, rest, [rule for _, allow in ALLOWED[3:] for rule in allow], [])
+    assert witnesses(folder) == {3, 4, 5}
 
 
 # What the reader of shell text takes for granted about the shell that the CLI runs commands in.
@@ -209,9 +229,4 @@ async def test_the_shell_of_the_cli_is_the_one_that_is_read(stack, client):
 
 
 def test_forms_are_refused_by_the_decision_too(forms):
-    for text, allow, deny in forms.values():
-        found = decide(
-            "Bash", {"command": text}, workspace="/srv/w", home="/srv/home", mode="DONT_ASK",
-            allowed=[parse_rule(rule) for rule in allow], disallowed=[parse_rule(rule) for rule in deny],
-        )  # fmt: skip
-        assert found.outcome.value == "deny", text
+    assert [text for text, allow, deny in forms.values() if not refused(text, allow, deny)] == []
