@@ -6,12 +6,12 @@ Every rule is matched against this, so that a tool is read in one place only.
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from agentrpc.domain.path_rules import Places, is_below
-from agentrpc.domain.protected_paths import protected_name
+from agentrpc.domain.protected_paths import may_be_protected, protected_name
 from agentrpc.domain.shell import Script, read_shell
 from agentrpc.domain.shell_files import File, files_of
 from agentrpc.domain.url_rules import Address, read_url
@@ -147,6 +147,7 @@ class Spot:
         folder: Everything below it too.
         source: As it is written.
         several_names: It is a file that has further names.
+        named: The protected name that it has, or may have, as it is written.
     """
 
     paths: tuple[str, ...]
@@ -155,11 +156,12 @@ class Spot:
     folder: bool = False
     source: str = ""
     several_names: bool = False
+    named: str | None = None
 
     @property
     def protected(self) -> str | None:
         """The name in it that is never written without a question; None when there is none, or nothing is written."""
-        found = (protected_name(path) for path in self.paths) if self.writes else ()
+        found = (self.named, *map(protected_name, self.paths)) if self.writes else ()
         return next((name for name in found if name is not None), None)
 
     def within(self, folder: str) -> bool:
@@ -222,11 +224,15 @@ class Call:
             path is not None and path.startswith("~") and (self.places.home is None or path[1:2] not in {"", "/"})
         )
         if path is None or elsewhere or "\0" in path:
-            return Spot((), known=False, writes=writes, source=file.source)
+            # Wherever that is: its name may be plain to see, as in `~/.bashrc` and `"$HOME"/.bashrc`.
+            name = may_be_protected("/" + (file.source if path is None else path).replace('"', "").replace("'", ""))
+            return Spot((), known=False, writes=writes, source=file.source, named=name)
+        name = None
         if file.glob:
             # Names of files take the place of the wildcards: anything in the folder that the path begins with.
+            name = may_be_protected(path)
             path, folder = _before_wildcards(path), True
-        return self._spot(path, writes=writes, folder=folder, source=file.source)
+        return replace(self._spot(path, writes=writes, folder=folder, source=file.source), named=name)
 
     def is_device(self, file: File) -> bool:
         """Whether a file that shell text names is one that is always there and holds nothing."""

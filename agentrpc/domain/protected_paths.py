@@ -7,8 +7,9 @@ very file, such as `Edit(/.mcp.json)`, allows it. The list is Claude Code's own 
 
 import re
 import unicodedata
+from fnmatch import fnmatchcase
 
-__all__ = ["protected_name"]
+__all__ = ["may_be_protected", "protected_name"]
 
 _FOLDERS = frozenset(
     {
@@ -77,6 +78,9 @@ _FILES = frozenset(
 _PAIRS = frozenset(
     {(".config", "fish"), (".config", "git"), (".ssh", "rc"), (".ssh", "environment"), (".ssh", "config")}
 )
+_WILD = re.compile(r"[*?\[]")
+# Where wildcards stand, a folder with settings in it is not told from those.
+_WHOLE = _FOLDERS | _FILES | {folder for folder, _ in _PAIRS}
 # What a folder of git holds that has another name: of a bare repository, of a worktree, of a submodule.
 _GIT_FOLDER = re.compile(r".+\.git")
 _GIT_INSIDE = frozenset({"config", "config.worktree", "hooks", "info"})
@@ -96,6 +100,28 @@ def protected_name(path: str) -> str | None:
         if not last and _GIT_FOLDER.fullmatch(name) and plain[index + 1] in _GIT_INSIDE:
             return "/".join(names[index : index + 2])
     return None
+
+
+def may_be_protected(pattern: str) -> str | None:
+    """The part of a path with shell wildcards that may stand for a protected name; None when none may.
+
+    A name that begins with a dot is not matched by a wildcard in its place.
+    """
+    names = pattern.split("/")
+    for index, name in enumerate(names):
+        inside = names[index + 1 : index + 2]
+        known = _WHOLE if _WILD.search(f"{name}/{''.join(inside)}") else _FOLDERS | _FILES
+        if name.startswith(".") and any(fnmatchcase(one, name.casefold()) for one in known):
+            return name
+        if (inside and inside[0] in _GIT_INSIDE and _may_end_in_git(name)) or (
+            not inside and not name.startswith("*") and fnmatchcase("HEAD", name)
+        ):
+            return name
+    return protected_name(pattern)
+
+
+def _may_end_in_git(name: str) -> bool:
+    return _WILD.search(name) is not None and fnmatchcase(".git", re.sub(r"^[^*?\[.]*", "", name) or "*")
 
 
 def _plain(name: str) -> str:

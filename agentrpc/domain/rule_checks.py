@@ -47,7 +47,7 @@ def _of_one(rule: Rule, *, allows: bool) -> Iterable[str]:
     if "_" not in rule.tool and "*" not in rule.tool and rule.tool not in _KNOWN:
         yield "no tool of that name is known: is it written as the tool is called?"
     if rule.kind is Kind.COMMAND:
-        yield from warnings_of(rule.pattern)
+        yield from warnings_of(rule.pattern, allows=allows)
     if rule.kind is not Kind.PATH:
         return
     if rule.pattern.startswith("/") and not rule.pattern.startswith("//") and rule.pattern.split("/")[1] in _OUTSIDE:

@@ -268,7 +268,8 @@ def _must_be_asked(call: Call, allowed: Sequence[Rule]) -> str | None:
         if not spot.writes:
             continue
         name = spot.protected
-        if name is not None and not all(_names_literally(allowed, call, path) for path in spot.paths):
+        named = bool(spot.paths) and all(_names_literally(allowed, call, path) for path in spot.paths)
+        if name is not None and not (named and spot.named is None):
             return f"{name} decides what programs do, so that it is never written without a question"
         if call.script is None and not spot.known:
             return "it cannot be told what is written: a link leads where nobody can look"
@@ -287,7 +288,7 @@ def _copied(call: Call) -> str | None:
     if call.script is None or not any(spot.writes and spot.folder for spot in call.spots):
         return None
     names = (protected_name(f"/{posixpath.basename(path)}") for spot in call.spots for path in spot.paths)
-    return next((name for name in names if name is not None), None)
+    return next((name for name in (*names, *(spot.named for spot in call.spots)) if name is not None), None)
 
 
 def _names_literally(allowed: Sequence[Rule], call: Call, path: str) -> bool:

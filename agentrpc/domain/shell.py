@@ -31,6 +31,9 @@ def read_shell(line: str) -> Script:
         reader.doubt(str(doubt))
     except RecursionError:
         reader.doubt("it is nested too deeply")
+    except Exception:  # noqa: BLE001 - the gate must answer
+        # Whatever was not foreseen is for a person to judge.
+        return Script(line, certain=False, why="it could not be read")
     return reader.script()
 
 

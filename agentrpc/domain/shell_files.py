@@ -1,15 +1,16 @@
 """The files that a line of shell text opens, as far as redirections and the arguments of known programs say."""
 
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 
 from agentrpc.domain.shell import Command, Script
 from agentrpc.domain.shell_programs import name_of, runs_of
 from agentrpc.domain.shell_words import Word
 
-__all__ = ["File", "Files", "files_of", "redirected"]
+__all__ = ["File", "Files", "files_of", "redirected", "writes_unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,14 @@ _WRITERS = frozenset({
 _COPIERS = frozenset({"cp", "install", "ln", "mv", "rsync", "scp"})
 # They go through folders.
 _TREES = frozenset({"ack", "ag", "du", "find", "rg", "tree"})
+# Subcommands of git that put other content, or nothing, in the place of the files that they are given.
+_GIT_WRITERS = frozenset({"checkout", "mv", "restore", "rm"})
+# Options that name the file that is written.
+_SAVES = {"curl": re.compile(r"-[a-zA-Z]*o|--output"), "wget": re.compile(r"-[a-zA-Z]*O|--output-document")}
+_GIT_MAGIC = re.compile(r":(?:\([a-z,]*\)|/)")
+_WILD = re.compile(r"[*?\[]")
+# A value behind the letters of short options that looks like a path.
+_ATTACHED = re.compile(r"-[A-Za-z]+([./~].*)", re.DOTALL)
 _STREAMS = frozenset({"/dev/null", "/dev/stdin", "/dev/stdout", "/dev/stderr"})
 
 
@@ -88,6 +97,13 @@ def files_of(script: Script) -> Files:
         reads_more=more or found.reads_more,
         writes_more=more or found.writes_more,
     )
+
+
+def writes_unknown(command: Command) -> bool:
+    """Whether a known program writes files whose names the command does not show: those below a folder, too."""
+    found = _Found()
+    found.command(replace(command, redirects=()))
+    return found.copies_trees or any(file.path is None for file in found.writes)
 
 
 def redirected(command: Command) -> Iterator[tuple[File, bool, bool]]:
@@ -111,7 +127,7 @@ class _Found:
     def __init__(self) -> None:
         self.reads: list[File] = []
         self.writes: list[File] = []
-        self.reads_more = self.writes_more = False
+        self.reads_more = self.writes_more = self.copies_trees = False
 
     def command(self, command: Command) -> None:
         for file, reads, writes in redirected(command):
@@ -131,23 +147,37 @@ class _Found:
     def _program(self, name: str | None, arguments: tuple[Word, ...], folder: str | None) -> None:
         if name in _NO_FILES:
             return
+        end = next((at for at, word in enumerate(arguments) if word.text == "--"), len(arguments))
         flags = [
-            word.text for word in arguments if word.text is not None and word.text.startswith("-") and word.text != "-"
+            word.text
+            for word in arguments[:end]
+            if word.text is not None and word.text.startswith("-") and word.text != "-"
         ]
-        operands = [word for word in arguments if word.text is None or not word.text.startswith("-")]
+        operands = [word for word in arguments[:end] if word.text is None or not word.text.startswith("-")]
+        operands += arguments[end + 1 :]
         tree = name in _TREES or any(
             (not flag.startswith("--") and set(flag) & set("rRa")) or flag in {"--recursive", "--archive"}
             for flag in flags
         )
         # `--file=x`, `-fx`: a value that may be a file.
         values = [Word(flag.partition("=")[2], flag, "") for flag in flags if "=" in flag]
+        values += [Word(found[1], flag, "") for flag in flags if (found := _ATTACHED.match(flag))]
         if name in _READERS or name in _SEARCHERS:
             self._reader(str(name), arguments, operands, flags, folder, tree=tree)
             self._read(values, folder, tree=tree)
         elif name in _WRITERS:
             self._write([*operands, *values], folder, tree=tree)
         elif name in _COPIERS:
-            self._copy(operands, values, flags, folder, moves=name == "mv")
+            links = name == "ln" or (name == "cp" and any(_has_letter(flag, "ls") for flag in flags))
+            # What is written through a link later on is what it leads to.
+            self._copy(operands, values, flags, folder, moves=name == "mv" or links)
+            self.copies_trees = self.copies_trees or (name in {"cp", "rsync", "scp"} and tree)
+        elif name == "git":
+            self._git(operands, folder)
+        elif name in _SAVES:
+            self.reads_more = self.writes_more = True
+            named = [word for before, word in pairwise(arguments) if _SAVES[name].fullmatch(before.text or "")]
+            self._write([*named, *values], folder)
         elif name == "dd":
             self._dd(operands, folder)
         else:
@@ -173,6 +203,10 @@ class _Found:
             self.reads.append(_file(Word(".", ".", "."), folder, tree=True))
         if name == "sort" and any(flag.startswith(("-o", "--o")) for flag in flags):
             self._write(arguments, folder)
+        if name == "shuf" and any(_has_letter(flag, "o") or flag.startswith("--o") for flag in flags):
+            self._write(arguments, folder)
+        if name in {"uniq", "xxd"}:
+            self._write(operands[1:], folder)
         if name == "find" and set(flags) & {"-delete", "-fls", "-fprint", "-fprint0", "-fprintf"}:
             self._write(operands, folder, tree=True)
         if name == "sed" and any(_in_place(flag) for flag in flags):
@@ -180,6 +214,15 @@ class _Found:
         if name in {"awk", "gawk", "mawk", "sed"}:
             # Their scripts name files too.
             self.reads_more = self.writes_more = True
+
+    def _git(self, operands: list[Word], folder: str | None) -> None:
+        self.reads_more = self.writes_more = True
+        if operands and operands[0].text in _GIT_WRITERS:
+            # Revisions and branches stand among the files.
+            names = [word.text for word in operands[1:] if word.text and posixpath.basename(word.text) != "HEAD"]
+            # Git has wildcards of its own, also quoted, and a beginning that says how a name is meant.
+            plain = [(_GIT_MAGIC.sub("", name), name) for name in names]
+            self._write([Word(name, source, "", glob=_WILD.search(name) is not None) for name, source in plain], folder)
 
     def _dd(self, operands: list[Word], folder: str | None) -> None:
         for word in operands:
@@ -193,7 +236,9 @@ class _Found:
     def _copy(
         self, operands: list[Word], values: list[Word], flags: list[str], folder: str | None, *, moves: bool
     ) -> None:
-        if any(flag.startswith(("-t", "--target")) for flag in flags):
+        targets = [flag for flag in flags if _has_letter(flag, "t") or flag.startswith("--t")]
+        if targets:
+            values = values + [Word(flag.partition("t")[2], flag, "") for flag in targets if not flag.endswith("t")]
             self._write([*operands, *values], folder, tree=True)
             self._read(operands, folder, tree=True)
             return
@@ -205,6 +250,10 @@ class _Found:
 
     def _write(self, words: Iterable[Word], folder: str | None, *, tree: bool = False) -> None:
         self.writes += [_file(word, folder, tree=tree) for word in words if word.text not in {"-", *_STREAMS}]
+
+
+def _has_letter(flag: str, letters: str) -> bool:
+    return not flag.startswith("--") and not set(letters).isdisjoint(flag)
 
 
 def _has_text(flags: list[str]) -> bool:

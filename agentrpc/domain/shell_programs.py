@@ -107,6 +107,17 @@ _XARGS = flags_of(
 _SUBCOMMANDS = {("uv", "run"), ("poetry", "run"), ("pipenv", "run"), ("bundle", "exec"), ("npm", "exec"), ("npm", "x"),
                 ("pnpm", "exec"), ("yarn", "exec"), ("direnv", "exec"), ("git", "bisect")}  # fmt: skip
 
+# They run what stands somewhere in their arguments; those of the second kind behind such a word.
+_RUNNERS = frozenset({
+    "catchsegv", "choom", "dbus-run-session", "faketime", "hyperfine", "linux32", "linux64", "perf", "pkexec", "prlimit",
+    "setarch", "sg", "start-stop-daemon", "toybox", "valgrind",
+})  # fmt: skip
+_RUNNING = {
+    "asdf": {"exec"}, "conda": {"run"}, "docker": {"run", "exec"}, "gdb": {"--args"}, "hatch": {"run"}, "kubectl": {"exec", "run"},
+    "mamba": {"run"}, "mise": {"exec", "x"}, "nix": {"run", "develop", "shell"}, "nix-shell": {"--run", "--command"}, "pdm": {"run"},
+    "pixi": {"run"}, "podman": {"run", "exec"}, "pyenv": {"exec"}, "rbenv": {"exec"}, "rye": {"run"}, "tox": {"--", "exec"},
+}  # fmt: skip
+
 _SSH = flags_of(
     "-4 -6 -A -a -C -f -G -g -K -k -M -N -n -q -s -T -t -V -v -X -x -Y -y -B: -b: -c: -D: -E: -e: -F: -I: -i: -J: -L: -l: -m:"
     " -O: -o: -P: -p: -Q: -R: -S: -W: -w:"
@@ -303,6 +314,11 @@ def _looks_into(name: str, found: _Found, at: int, depth: int) -> None:
     elif name in {"parallel", "entr", "unshare", "nsenter", "bwrap", "setpriv", "systemd-run", "strace", "ltrace"}:
         found.doubt(f"{name} runs its arguments")
         found.inner += [_command(arguments[index:]) for index in range(min(10, len(arguments)))]
+    elif name in _RUNNERS or (name in _RUNNING and not _RUNNING[name].isdisjoint(word.text for word in arguments)):
+        found.inner += [_command(arguments[index:]) for index in range(min(20, len(arguments)))]
+        for word in arguments:
+            if word.text is not None and " " in word.text:
+                _inner(found, word.text, depth)
     elif name == "git":
         _git(found, arguments, depth)
     found.doubt(unseen_by(name, arguments))
@@ -420,6 +436,10 @@ def _find(found: _Found, arguments: list[Word]) -> None:
         index += 1
 
 
+# Options of git's subcommands that are followed by a text that it runs.
+_GIT_TEXT = re.compile(r"(?:-x|--exec=?|--extcmd=?|--[a-z-]+-filter=?)(.*)", re.DOTALL)
+
+
 def _git(found: _Found, arguments: list[Word], depth: int) -> None:
     texts = [word.text or "" for word in arguments]
     for text, following in pairwise(texts):
@@ -428,12 +448,13 @@ def _git(found: _Found, arguments: list[Word], depth: int) -> None:
         ):
             found.doubt("git gets a configuration that may name programs")
     if "foreach" in texts:
-        for word in arguments[texts.index("foreach") + 1 :]:
-            if word.text is not None and not word.text.startswith("-"):
-                _inner(found, word.text, depth)
-    for flag in ("-x", "--exec"):
-        if "rebase" in texts and flag in texts and texts.index(flag) + 1 < len(texts):
-            _inner(found, texts[texts.index(flag) + 1], depth)
+        behind = [text for text in texts[texts.index("foreach") + 1 :] if not text.startswith("-")]
+        for text in dict.fromkeys([*behind, " ".join(behind)]):
+            _inner(found, text, depth)
+    for at, text in enumerate(texts):
+        value = _GIT_TEXT.match(text)
+        if value and not {"rebase", "difftool", "filter-branch"}.isdisjoint(texts):
+            _inner(found, value[1] or next(iter(texts[at + 1 :]), ""), depth)
 
 
 _GLOBALS = {

@@ -18,9 +18,9 @@ from functools import lru_cache
 
 from agentrpc.domain.shell import Command, Script, read_shell
 from agentrpc.domain.shell_builtins import sets_expression
-from agentrpc.domain.shell_files import File, redirected
+from agentrpc.domain.shell_files import File, redirected, writes_unknown
 from agentrpc.domain.shell_programs import Runs, name_of, runs_of, without_globals
-from agentrpc.domain.shell_safety import PLAIN, consents, is_safe
+from agentrpc.domain.shell_safety import PLAIN, consents, has_safe_forms, is_safe
 from agentrpc.domain.shell_words import Word
 
 __all__ = [
@@ -187,6 +187,8 @@ def forms_of(command: Command) -> Iterator[tuple[Word, ...]]:
         if name != words[0].text:
             words = (Word(name, name, name), *words[1:])
             yield words
+        if name.startswith("git-"):
+            yield (Word("git", "git", "git"), Word(name[4:], name[4:], name[4:]), *words[1:])
         shorter = without_globals(name, words)
         if len(shorter) != len(words):
             yield shorter
@@ -281,7 +283,7 @@ def _allows(pattern: _Pattern, command: Command) -> bool:
             pattern.joined.fullmatch(_joined(assigned + command.words[at:])) is not None
             for at in _clear(runs, assigned)
         )
-    if runs.changes or name is None:
+    if runs.changes or name is None or writes_unknown(command):
         return False
     return any(
         pattern.joined.fullmatch(_joined(assigned + runs.words[at:])) is not None
@@ -402,7 +404,8 @@ def warnings_of(pattern: str, *, allows: bool = False) -> list[str]:
     runs = runs_of(Command(words))
     name = name_of(runs.words[runs.last])
     named = words[runs.last + 1 :]
-    if name is None or runs.changes or (not is_safe(name, named, len(named)) and not consents(name, named, ())):
+    safe = name is not None and (has_safe_forms(name) or is_safe(name, named, len(named)) or consents(name, named, ()))
+    if runs.changes or not safe:
         return [
             (
                 "it allows nothing: the program runs others, or changes what follows, by its arguments;"

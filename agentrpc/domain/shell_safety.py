@@ -13,12 +13,12 @@ from agentrpc.domain.shell_builtins import CHANGERS
 from agentrpc.domain.shell_programs import SHELLS, UNKNOWN, Flags, flags_of, take, without_globals
 from agentrpc.domain.shell_words import Word
 
-__all__ = ["PLAIN", "consents", "is_safe"]
+__all__ = ["PLAIN", "consents", "has_safe_forms", "is_safe"]
 
 # Programs that run a text or file that they are given, or commands of a file in the folder. A rule must name the script,
 # the module or the subcommand itself.
 _INTERPRETERS = frozenset({
-    "ansible", "ansible-playbook", "ant", "ash", "awk", "bash", "bun", "bundle", "bunx", "cargo", "clisp",
+    "ansible", "ansible-playbook", "ant", "ash", "awk", "bash", "bpython", "bun", "busybox", "catchsegv", "choom", "dbus-run-session", "dc", "faketime", "hyperfine", "ipython", "linux32", "linux64", "perf", "pdb", "pkexec", "prlimit", "pypy", "pypy3", "run-parts", "setarch", "sg", "start-stop-daemon", "toybox", "valgrind", "bundle", "bunx", "cargo", "clisp",
     "cmake", "composer", "csh", "dash", "deno", "docker", "docker-compose", "dotnet", "ed", "elixir", "emacs",
     "erl", "ex", "expect", "fish", "gawk", "gdb", "ghci", "go", "gradle", "gradlew", "groovy", "guile", "helm",
     "hg", "invoke", "irb", "java", "jshell", "julia", "just", "kotlin", "ksh", "kubectl", "lein", "lldb",
@@ -120,13 +120,28 @@ _SAFE = {
     "cpio": "", "rsync": "", "dpkg": "-l -L -S -s --list --listfiles --search --status", "apt": "", "apt-get": "",
     "column": "-t -s: -o: -n -x -c:",
     "curl": "-f -i -I -k -L -s -S -v -4 -6 -G -m: --fail --include --head --location --silent --show-error --verbose --max-time:"
-    " --connect-timeout: --compressed -A: --user-agent: -X: --request: -H: --header: --get --retry: -w: --url:",
-    "dd": "", "dmesg": "", "fd": "-a -e: -E: -g -H -I -i -L -l -p -s -t: -u -0 --type: --extension: --exclude: --hidden --no-ignore"
+    " --connect-timeout: --compressed -A: --user-agent: -X: --request: -H: --header: --get --retry: -w:",
+    "cp": "-a -b -d -f -i -l -n -p -r -s -t: -u -v -x -H -L -P -R -T --archive --attributes-only --backup --backup:"
+    " --dereference --force --interactive --link --no-clobber --no-dereference --no-target-directory --preserve"
+    " --preserve: --no-preserve: --recursive --reflink --reflink: --remove-destination --sparse: --strip-trailing-slashes"
+    " --symbolic-link --target-directory: --update --verbose",
+    "date": "-u -R -I -Id -Is -Ins -Iseconds -Iminutes -Ihours -Idate -d: --date: --utc --universal --rfc-email --iso-8601 --iso-8601: --rfc-3339:",
+    "file": "-b -i -k -L -h -N -r -z -Z -0 -E -F: --brief --mime --mime-type --mime-encoding --dereference --no-dereference --keep-going",
+    "hostname": "-a -A -d -f -i -I -s -y --alias --all-fqdns --all-ip-addresses --domain --fqdn --ip-address --long --short",
+    "install": "-b -C -c -d -D -g: -m: -o: -p -t: -T -v --compare --directory --group: --mode: --owner:"
+    " --preserve-timestamps --target-directory: --no-target-directory --verbose",
+    "ln": "-b -f -i -L -n -P -r -s -t: -T -v --force --interactive --logical --no-dereference --physical --relative"
+    " --symbolic --target-directory: --no-target-directory --verbose",
+    "mv": "-b -f -i -n -t: -T -u -v --backup --backup: --force --interactive --no-clobber --strip-trailing-slashes"
+    " --target-directory: --no-target-directory --update --verbose",
+    "shuf": "-e -i: -n: -r -z --echo --input-range: --head-count: --repeat --zero-terminated",
+    "uniq": "-c -d -D -i -u -z -f: -s: -w: --count --repeated --ignore-case --unique --skip-fields: --skip-chars: --check-chars: --zero-terminated",
+    "patch": "", "dd": "", "dmesg": "", "fd": "-a -e: -E: -g -H -I -i -L -l -p -s -t: -u -0 --type: --extension: --exclude: --hidden --no-ignore"
     " --max-depth: --glob --absolute-path --full-path",
     "find": "", "gcc": "", "g++": "", "cc": "", "clang": "", "ld": "",
     "info": "", "journalctl": "-u: -n: -f -b -k -r -e -x -p: -o: --unit: --lines: --since: --until: --no-pager --priority:",
     "jq": "-c -r -j -s -e -n -S -C -M -a --compact-output --raw-output --slurp --sort-keys --exit-status --null-input --tab --indent: --join-output",
-    "yq": "-r -P -o: -p: -c -e -s", "less": "-N -S -R -F -X -E -i -I -n -s -M", "more": "", "most": "", "lynx": "", "links": "", "w3m": "",
+    "yq": "-r -P -o: -p: -c -e", "less": "-N -S -R -F -X -E -i -I -n -s -M", "more": "", "most": "", "lynx": "", "links": "", "w3m": "",
     "man": "-k -f -w -a --apropos --whatis --where --all", "mail": "", "split": "", "csplit": "", "tcpdump": "", "wireshark": "", "tshark": "",
     "rg": "-0 -a -c -F -H -h -i -I -l -L -n -N -o -p -P -q -s -S -U -v -w -x -. -A: -B: -C: -d: -e: -E: -g: -j: -m: -M: -r: -t: -T: -u -uu -uuu"
     " --after-context: --before-context: --context: --count --count-matches --files --files-with-matches --files-without-match"
@@ -141,7 +156,7 @@ _SAFE = {
     " --key: --stable --field-separator: --unique --zero-terminated --parallel: --sort:",
     "tar": "-t -v -z -j -J -f: --list --verbose --gzip --bzip2 --xz --zstd --file: --exclude: --wildcards --no-recursion --numeric-owner",
     "tree": "-a -d -f -i -l -C -n -p -s -h -D -L: -I: -P: --dirsfirst --noreport --gitignore --du --prune",
-    "wget": "", "at": "", "batch": "", "crontab": "-l", "xxd": "", "openssl": "", "gpg": "", "logger": "", "ctags": "", "pdflatex": "",
+    "wget": "", "at": "", "batch": "", "crontab": "-l", "xxd": "-a -b -c: -e -g: -i -l: -o: -p -ps -plain -s: -u", "openssl": "", "gpg": "", "logger": "", "ctags": "", "pdflatex": "",
 }  # fmt: skip
 _SAFE_FLAGS = {name: flags_of(text) for name, text in _SAFE.items()}
 _GIT_FLAGS = {name: flags_of(text) for name, text in _GIT.items()}
@@ -153,7 +168,7 @@ _MAKE_FLAGS = flags_of(
 # Of these nothing but the flags is safe: an operand is a file that they write, a text that they run, or a host.
 _NO_OPERANDS = frozenset({
     "7z", "apt", "apt-get", "at", "batch", "bzip2", "cc", "clang", "cpio", "csplit", "ctags", "dd", "g++", "gcc",
-    "gpg", "info", "ld", "links", "logger", "lynx", "mail", "more", "most", "openssl", "pdflatex", "rsync",
+    "gpg", "info", "ld", "links", "logger", "lynx", "mail", "more", "patch", "most", "openssl", "pdflatex", "rsync",
     "split", "tcpdump", "tshark", "w3m", "wget", "wireshark", "zip", "crontab", "gzip", "xz",
 })  # fmt: skip
 _FIND_WORDS = frozenset({
@@ -168,6 +183,12 @@ _SED_SCRIPT = re.compile(
     r"(?:\s*(?:(?:[0-9]+|\$|/(?:[^/\\\n]|\\.)*/I?)(?:~[0-9]+)?(?:,\s*[+~]?(?:[0-9]+|\$|/(?:[^/\\\n]|\\.)*/I?))?)?\s*!?\s*"
     r"(?:[pdDPhHgGxnNq=]|s([/|#,:@])(?:(?!\1)[^\\\n]|\\.)*\1(?:(?!\1)[^\\\n]|\\.)*\1[gpiI0-9]*|y/[^/\\\n]*/[^/\\\n]*/)?\s*(?:;|\n|$))+"
 )
+
+
+# Without a scheme curl takes HTTP; it puts in for braces and brackets what they stand for.
+_ADDRESS = re.compile(r"https?://.*|[A-Za-z0-9.-]+(?::[0-9]+)?(?:[/?].*)?", re.IGNORECASE | re.DOTALL)
+_CURL_FILES = re.compile(r"^(?:-[A-Za-z0-9]*|--[a-z-]+=)@|^@|%output\{")
+_UNZIP_SHOWS = re.compile(r"-[a-z]*[lptv][a-z]*")
 
 
 def is_safe(name: str, arguments: tuple[Word, ...], literal: int = 0) -> bool:
@@ -198,14 +219,36 @@ def is_safe(name: str, arguments: tuple[Word, ...], literal: int = 0) -> bool:
     operands = _operands(judged, flags)
     if operands is None or (operands and name in _NO_OPERANDS):
         return False
+    return _operands_are_safe(name, arguments, judged, operands)
+
+
+def has_safe_forms(name: str) -> bool:
+    """Whether a program that can run others, or write, by its arguments is safe with some of them."""
+    return name in {"git", "npm"} or name in _SAFE_FLAGS
+
+
+def _operands_are_safe(name: str, arguments: tuple[Word, ...], judged: tuple[Word, ...], operands: list[Word]) -> bool:
     if name in {"less", "man", "bat"} and any((word.text or "+").startswith("+") for word in operands):
         return False
     if name == "sed":
         return _sed_is_safe(judged, operands)
     if name == "tar":
-        return bool(arguments) and _lists(arguments[0].text or "")
+        # A name with a colon is another machine, that a program is started for.
+        return _lists((arguments[0].text or "") if arguments else "") and not any(
+            ":" in (w.text or ":") for w in judged
+        )
     if name == "curl":
-        return not any((word.text or "").startswith(("@", "file:")) for word in judged)
+        return all(_ADDRESS.fullmatch(word.text or "") for word in operands) and not any(
+            _CURL_FILES.search(word.text or "") for word in judged
+        )
+    if name in {"shuf", "uniq", "xxd", "hostname"}:
+        # Further ones are written.
+        most = {"hostname": 0}.get(name, 1)
+        return (len(operands) <= most and not any(word.splits for word in operands)) or (
+            name == "shuf" and not {"-e", "--echo"}.isdisjoint(word.text or "" for word in judged)
+        )
+    if name == "unzip":
+        return any(_UNZIP_SHOWS.fullmatch(word.text or "") for word in judged)
     return True
 
 

@@ -24,6 +24,8 @@ from agentrpc.domain.rule_checks import rule_warnings
         (["Read(/etc/passwd)"], [], "write Read(//etc/passwd)"),
         (["Write(src/**)"], [], "is about Write alone"),
         ([], ["Grep(src/**)"], "is about Grep alone"),
+        (["Bash(python3:*)"], [], "it allows nothing"),
+        (["Bash(export:*)"], [], "it allows nothing"),
         (["Edit(.git/**)"], [], ".git is not written without a question"),
     ],
 )
@@ -39,6 +41,7 @@ def test_odd_rules_are_told(allow, deny, part):
         (["WebFetch(domain:example.com)", "WebFetch(domain:*.example.com)"], ["Agent(Explore)", "Agent(model:opus)"]),
         (["mcp__a__get", "mcp__b"], ["mcp__a__set", "*"][:1]),
         (["Read(a/b)"], ["Read(/x/**)"]),
+        (["Bash(tar:*)", "Bash(sed:*)", "Bash(npm run test:*)", "Bash(ls *)"], ["Bash(python3:*)"]),
     ],
 )
 def test_there_is_nothing_to_say_of_good_ones(allow, deny):
