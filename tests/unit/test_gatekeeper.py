@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny
 
-from agentrpc.claude.gatekeeper import Gatekeeper
+from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.domain.gate import Verdict
 
 WRITE = "mcp__memory__memory_write"
@@ -21,7 +21,8 @@ class Door:
         self.verdict = Verdict(**{"allow": True, **verdict})
         self.asked = []
         self.faults = []
-        self.keeper = Gatekeeper(self.judge, carry, self.faults.append)
+        self.tickets = Tickets()
+        self.keeper = Gatekeeper(self.judge, carry, self.faults.append, self.tickets)
 
     async def judge(self, call):
         self.asked.append(call)
@@ -77,7 +78,7 @@ async def test_a_call_that_still_waits_is_not_carried_out():
         await answered.wait()
         return Verdict(allow=True)
 
-    door.keeper = Gatekeeper(judge, None, door.faults.append)
+    door.keeper = Gatekeeper(judge, None, door.faults.append, door.tickets)
     waiting = asyncio.create_task(door.hook())
     await asyncio.sleep(0)
     assert not door.redeem()
@@ -132,4 +133,4 @@ async def test_what_is_remembered_is_bounded():
         await door.hook(str(number))
         door.keeper.ended(str(number))
     assert len(door.keeper._asked) < 5000
-    assert not door.keeper._allowed
+    assert not len(door.tickets)

@@ -346,6 +346,24 @@ async def test_a_search_passes_once_for_each_call_that_was_allowed(gateway):
     assert (await ask(gateway, token, **search))[0] == 400
 
 
+async def test_a_search_that_the_provider_has_not_answered_may_be_tried_again():
+    answers = [529, 500, 200]
+
+    async def answer(_):
+        return web.json_response({}, status=answers.pop(0))
+
+    async with served(answer) as url:
+        gateway = ModelGateway(upstream_url=url, api_key="k")
+        await gateway.start()
+        try:
+            token, allowance = issue(gateway)
+            allowance.call_begun("WebSearch")
+            search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
+            assert [(await ask(gateway, token, **search))[0] for _ in range(4)] == [529, 500, 200, 400]
+        finally:
+            await gateway.stop()
+
+
 async def test_arguments_that_look_like_a_url_source_pass(gateway):
     token, _ = issue(gateway)
     called = {"type": "tool_use", "id": "t", "name": "x", "input": {"source": {"type": "url", "url": "http://x"}}}
