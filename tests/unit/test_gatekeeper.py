@@ -134,3 +134,33 @@ async def test_what_is_remembered_is_bounded():
         door.keeper.ended(str(number))
     assert len(door.keeper._asked) < 5000
     assert not len(door.tickets)
+
+
+async def test_a_call_that_says_no_id_uses_up_one_that_was_let_pass_so():
+    door = Door(updated_input={})
+    assert not door.tickets.take(WRITE, {})
+    # What a person has made empty counts, and not what was asked for.
+    await door.hook()
+    assert not door.tickets.take(WRITE, GIVEN)
+    assert not door.tickets.take("mcp__memory__memory_delete", {})
+    assert door.tickets.take(WRITE, {})
+    assert not door.tickets.take(WRITE, {})
+    assert not door.faults
+    # Both ways to it are one call.
+    assert not door.redeem(given={})
+
+
+async def test_a_call_that_has_ended_is_not_made_later():
+    door = Door()
+    await door.hook()
+    door.keeper.ended("t")
+    assert not door.tickets.take(WRITE, GIVEN)
+
+
+async def test_two_calls_that_are_alike_are_two():
+    door = Door()
+    await door.hook("t")
+    await door.hook("u")
+    assert door.tickets.take(WRITE, GIVEN)
+    assert door.tickets.take(WRITE, GIVEN)
+    assert not door.tickets.take(WRITE, GIVEN)
