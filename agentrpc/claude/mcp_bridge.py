@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import anyio
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
@@ -217,7 +218,10 @@ class McpBridge:
         parsed = jsonrpc_message_adapter.validate_python(message, by_name=False)
         if self._write is None:
             raise McpGone("it has ended")
-        await self._write.send(SessionMessage(parsed, ClientMessageMetadata(headers=dict(headers))))
+        try:
+            await self._write.send(SessionMessage(parsed, ClientMessageMetadata(headers=dict(headers))))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise McpGone("it has ended") from None
 
     async def _stop(self) -> None:
         running = self._running

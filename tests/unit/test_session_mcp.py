@@ -41,6 +41,8 @@ def opened(tmp_path):
             sent.append(message)
             if message.get("params") == []:
                 raise ValueError
+            if message.get("params") == {"cursor": "fault"}:
+                raise OSError("SECRET")
             return {"jsonrpc": "2.0", "id": message["id"], "result": {}}
 
         async def tell(self, message, headers):
@@ -77,6 +79,18 @@ async def test_what_is_no_call_is_refused(opened, message):
 
 async def test_a_message_that_is_none_is_told_so(opened):
     assert "error" in await opened.endpoint.ask({"id": 1, "method": "tools/list", "params": []}, {})
+
+
+async def test_every_request_is_answered(opened, caplog):
+    deep = {}
+    for _ in range(2000):
+        deep = {"x": deep}
+    opened.allowed.clear()
+    for message in (call(name="a", arguments=deep), {"id": 1, "method": "tools/list", "params": {"cursor": "fault"}}):
+        answer = await opened.endpoint.ask(message, {})
+        assert "error" in answer
+        assert "SECRET" not in str(answer)
+        assert "SECRET" not in caplog.text
 
 
 @pytest.mark.parametrize("method", ["tools/call", "resources/read", "initialize", "", None, 7])

@@ -36,6 +36,13 @@ for line in sys.stdin:
         result = {"greeted": greeted}
     print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
 """
+# Says that it is there, and never reads what it is sent.
+DEAF = """
+import os, sys, time
+print('{"jsonrpc": "2.0", "method": "notifications/message", "params": {}}', flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+"""
 HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-06-18"}}
 GREETED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
 
@@ -92,3 +99,21 @@ async def test_what_nobody_listens_to_is_bounded(bridge, monkeypatch):
     # The newest, in their order.
     assert heard == list(range(heard[0], 20))
     assert bridge._kept_bytes == 0
+
+
+async def test_whoever_waits_to_be_heard_is_told_of_the_end(tmp_path):
+    stop = tmp_path / "stop"
+    stdio = session_pb2.McpStdio(command=sys.executable, args=["-c", DEAF, str(stop)])
+    ground = Ground(tmp_path / "g", Isolation.SUBREAPER, nowhere)
+    bridge = McpBridge(session_pb2.McpServer(name="s", stdio=stdio), ground, lambda _: None)
+    asking = [
+        asyncio.create_task(bridge.ask({**call("x", number), "params": {"name": "x" * 1024 * 1024}}, {}))
+        for number in range(4)
+    ]
+    async with asyncio.timeout(60):
+        async for _ in bridge.listen():
+            break
+        stop.touch()
+        ends = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(end) for end in ends] == [McpGone] * 4
+    await bridge.close()

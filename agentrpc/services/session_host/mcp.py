@@ -135,15 +135,18 @@ class _Endpoint:
         return self._bridge.memory()
 
     async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
-        if not self._session.may_call(self._name, message):
-            log.warning("mcp_call_refused", server=self._name, method=str(message.get("method"))[:100])
-            return _error(message, _REFUSED, "this call did not pass the gate of the session")
         try:
+            if not self._session.may_call(self._name, message):
+                log.warning("mcp_call_refused", server=self._name, method=str(message.get("method"))[:100])
+                return _error(message, _REFUSED, "this call did not pass the gate of the session")
             return await self._bridge.ask(message, headers)
         except self._gone as error:
             return _error(message, _GONE, f"the MCP server cannot be reached: {self._words(str(error))}")
         except ValueError:
             return _error(message, _INVALID, "not a message of JSON-RPC")
+        except Exception as error:  # noqa: BLE001 - without an answer the CLI waits for one; its words may hold secrets
+            log.error("mcp_call_failed", server=self._name, error=type(error).__name__)  # noqa: TRY400
+            return _error(message, _GONE, "the call failed: its operator finds the reason in the worker's log")
 
     async def tell(self, message: dict[str, Any], headers: Mapping[str, str]) -> None:
         # Some servers do what they are asked without an id too.
