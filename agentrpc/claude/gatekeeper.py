@@ -137,7 +137,10 @@ class Gatekeeper:
 
     async def _judge(self, call: ToolCall) -> str | None:
         """Ask the gate about a call, once; why it is denied, or None."""
-        if not call.tool_use_id or call.tool_use_id in self._asked:
+        if not call.tool_use_id:
+            # Nothing could be said of it later on. No CLI of today asks so, but none is ended for it.
+            return "the call has no id"
+        if call.tool_use_id in self._asked:
             self._on_fault("a second question about one tool call")
             return "the call was asked about twice"
         self._asked[call.tool_use_id] = None

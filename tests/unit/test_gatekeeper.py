@@ -164,3 +164,11 @@ async def test_two_calls_that_are_alike_are_two():
     assert door.tickets.take(WRITE, GIVEN)
     assert door.tickets.take(WRITE, GIVEN)
     assert not door.tickets.take(WRITE, GIVEN)
+
+
+async def test_a_call_without_an_id_is_denied_and_no_fault():
+    door = Door()
+    for _ in range(2):
+        assert (await door.hook(""))["permissionDecision"] == "deny"
+    assert not door.asked
+    assert not door.faults

@@ -325,7 +325,8 @@ async def test_the_betas_of_the_cli_pass_and_others_are_named(gateway):
     own = (
         "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27,effort-2025-11-24,"
         "per-turn-control-2026-07-01,mid-conversation-tool-changes-2026-07-01,thinking-token-count-2026-05-13,"
-        "advanced-tool-use-2025-11-20,thinking-display-updates-2026-08-18"
+        "advanced-tool-use-2025-11-20,thinking-display-updates-2026-08-18,"
+        "web-search-results-only-2026-11-15"
     )
     token, allowance = issue(gateway)
     assert (await ask(gateway, token, headers={"anthropic-beta": own}))[0] == 200
