@@ -22,7 +22,7 @@ from claude_agent_sdk import (
 )
 
 from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
-from agentrpc.claude.gatekeeper import Gatekeeper
+from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.options import agent_environment, agent_options
 from agentrpc.claude.revival import OpenCall
@@ -92,6 +92,7 @@ class AgentSpec:
         mcp_urls: Where the CLI finds MCP servers that are not in its sandbox, by name.
         cli_path: Another CLI than the bundled one.
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
+        tickets: Gets what the gate lets pass. For this process only.
     """
 
     session_id: UUID
@@ -111,6 +112,7 @@ class AgentSpec:
     mcp_urls: Mapping[str, str] = field(default_factory=dict)
     cli_path: Path | None = None
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
+    tickets: Tickets = field(default_factory=Tickets)
 
 
 def bundled_cli() -> Path:
@@ -154,7 +156,7 @@ class AgentProcess:
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
         environment = agent_environment(spec.paths, spec.gateway_url, spec.token, spec.models)
         script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
-        gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault)
+        gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault, spec.tickets)
         rest: dict[str, Any] = {
             "cli_path": str(script),
             # The mirror checks paths against it here, in our process; the launcher sets it for the CLI.

@@ -7,11 +7,13 @@ without being asked is kept until somebody listens.
 
 import asyncio
 import contextlib
+import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import anyio
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
@@ -23,8 +25,11 @@ __all__ = ["McpBridge", "McpGone"]
 
 _START_SECONDS = 60.0
 _MAX_WAITING = 200
+# What nobody listens to yet: the newest of it.
 _MAX_KEPT = 1000
+_MAX_KEPT_BYTES = 4 * 1024 * 1024
 _INITIALIZE = "initialize"
+_INITIALIZED = "notifications/initialized"
 
 
 class McpGone(Exception):
@@ -33,6 +38,9 @@ class McpGone(Exception):
 
 class McpBridge:
     """One server of one session. It is connected when the CLI says its first word, and again when the CLI begins anew.
+
+    One that has ended is connected again at the next word. It is greeted then as the CLI has greeted the last one: the
+    CLI does not know that it is another.
 
     Args:
         server: Its configuration with all secrets: stdio, sse or http.
@@ -53,7 +61,10 @@ class McpBridge:
         # By the ids that the server sees: more than one may ask with the same id.
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ids: dict[Any, int] = {}
-        self._kept: deque[dict[str, Any]] = deque(maxlen=_MAX_KEPT)
+        self._kept: deque[tuple[int, dict[str, Any]]] = deque()
+        self._kept_bytes = 0
+        self._hello: dict[str, Any] | None = None
+        self._hello_headers: Mapping[str, str] = {}
         self._came = asyncio.Event()
         self._listening: object = None
         self._closed = False
@@ -69,7 +80,10 @@ class McpBridge:
             McpGone: There is no answer, and will be none.
             ValueError: It is no message of JSON-RPC.
         """
-        await self._open(message)
+        await self._open(message, headers)
+        return await self._ask(message, headers)
+
+    async def _ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         if len(self._waiting) >= _MAX_WAITING:
             raise McpGone("too many requests wait for their answers")
         self._last_id += 1
@@ -87,7 +101,7 @@ class McpBridge:
 
     async def tell(self, message: dict[str, Any], headers: Mapping[str, str]) -> None:
         """Send a notification, or the answer to what the server has asked. Raises as `ask` does."""
-        await self._open(message)
+        await self._open(message, headers)
         params = message.get("params")
         if message.get("method") == "notifications/cancelled" and isinstance(params, dict):
             number = self._ids.get(params.get("requestId"))
@@ -102,7 +116,9 @@ class McpBridge:
         self._came.set()
         while self._listening is me and not self._closed:
             while self._kept and self._listening is me:
-                yield self._kept.popleft()
+                size, message = self._kept.popleft()
+                self._kept_bytes -= size
+                yield message
             self._came.clear()
             await self._came.wait()
 
@@ -114,7 +130,7 @@ class McpBridge:
 
     # ---- The connection ----
 
-    async def _open(self, message: dict[str, Any]) -> None:
+    async def _open(self, message: dict[str, Any], headers: Mapping[str, str]) -> None:
         async with self._opening:
             if self._closed:
                 raise McpGone("the session's process has ended")
@@ -124,13 +140,25 @@ class McpBridge:
             if self._running is None:
                 ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._running = asyncio.create_task(self._run(ready), name=f"mcp-{self._server.name}")
-                try:
-                    async with asyncio.timeout(_START_SECONDS):
-                        await asyncio.shield(ready)
-                except TimeoutError:
-                    await self._stop()
-                    raise McpGone(f"it did not answer within {_START_SECONDS:g} s") from None
+                await self._in_time(asyncio.shield(ready))
+            if not begins and not self._begun and self._hello is not None:
+                await self._in_time(self._greet(self._hello))
+            if begins:
+                self._hello, self._hello_headers = message, headers
             self._begun = self._begun or begins
+
+    async def _greet(self, hello: dict[str, Any]) -> None:
+        await self._ask(hello, self._hello_headers)
+        await self._send({"jsonrpc": "2.0", "method": _INITIALIZED}, self._hello_headers)
+        self._begun = True
+
+    async def _in_time(self, step: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await step
+        except TimeoutError:
+            await self._stop()
+            raise McpGone(f"it did not answer within {_START_SECONDS:g} s") from None
 
     async def _run(self, ready: "asyncio.Future[None]") -> None:
         stderr = bytearray()
@@ -163,8 +191,15 @@ class McpBridge:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
                 continue
-            self._kept.append(message)
-            self._came.set()
+            self._keep(message)
+
+    def _keep(self, message: dict[str, Any]) -> None:
+        size = len(json.dumps(message))
+        self._kept.append((size, message))
+        self._kept_bytes += size
+        while len(self._kept) > _MAX_KEPT or self._kept_bytes > _MAX_KEPT_BYTES:
+            self._kept_bytes -= self._kept.popleft()[0]
+        self._came.set()
 
     def _ended(self, why: str, ready: "asyncio.Future[None]") -> None:
         self._running = self._write = self._pid = None
@@ -183,7 +218,10 @@ class McpBridge:
         parsed = jsonrpc_message_adapter.validate_python(message, by_name=False)
         if self._write is None:
             raise McpGone("it has ended")
-        await self._write.send(SessionMessage(parsed, ClientMessageMetadata(headers=dict(headers))))
+        try:
+            await self._write.send(SessionMessage(parsed, ClientMessageMetadata(headers=dict(headers))))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise McpGone("it has ended") from None
 
     async def _stop(self) -> None:
         running = self._running

@@ -98,6 +98,10 @@ class RunAllowance:
         self._server_tools[name] -= 1
         return True
 
+    def give_back_server_tool(self, name: str) -> None:
+        """Such a request was not answered."""
+        self._server_tools[name] += 1
+
     def reserve(self, model: str, size: int, max_tokens: int) -> float:
         """Begin a request. The amount has to be given back by `settle`.
 

@@ -25,6 +25,7 @@ _BETAS = frozenset({
     "redact-thinking", "request-tags", "resumption", "structured-outputs", "task-budgets",
     "thinking-binding-controls", "thinking-display-updates", "thinking-resumption", "thinking-token-count",
     "timing", "token-counting", "token-efficient-tools", "tool-provenance", "tool-search-tool", "web-search",
+    "web-search-results-only",
 })  # fmt: skip
 _LONG_CONTEXT = "context-1m"
 _DATE = re.compile(r"-20\d{2}-?\d{2}-?\d{2}$")

@@ -200,9 +200,6 @@ class ModelGateway:
 
     async def _metered(self, request: web.Request, asked: Asked, allowance: RunAllowance) -> web.StreamResponse:
         """Pass a request on under the bounds of its run."""
-        for name in asked.server_tools:
-            if not allowance.take_server_tool(name):
-                raise Forbidden(f"tools: {name} may be used once for each call of its tool that was allowed")
         try:
             amount = allowance.reserve(asked.model, len(asked.body), asked.max_tokens)
         except Refusal as error:
@@ -210,8 +207,13 @@ class ModelGateway:
             headers = {"retry-after": "2"} if wait else {"x-should-retry": "false"}
             return _refusal(429, "rate_limit_error" if wait else "billing_error", str(error), headers)
         meter = Meter(streamed=True, count_pieces=allowance.max_cost is not None)
-        answered = True
+        answered, taken = True, []
         try:
+            for name in asked.server_tools:
+                if not allowance.take_server_tool(name):
+                    answered = False
+                    raise Forbidden(f"tools: {name} may be used once for each call of its tool that was allowed")
+                taken.append(name)
             response = await self._forward(request, asked, allowance, meter)
             answered = response.status == 200
             return response
@@ -220,6 +222,10 @@ class ModelGateway:
             # Who has hung up before the provider has said so much has used it all the same.
             tokens = {"input_tokens": len(asked.body) // 4, **meter.tokens}
             allowance.settle(amount, asked.model, tokens, answered=answered)
+            if not answered:
+                # The CLI tries again.
+                for name in taken:
+                    allowance.give_back_server_tool(name)
 
     async def _forward(
         self, request: web.Request, asked: Asked | None, allowance: RunAllowance, meter: Meter | None = None

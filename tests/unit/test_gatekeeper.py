@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny
 
-from agentrpc.claude.gatekeeper import Gatekeeper
+from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.domain.gate import Verdict
 
 WRITE = "mcp__memory__memory_write"
@@ -21,7 +21,8 @@ class Door:
         self.verdict = Verdict(**{"allow": True, **verdict})
         self.asked = []
         self.faults = []
-        self.keeper = Gatekeeper(self.judge, carry, self.faults.append)
+        self.tickets = Tickets()
+        self.keeper = Gatekeeper(self.judge, carry, self.faults.append, self.tickets)
 
     async def judge(self, call):
         self.asked.append(call)
@@ -77,7 +78,7 @@ async def test_a_call_that_still_waits_is_not_carried_out():
         await answered.wait()
         return Verdict(allow=True)
 
-    door.keeper = Gatekeeper(judge, None, door.faults.append)
+    door.keeper = Gatekeeper(judge, None, door.faults.append, door.tickets)
     waiting = asyncio.create_task(door.hook())
     await asyncio.sleep(0)
     assert not door.redeem()
@@ -132,4 +133,42 @@ async def test_what_is_remembered_is_bounded():
         await door.hook(str(number))
         door.keeper.ended(str(number))
     assert len(door.keeper._asked) < 5000
-    assert not door.keeper._allowed
+    assert not len(door.tickets)
+
+
+async def test_a_call_that_says_no_id_uses_up_one_that_was_let_pass_so():
+    door = Door(updated_input={})
+    assert not door.tickets.take(WRITE, {})
+    # What a person has made empty counts, and not what was asked for.
+    await door.hook()
+    assert not door.tickets.take(WRITE, GIVEN)
+    assert not door.tickets.take("mcp__memory__memory_delete", {})
+    assert door.tickets.take(WRITE, {})
+    assert not door.tickets.take(WRITE, {})
+    assert not door.faults
+    # Both ways to it are one call.
+    assert not door.redeem(given={})
+
+
+async def test_a_call_that_has_ended_is_not_made_later():
+    door = Door()
+    await door.hook()
+    door.keeper.ended("t")
+    assert not door.tickets.take(WRITE, GIVEN)
+
+
+async def test_two_calls_that_are_alike_are_two():
+    door = Door()
+    await door.hook("t")
+    await door.hook("u")
+    assert door.tickets.take(WRITE, GIVEN)
+    assert door.tickets.take(WRITE, GIVEN)
+    assert not door.tickets.take(WRITE, GIVEN)
+
+
+async def test_a_call_without_an_id_is_denied_and_no_fault():
+    door = Door()
+    for _ in range(2):
+        assert (await door.hook(""))["permissionDecision"] == "deny"
+    assert not door.asked
+    assert not door.faults

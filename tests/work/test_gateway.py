@@ -325,7 +325,8 @@ async def test_the_betas_of_the_cli_pass_and_others_are_named(gateway):
     own = (
         "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27,effort-2025-11-24,"
         "per-turn-control-2026-07-01,mid-conversation-tool-changes-2026-07-01,thinking-token-count-2026-05-13,"
-        "advanced-tool-use-2025-11-20,thinking-display-updates-2026-08-18"
+        "advanced-tool-use-2025-11-20,thinking-display-updates-2026-08-18,"
+        "web-search-results-only-2026-11-15"
     )
     token, allowance = issue(gateway)
     assert (await ask(gateway, token, headers={"anthropic-beta": own}))[0] == 200
@@ -344,6 +345,24 @@ async def test_a_search_passes_once_for_each_call_that_was_allowed(gateway):
     allowance.call_begun("WebSearch")
     assert (await ask(gateway, token, **search))[0] == 200
     assert (await ask(gateway, token, **search))[0] == 400
+
+
+async def test_a_search_that_the_provider_has_not_answered_may_be_tried_again():
+    answers = [529, 500, 200]
+
+    async def answer(_):
+        return web.json_response({}, status=answers.pop(0))
+
+    async with served(answer) as url:
+        gateway = ModelGateway(upstream_url=url, api_key="k")
+        await gateway.start()
+        try:
+            token, allowance = issue(gateway)
+            allowance.call_begun("WebSearch")
+            search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
+            assert [(await ask(gateway, token, **search))[0] for _ in range(4)] == [529, 500, 200, 400]
+        finally:
+            await gateway.stop()
 
 
 async def test_arguments_that_look_like_a_url_source_pass(gateway):

@@ -50,7 +50,7 @@ async def test_links_lead_past_no_rule(worker, client, settings):
             tool("Read", file_path="pub"),
             tool("Grep", pattern="secret", path="secrets", output_mode="content"),
             tool("Glob", pattern="/etc/host*"),
-            tool("Write", file_path="homelink/.bashrc", content="touch pwned"),
+            tool("Write", file_path="homelink/.bash_aliases", content="touch pwned"),
             tool("Write", file_path=".git/config", content="[core]\nfsmonitor = touch pwned\n"),
             tool("Read", file_path="plain"),
             tool("Write", file_path="new", content="x"),

@@ -6,10 +6,8 @@ that calls the address itself, past the CLI, gets nothing.
 
 import asyncio
 import contextlib
-import json
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -31,7 +29,9 @@ _FREE = frozenset({
 })  # fmt: skip
 _REFUSED = -32001
 _GONE = -32000
+_INVALID = -32600
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_NOTIFICATION = "notifications/"
 _READ = "ReadMcpResourceTool"
 _MAX_WORDS = 500
 
@@ -55,13 +55,20 @@ class SessionMcp:
         gateway: Where the CLI finds them.
         settings: The settings.
         isolation: How programs are kept apart.
+        take: Whether a call of a tool with this input may be made now; uses up what the gate has let pass.
     """
 
-    def __init__(self, gateway: McpGateway, settings: Settings, isolation: Isolation) -> None:
+    def __init__(
+        self,
+        gateway: McpGateway,
+        settings: Settings,
+        isolation: Isolation,
+        take: Callable[[str, Mapping[str, Any]], bool],
+    ) -> None:
         self._gateway = gateway
         self._settings = settings
         self._isolation = isolation
-        self._allowed: Counter[str] = Counter()
+        self._take = take
         self._endpoints: dict[str, _Endpoint] = {}
 
     def open(self, options: session_pb2.SessionOptions, paths: SessionPaths) -> dict[str, str]:
@@ -82,31 +89,17 @@ class SessionMcp:
         """Bytes that their programs use."""
         return sum(endpoint.memory() for endpoint in self._endpoints.values())
 
-    def call_begun(self, tool_name: str, arguments: Mapping[str, Any]) -> None:
-        """The gate has let a call pass."""
-        if tool_name.startswith("mcp__") or tool_name == _READ:
-            self._allowed[_key(tool_name, arguments)] += 1
-
     def may_call(self, server: str, message: Mapping[str, Any]) -> bool:
-        """Whether a request may be passed on; uses up what the gate has allowed."""
-        params = message.get("params")
+        """Whether a request may be passed on; uses up what the gate has let pass."""
+        method, params = message.get("method"), message.get("params")
         given = params if isinstance(params, dict) else {}
-        match message.get("method"):
-            case "tools/call":
-                tool = _NOT_A_NAME.sub("_", str(given.get("name")))
-                key = _key(f"mcp__{server}__{tool}", given.get("arguments") or {})
-            case "resources/read":
-                key = _key(_READ, {"server": server, "uri": given.get("uri")})
-            case method:
-                return method in _FREE
-        if self._allowed[key] <= 0:
-            return False
-        self._allowed[key] -= 1
-        return True
-
-    def end_run(self) -> None:
-        """What was allowed and not made is not allowed any more."""
-        self._allowed.clear()
+        if method == "tools/call":
+            arguments = given.get("arguments") or {}
+            tool = _NOT_A_NAME.sub("_", str(given.get("name")))
+            return isinstance(arguments, dict) and self._take(f"mcp__{server}__{tool}", arguments)
+        if method == "resources/read":
+            return self._take(_READ, {"server": server, "uri": given.get("uri")})
+        return isinstance(method, str) and method in _FREE
 
     async def close(self) -> None:
         """End them all, with their programs."""
@@ -142,15 +135,25 @@ class _Endpoint:
         return self._bridge.memory()
 
     async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
-        if not self._session.may_call(self._name, message):
-            log.warning("mcp_call_refused", server=self._name, method=str(message.get("method"))[:100])
-            return _error(message, _REFUSED, "this call did not pass the gate of the session")
         try:
+            if not self._session.may_call(self._name, message):
+                log.warning("mcp_call_refused", server=self._name, method=str(message.get("method"))[:100])
+                return _error(message, _REFUSED, "this call did not pass the gate of the session")
             return await self._bridge.ask(message, headers)
         except self._gone as error:
             return _error(message, _GONE, f"the MCP server cannot be reached: {self._words(str(error))}")
+        except ValueError:
+            return _error(message, _INVALID, "not a message of JSON-RPC")
+        except Exception as error:  # noqa: BLE001 - without an answer the CLI waits for one; its words may hold secrets
+            log.error("mcp_call_failed", server=self._name, error=type(error).__name__)  # noqa: TRY400
+            return _error(message, _GONE, "the call failed: its operator finds the reason in the worker's log")
 
     async def tell(self, message: dict[str, Any], headers: Mapping[str, str]) -> None:
+        # Some servers do what they are asked without an id too.
+        method = message.get("method", _NOTIFICATION)
+        if not isinstance(method, str) or not method.startswith(_NOTIFICATION):
+            log.warning("mcp_call_refused", server=self._name, method=str(method)[:100])
+            return
         with contextlib.suppress(self._gone):
             await self._bridge.tell(message, headers)
 
@@ -171,16 +174,3 @@ class _Endpoint:
 
 def _error(message: Mapping[str, Any], code: int, text: str) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": message.get("id"), "error": {"code": code, "message": text}}
-
-
-def _key(name: str, arguments: object) -> str:
-    return name + json.dumps(_plain(arguments), sort_keys=True)
-
-
-def _plain(value: object) -> object:
-    """The same for what JavaScript takes for the same: it knows one kind of number."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -8,16 +8,17 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.gatekeeper import Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Fault, Item, Translator, TurnEnded
@@ -154,7 +155,8 @@ class SessionProcess:
         self._run_id: UUID | None = None
         self._may_ask: RunAllowance | None = None
         self._allowance = RunAllowance(())
-        self._mcp = SessionMcp(environment.tokens, environment.settings, environment.isolation)
+        self._mcp = SessionMcp(environment.tokens, environment.settings, environment.isolation, self._take)
+        self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
         self._stopping: asyncio.Task[StopReceipt] | None = None
@@ -215,7 +217,6 @@ class SessionProcess:
     def end_run(self) -> RunAllowance:
         """No model may be asked until the next run, and what is asked now is cut off. What the run has used."""
         self._may_ask = None
-        self._mcp.end_run()
         if self._token is not None:
             self._env.tokens.cut(self._token)
         return self._allowance
@@ -224,8 +225,11 @@ class SessionProcess:
         verdict = await self._gate(call)
         if verdict.allow:
             self._allowance.call_begun(call.tool_name)
-            self._mcp.call_begun(call.tool_name, verdict.updated_input or call.input)
         return verdict
+
+    def _take(self, tool_name: str, given: Mapping[str, Any]) -> bool:
+        """Whether a call may be made in an MCP server elsewhere."""
+        return self._may_ask is not None and self._tickets.take(tool_name, given)
 
     # ---- Start ----
 
@@ -282,26 +286,28 @@ class SessionProcess:
         self._writing = False
         may_call = (lambda: False) if step else self._may_begin
         self._token = self._env.tokens.issue(self._session_id, may_call, lambda: self._may_ask)
-        spec = AgentSpec(
-            session_id=self._session_id,
-            claude_session_id=claude_session_id,
-            resume=bool(conversation),
-            options=used,
-            paths=self._paths,
-            gateway_url=self._env.tokens.url,
-            token=self._token,
-            isolation=self._env.isolation,
-            gate=self._judge,
-            models=family_models(used.model, self._env.settings.agent_models),
-            on_transcript=self._keep,
-            on_fault=self._fault,
-            load_transcript=self._load,
-            carry=carry,
-            cli_path=self._env.settings.cli_path,
-            mcp_urls=self._mcp.open(used, self._paths),
-            tools=self._env.toolbox.tools(used, self._caller),
-        )
+        self._tickets = Tickets()
         try:
+            spec = AgentSpec(
+                session_id=self._session_id,
+                claude_session_id=claude_session_id,
+                resume=bool(conversation),
+                options=used,
+                paths=self._paths,
+                gateway_url=self._env.tokens.url,
+                token=self._token,
+                isolation=self._env.isolation,
+                gate=self._judge,
+                models=family_models(used.model, self._env.settings.agent_models),
+                on_transcript=self._keep,
+                on_fault=self._fault,
+                load_transcript=self._load,
+                carry=carry,
+                cli_path=self._env.settings.cli_path,
+                mcp_urls=self._mcp.open(used, self._paths),
+                tools=self._env.toolbox.tools(used, self._caller),
+                tickets=self._tickets,
+            )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with _disk():
                 agent = await AgentProcess.start(
