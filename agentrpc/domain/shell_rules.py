@@ -404,7 +404,11 @@ def warnings_of(pattern: str, *, allows: bool = False) -> list[str]:
     runs = runs_of(Command(words))
     name = name_of(runs.words[runs.last])
     named = words[runs.last + 1 :]
-    safe = name is not None and (has_safe_forms(name) or is_safe(name, named, len(named)) or consents(name, named, ()))
+    safe = name is not None and (
+        (has_safe_forms(name) and (not named or name == "sed"))
+        or is_safe(name, named, len(named))
+        or consents(name, named, ())
+    )
     if runs.changes or not safe:
         return [
             (

@@ -41,7 +41,7 @@ def test_odd_rules_are_told(allow, deny, part):
         (["WebFetch(domain:example.com)", "WebFetch(domain:*.example.com)"], ["Agent(Explore)", "Agent(model:opus)"]),
         (["mcp__a__get", "mcp__b"], ["mcp__a__set", "*"][:1]),
         (["Read(a/b)"], ["Read(/x/**)"]),
-        (["Bash(tar:*)", "Bash(sed:*)", "Bash(npm run test:*)", "Bash(ls *)"], ["Bash(python3:*)"]),
+        (["Bash(tar:*)", "Bash(sed -i:*)", "Bash(npm run test:*)", "Bash(ls *)"], ["Bash(python3:*)"]),
     ],
 )
 def test_there_is_nothing_to_say_of_good_ones(allow, deny):
