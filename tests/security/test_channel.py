@@ -16,7 +16,7 @@ from tests.e2e.stacks import own_stack
 from tests.e2e.talk import bash, create, of, outputs, run, state
 from tests.security.test_isolation import isolations, needs_python
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 # Writes frames wherever it gets a way to write to: descriptors of processes by name and by number, its own, and Unix
 # sockets. It says where it got through; its own standard streams are the tool's, and not the CLI's. Where there is no

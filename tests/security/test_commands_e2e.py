@@ -21,7 +21,7 @@ from agentrpc.v1 import common_pb2
 from tests.e2e.stacks import own_stack
 from tests.e2e.talk import bash, create, of, outputs, run, state
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 CASES = tomllib.loads((Path(__file__).parent / "commands.toml").read_text(encoding="utf-8"))["case"]
 # They reach beyond the folder, wait, or ask for what a machine may not have.
