@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["MAX_PROMPT", "TemplateFault", "TemplateInvalid", "check_template", "render_template"]
@@ -48,7 +48,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _printed(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
-    if callable(value) and not isinstance(value, StrictUndefined):
+    if callable(value) and not isinstance(value, Undefined):
         msg = "a method or function stands where a value is to be printed: call it, or name another variable"
         raise TemplateRuntimeError(msg)
     return value
