@@ -20,6 +20,7 @@ from agentrpc.auth.passwords import is_outdated
 from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
 from agentrpc.services import accounts, pages
+from agentrpc.services.secrets import SecretBox
 from agentrpc.store.users import user_by_name
 from agentrpc.v1 import (
     approval_pb2,
@@ -238,6 +239,7 @@ async def test_masks_and_secrets(client, edge):
     assert (await client.call(client.sessions.UpdateSession, request)).etag == changed.etag
     async with edge.database.connection() as connection:
         stored = session_pb2.SessionOptions.FromString(await connection.fetchval("SELECT options FROM sessions"))
+    SecretBox(edge.settings.secret_keys).open_options(stored)
     assert stored.mcp_servers[1].sse.url == remote.url
     assert set(stored.mcp_servers[0].stdio.env.values()) == {"secret"}
     changed.options.mcp_servers[1].sse.url = "https://REDACTED@y.example/"
