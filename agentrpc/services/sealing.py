@@ -1,4 +1,4 @@
-"""Seals secrets that were stored in the clear, by versions before 0012: once, a few rows at a time, by any scheduler.
+"""Seals secrets that were stored in the clear, before migration 0014: once, a few rows at a time, by any scheduler.
 
 It can be stopped and begun again anywhere. Done it is when a whole pass has found nothing: processes of the version
 before may still have stored something during the first.

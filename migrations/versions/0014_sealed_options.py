@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add what 0012 added."""
+    """Add both."""
     op.execute("ALTER TABLE mcp_servers ADD COLUMN config_revision INTEGER NOT NULL DEFAULT 1")
     op.execute("CREATE TABLE data_migrations (name TEXT PRIMARY KEY, done_time TIMESTAMP WITH TIME ZONE NOT NULL)")
 
