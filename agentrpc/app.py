@@ -17,6 +17,7 @@ from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
+from agentrpc.gateway.egress import EgressProxy
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.handover import environment_for, is_private, take_over
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
@@ -109,7 +110,7 @@ class UseCases:
         self.files = Files(database, settings)
         self.archives = Archives(database, settings, doorbell)
         self.mcp_servers = McpServers(database, doorbell, settings)
-        self.mcp_checks = McpChecks(database, settings)
+        self.mcp_checks = McpChecks(database, settings, EgressProxy)
         self.webhooks = Webhooks(database, doorbell, settings)
         self.webhook_deliveries = WebhookDeliveries(database, settings)
         self.reports = Reports(database, doorbell, settings)
@@ -216,7 +217,7 @@ async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> N
         )
         jobs = Jobs(process.use_cases.jobs())
         worker = WorkerProcess(
-            settings, process.database, process.bus, isolation, gateway, process.bell.ring, report, jobs
+            settings, process.database, process.bus, isolation, gateway, EgressProxy, process.bell.ring, report, jobs
         )
         await worker.start()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())

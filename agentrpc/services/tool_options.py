@@ -1,9 +1,10 @@
-"""Whether the tools of this service that a session switches on are there, and are for its owner."""
+"""Whether what a session asks of this service is there, and is for its owner: its tools, and its network."""
 
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import parse_memory_store
 from agentrpc.services.memory_entries import readable_store, require_owner
+from agentrpc.services.network import NetworkRules
 from agentrpc.services.registered_mcp import check_registered
 from agentrpc.settings import Settings
 from agentrpc.store.database import Transaction
@@ -23,11 +24,13 @@ async def check_tools(
     """Check what `check_session` cannot see. The tools check it again whenever they are called.
 
     Raises:
-        InvalidArgument: FIELD_INVALID, for a registered server that is not there, or not the caller's to use.
+        InvalidArgument: FIELD_INVALID, for a registered server that is not there, or not the caller's to use, and for a
+            network that is more than the operator allows.
         NotFound: A memory store that the caller may not read.
         PermissionDenied: One that the agent is to write to, and the caller may not.
         FailedPrecondition: NOT_CONFIGURED, for a database that the operator has not configured.
     """
+    NetworkRules(settings).check(options.network, f"{path}.network")
     await check_registered(tx, principal, options, path)
     for server in options.mcp_servers:
         which = server.builtin.WhichOneof("tools")

@@ -5,6 +5,7 @@ import contextlib
 from uuid import uuid4
 
 import pytest
+from agentrpc.gateway.egress import EgressProxy
 
 from agentrpc import clock
 from agentrpc.embedded.scripted_model import ScriptedModel
@@ -61,7 +62,7 @@ async def worker(settings, database, bus, edge, tmp_path):
             stack.push_async_callback(gateway.stop)
             cli = write_cli(tmp_path / "cli-under-test") if fake else None
             changed = settings.model_copy(update={"cli_path": cli, **more})
-            host = SessionHost(database, bus, changed, gateway, usable_isolation())
+            host = SessionHost(database, bus, changed, gateway, EgressProxy, usable_isolation())
             await host.start()
             stack.push_async_callback(host.stop, 0.1)
             return host
