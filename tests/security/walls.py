@@ -290,6 +290,18 @@ if proxy:
         attempts("through the proxy", [(f"metadata {host!r}", lambda host=host: tunnel(proxy, host, 80))])
     allowed = TARGETS["allowed"]
 
+    attempts(
+        "what is allowed",
+        [
+            ("CONNECT", lambda: tunnel(proxy, *allowed)),
+            (
+                "GET",
+                lambda: b"ALLOWED" in exchange(proxy, request("GET", f"http://{allowed[0]}:{allowed[1]}/", allowed[0])),
+            ),
+            ("SOCKS5", lambda: socks(proxy, *allowed)),
+        ],
+    )
+
     @attempt("through the proxy", "a redirect from a server that may be reached")
     def _():
         said = exchange(proxy, request("GET", f"http://{allowed[0]}:{allowed[1]}/redirect", allowed[0]))
