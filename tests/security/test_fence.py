@@ -114,7 +114,8 @@ def paths(tmp_path):
 @contextlib.asynccontextmanager
 async def fenced(paths, *command, policy=NOWHERE, door=None):
     """A program in a sandbox whose ways out are served: its process."""
-    script = write_launcher(paths, Isolation.BUBBLEWRAP, Path(command[0]).resolve(), {"PATH": "/usr/bin:/bin"})
+    program = await asyncio.to_thread(Path(command[0]).resolve)
+    script = write_launcher(paths, Isolation.BUBBLEWRAP, program, {"PATH": "/usr/bin:/bin"})
     proxy = EgressProxy(policy, report=lambda _: None)
     with contextlib.closing(Handover()) as handover:
         pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
@@ -409,6 +410,15 @@ TOOLS = {
 }
 
 
+def usable(name):
+    program = shutil.which({"python": "python3", "pip": "pip3"}.get(name, name), path="/usr/local/bin:/usr/bin")
+    if program is None or name != "node":
+        return program is not None
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    # NODE_USE_ENV_PROXY came with this one.
+    return [int(part) for part in version.strip().lstrip("v").split(".")] >= [24]
+
+
 @pytest.fixture
 def site(tmp_path):
     """A folder that serves a file, a repository, an index of Python packages and a registry of npm's."""
@@ -455,9 +465,7 @@ async def test_tools_find_the_way_out(site):
         version = {"name": "demo", "version": "1.0.0", "dist": {"tarball": f"http://{at}/demo-1.0.0.tgz"}}
         registry = {"name": "demo", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
         (site / "demo").write_text(json.dumps(registry))
-        names = [
-            name for name in TOOLS if shutil.which(name.replace("python", "python3"), path="/usr/local/bin:/usr/bin")
-        ]
+        names = [name for name in TOOLS if usable(name)]
         async with own_stack(network_private='["127.0.0.2/32"]') as stack, stack.client() as client:
             session = await create(client, allowed_tools=["Bash"])
             prompt = "\n[[then]]\n".join([*(bash(TOOLS[name].format(at=at)) for name in names), "[[text: done]]"])
