@@ -77,10 +77,10 @@ class Handover:
         if self._ours is None:
             return None
         loop = asyncio.get_running_loop()
-        readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(self._ours, lambda: readable.done() or readable.set_result(None))
+        readable = asyncio.Event()
+        loop.add_reader(self._ours, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             loop.remove_reader(self._ours)
         descriptors: list[int] = []

@@ -245,8 +245,9 @@ class Dialer:
 
     def _check_peer(self, sock: socket.socket, allowed: list[str]) -> None:
         """Raise OSError for a connection that leads to another address than those, or to this machine."""
-        peer, own = sock.getpeername()[0], sock.getsockname()[0]
-        if peer not in allowed or (peer == own and self._policy.private_range(peer) is None):
+        peer, own = (place[0].partition("%")[0] for place in (sock.getpeername(), sock.getsockname()))
+        elsewhere = ipaddress.ip_address(peer) not in map(ipaddress.ip_address, allowed)
+        if elsewhere or (peer == own and self._policy.private_range(peer) is None):
             log.error("egress_led_elsewhere", peer=peer)
             raise OSError
 

@@ -5,10 +5,10 @@ import contextlib
 from uuid import uuid4
 
 import pytest
-from agentrpc.gateway.egress import EgressProxy
 
 from agentrpc import clock
 from agentrpc.embedded.scripted_model import ScriptedModel
+from agentrpc.gateway.egress import EgressProxy
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.store.tables import Run, Session, SessionHead, User

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agentrpc.gateway.egress import EgressProxy
 from aiohttp import web
 
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.client import RpcError
 from agentrpc.embedded.servers import free_port
+from agentrpc.gateway.egress import EgressProxy
 from agentrpc.services.addresses import any_addresses, public_addresses
 from agentrpc.services.mcp_checks import McpChecks
 from agentrpc.store.mcp_servers import claim_check

@@ -13,8 +13,7 @@ from agentrpc.claude.fence import GATEWAY
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.listeners import Listeners
 from agentrpc.domain.model_calls import RunAllowance
-from agentrpc.domain.network import NetworkPolicy
-from agentrpc.services.network import Door, EgressMaker, Gateway, NetworkRules
+from agentrpc.services.network import Door, Egress, EgressMaker, Gateway, NetworkRules
 from agentrpc.services.session_host.accesses import AccessRecord
 from agentrpc.settings import Settings
 from agentrpc.v1 import event_pb2, session_pb2
@@ -22,8 +21,8 @@ from agentrpc.v1 import event_pb2, session_pb2
 __all__ = ["SessionNetwork"]
 
 _NO_FENCE = (
-    "this worker cannot keep an agent's network apart, as the session's options ask: use a worker with bubblewrap, or set "
-    "options.network to MODE_PUBLIC, with nothing denied"
+    "this worker cannot keep an agent's network apart, as the session's options or its operator ask: use a worker with "
+    "bubblewrap, or MODE_PUBLIC in options.network with nothing denied"
 )
 
 
@@ -54,7 +53,7 @@ class SessionNetwork:
         self._egress = egress
         self._rules = NetworkRules(settings)
         self._isolation = isolation
-        self._policy: NetworkPolicy | None = None
+        self._new_proxy: Callable[[], Egress] | None = None
         self._door: Door | None = None
         self.url = ""
         self.record = AccessRecord(put)
@@ -72,7 +71,8 @@ class SessionNetwork:
         """
         if not self._isolation.fenced and self._rules.needs_fence(options):
             raise AgentStartError(_NO_FENCE)
-        self._policy = self._rules.policy(options)
+        policy = self._rules.policy(options)
+        self._new_proxy = lambda: self._egress(policy, report=self.record.note)
         self._door = door = self._gateway.open(may_call, under_way)
         if self._isolation.fenced:
             self.url = "http://{}:{}".format(*GATEWAY)
@@ -99,8 +99,8 @@ class SessionNetwork:
 
     @asynccontextmanager
     async def _proxied(self, listeners: Listeners) -> AsyncIterator[None]:
-        assert self._policy is not None
-        proxy = self._egress(self._policy, report=self.record.note)
+        assert self._new_proxy is not None
+        proxy = self._new_proxy()
         self.record.add(proxy)
         try:
             await proxy.serve(listeners.proxy)

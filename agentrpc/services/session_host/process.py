@@ -241,8 +241,8 @@ class SessionProcess:
             step: With `carry`: make that call and nothing else. No model is called, and only its result is kept.
 
         Raises:
-            AgentStartError: The CLI is missing, crashed or hung, a registered MCP server is gone, or the agent's network
-                cannot be kept apart as its options say. Nothing of it is left.
+            AgentStartError: The CLI is missing, crashed or hung, a registered MCP server is gone, or its network cannot
+                be kept apart as it has to be. Nothing of it is left.
         """
         wanted = options.SerializeToString(deterministic=True)
         with _disk():
