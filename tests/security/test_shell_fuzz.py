@@ -10,7 +10,7 @@ LINES = int(os.environ.get("FUZZ_LINES", "10000"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261128"))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_whatever_bash_runs_was_read():
     misses, counts = fuzz(LINES, SEED)
     print(f"seed {SEED}: {counts}")
@@ -94,6 +94,20 @@ FOUND = [
     "aa ${x:-<(cc)}",
     "aa $(<ok cc)",
     "<<E cc\nE",
+    "for f in a.b\ndo coproc d''d done\ndone;aa",
+    "dd\\\n 2>&- x",
+    "bash -c 'dd\\\n 2>&- x'",
+    "aa /stubs/aa x/stubs/bb",
+    "sh -c \"bb ~ $'' ''\"",
+    "sh -c \"aa $'a b'\"",
+    "sh -c \"aa $'x\\\\' ; cc #'\"",
+    "sh -c '[[ a && cc ]]'",
+    "sh -c 'aa &>f cc'",
+    "sh -c '((cc))'",
+    "sh -c \"aa # it's\n[[ a && cc ]] # '\"",
+    "sh -c '! (aa) && [ -n \"x$\" ] && cc'",
+    "find . -exec sh -c '[[ a && cc ]]' \\;",
+    "echo 1 | xargs sh -c '[[ a && cc ]]'",
     "<<< x cc",
     "> ok cc",
 ]
