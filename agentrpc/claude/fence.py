@@ -34,8 +34,7 @@ def _leave_network() -> None:
         return
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
-        number = ctypes.get_errno()
-        raise OSError(number, f"no network of its own can be made: {os.strerror(number)}")
+        raise OSError(ctypes.get_errno(), f"unshare: {os.strerror(ctypes.get_errno())}")
     # user_namespaces(7): without CAP_SETGID outside, groups can be mapped only once nobody can give them up.
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 - quick start
@@ -58,8 +57,11 @@ def _listen(address: tuple[str, int]) -> socket.socket:
 def main() -> None:
     """Run argv[2:] in a network of its own; its ways out go to the descriptor argv[1], where there is one."""
     worker, command = sys.argv[1], sys.argv[2:]
-    _leave_network()
-    _raise_loopback()
+    try:
+        _leave_network()
+        _raise_loopback()
+    except OSError as error:
+        sys.exit(f"no network of its own can be made: {error.strerror}")
     if worker:
         gateway, proxy = _listen(GATEWAY), _listen(PROXY)
         handover = socket.socket(fileno=int(worker))
