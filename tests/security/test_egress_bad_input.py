@@ -200,6 +200,26 @@ async def test_servers_that_answer_nonsense(answer):
         assert b"127.0.0.1" in got.rpartition(b"\r\n\r\n")[2]
 
 
+async def test_heads_and_trailers_of_many_lines_are_not_read():
+    """They would keep the loop of the whole worker for as long as it takes to parse them."""
+    heads = []
+    lines = b"a:\r\n" * 15_000
+    async with server(saying(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n", heads)) as port, proxy() as door:
+        url = f"http://127.0.0.1:{port}/".encode()
+        assert status(await door.ask(b"GET " + url + b" HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n", end=True)) == b"431"
+        assert heads == []
+        answer = await door.ask(b"GET " + url + b" HTTP/1.1\r\nHost: a\r\n\r\n", end=True)
+        assert status(answer) == b"502"
+        assert b"200 lines" in answer
+
+    async def never(reader, _writer):
+        await reader.read()
+
+    async with server(never) as port, proxy() as door:
+        head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        assert status(await door.ask(head + b"1\r\nx\r\n0\r\n" + lines + b"\r\n", end=True)) == b"431"
+
+
 async def test_chunks_that_are_none_end_the_request():
     heads = []
     async with server(saying(b"", heads)) as port, proxy() as door:
