@@ -98,7 +98,11 @@ class HttpClient:
             raise Refusal(
                 408, "Request Timeout", f"The head of a request has to come within {self._head:g} seconds."
             ) from None
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in {b"1.0", b"1.1"}:
+            raise Refusal(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.1.")
+        return event
 
     async def _next(self) -> h11.Event:
         """The next event of the client."""
