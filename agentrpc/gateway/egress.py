@@ -13,7 +13,6 @@ import asyncio
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,7 +24,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway import egress_socks
 from agentrpc.gateway.egress_dial import CONNECTIONS, Access, Book, Dialer, Lookups, Refusal, Route
 from agentrpc.gateway.egress_http import HttpClient
-from agentrpc.gateway.tunnel import Stream, abort, tunnel
+from agentrpc.gateway.tunnel import Pace, Stream, abort, linger, tunnel
 from agentrpc.services.addresses import any_addresses
 from agentrpc.turns import Turns
 
@@ -41,8 +40,6 @@ Intercept: TypeAlias = Callable[[str, int], Relay | None]
 # Of a connection: two sockets, a second try to connect.
 _DESCRIPTORS = 4
 _MOST_OF_A_SESSION = 256
-_LINGER_SECONDS = 2.0
-_LINGER_BYTES = 4 * 1024 * 1024
 _NO_DESCRIPTORS_SECONDS = 0.2
 
 
@@ -104,6 +101,7 @@ class EgressProxy:
         self._waits = waits or Waits()
         self._book = Book(report)
         self._dialer = Dialer(policy, self._book, self._share.lookups)
+        self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -178,7 +176,7 @@ class EgressProxy:
                     await self._http(client)
             except Refusal as refusal:
                 CONNECTIONS.labels(_OUTCOMES.get(refusal.status, "NOT_UNDERSTOOD")).inc()
-                await _linger(client.sock)
+                await linger(client.sock)
         except (EOFError, TimeoutError):
             pass
         except OSError:
@@ -202,21 +200,10 @@ class EgressProxy:
             await relay(client, route)
             return
         try:
-            await tunnel(client, route.stream, route.tally, idle=self._waits.tunnel)
+            await tunnel(client, route.stream, route.tally, idle=self._waits.tunnel, pace=self._pace)
         except OSError:
             abort(route.stream.sock)
             raise
 
 
 _OUTCOMES = {403: "DENIED", 502: "UNREACHABLE", 504: "UNREACHABLE"}
-
-
-async def _linger(sock: socket.socket) -> None:
-    """Let a client read its answer before the connection is closed: unread bytes would make that a reset."""
-    loop = asyncio.get_running_loop()
-    left = _LINGER_BYTES
-    with suppress(OSError, TimeoutError):
-        sock.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(_LINGER_SECONDS):
-            while left > 0 and (data := await loop.sock_recv(sock, 64 * 1024)):
-                left -= len(data)

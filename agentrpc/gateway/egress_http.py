@@ -17,9 +17,12 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway.egress_dial import Dialer, Refusal, Route
 from agentrpc.gateway.tunnel import Stream, abort
 
-__all__ = ["HttpClient"]
+__all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "next_event", "response_headers"]
 
-_MAX_HEAD = 64 * 1024
+MAX_HEAD = 64 * 1024
+# `h11` reads the lines of a head, or of what follows chunks, all at once: so many keep the loop for less than a
+# millisecond.
+_MAX_LINES = 200
 _URL = re.compile(r"(?i:http)://(?P<authority>[^/?]*)(?P<path>[^#]*)")
 # What belongs to one connection (RFC 9110, section 7.6.1), and what `h11` writes anew.
 _HOP = {
@@ -56,7 +59,7 @@ class HttpClient:
         self._tunnel = tunnel
         self._head = head
         self._idle = idle
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._method = b""
 
     async def serve(self) -> None:
@@ -95,17 +98,20 @@ class HttpClient:
             raise Refusal(
                 408, "Request Timeout", f"The head of a request has to come within {self._head:g} seconds."
             ) from None
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in {b"1.0", b"1.1"}:
+            raise Refusal(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.1.")
+        return event
 
     async def _next(self) -> h11.Event:
         """The next event of the client."""
         try:
-            return await _next(self._http, self._client)
+            return await next_event(self._http, self._client)
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
-                raise Refusal(
-                    431, "Headers Too Large", f"The head of a request may have at most {_MAX_HEAD} bytes."
-                ) from None
+                limit = f"A request may have at most {MAX_HEAD} bytes and {_MAX_LINES} lines of headers."
+                raise Refusal(431, "Headers Too Large", limit) from None
             hint = f"That is no request of HTTP/1.1 that this proxy understands: {error}."
             raise Refusal(400, "Bad Request", hint[:300]) from None
 
@@ -172,7 +178,7 @@ class _Exchange:
         self._client = client
         self._route = route
         self._idle = idle
-        self._upstream = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        self._upstream = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         self._began = False
 
     async def run(self, request: h11.Request, body: Callable[[], Awaitable[h11.Event]]) -> bool:
@@ -209,6 +215,8 @@ class _Exchange:
                 return
             async with asyncio.timeout(self._idle):
                 event = await body()
+            # A body may be of a million chunks that are here already.
+            await asyncio.sleep(0)
             if isinstance(event, h11.EndOfMessage):
                 event = h11.EndOfMessage()
 
@@ -216,10 +224,11 @@ class _Exchange:
         try:
             while True:
                 async with asyncio.timeout(self._idle):
-                    event = await _next(self._upstream, self._route.stream, self._count)
+                    event = await next_event(self._upstream, self._route.stream, self._count)
                     if isinstance(event, h11.ConnectionClosed):
                         return
                     await self._pass_on(event)
+                await asyncio.sleep(0)
                 if isinstance(event, h11.EndOfMessage):
                     return
         except TimeoutError:
@@ -233,10 +242,10 @@ class _Exchange:
         if isinstance(event, h11.InformationalResponse):
             if self._http.their_http_version == b"1.0":
                 return
-            event = h11.InformationalResponse(status_code=event.status_code, headers=_response_headers(event))
+            event = h11.InformationalResponse(status_code=event.status_code, headers=response_headers(event))
         elif isinstance(event, h11.Response):
             self._began = True
-            event = h11.Response(status_code=event.status_code, headers=_response_headers(event), reason=event.reason)
+            event = h11.Response(status_code=event.status_code, headers=response_headers(event), reason=event.reason)
         elif isinstance(event, h11.EndOfMessage):
             event = h11.EndOfMessage()
         await self._client.write(self._http.send(event) or b"")
@@ -249,18 +258,32 @@ class _Exchange:
         return f"{self._route.host}:{self._route.port}"
 
 
-async def _next(http: h11.Connection, stream: Stream, count: Callable[[int], None] | None = None) -> h11.Event:
-    """The next event of either side."""
+async def next_event(http: h11.Connection, stream: Stream, count: Callable[[int], None] | None = None) -> h11.Event:
+    """The next event of either side.
+
+    Args:
+        http: Its state.
+        stream: Its connection.
+        count: Told how many bytes came.
+
+    Raises:
+        h11.RemoteProtocolError: What came is not HTTP/1.1, or has more than 200 lines of headers.
+    """
     while True:
         event = http.next_event()
-        if event is h11.NEED_DATA:
-            data = await stream.read()
-            if count is not None:
-                count(len(data))
-            http.receive_data(data)
-        else:
-            assert isinstance(event, h11.Event)
+        if isinstance(event, h11.Event):
             return event
+        # What is there of a body is read at once; lines that wait for more are those of a head.
+        if http.trailing_data[0].count(b"\n") > _MAX_LINES:
+            raise h11.RemoteProtocolError(f"more than {_MAX_LINES} lines of headers", error_status_hint=431)
+        data = await stream.read()
+        lines = data.split(b"\n", _MAX_LINES)
+        if len(lines) > _MAX_LINES:
+            stream.unread(lines[-1])
+            data = data[: len(data) - len(lines[-1])]
+        if count is not None:
+            count(len(data))
+        http.receive_data(data)
 
 
 def _authority(text: bytes, default_port: int | None) -> tuple[str, int]:
@@ -282,19 +305,19 @@ def _request_headers(request: h11.Request, host: str, port: int) -> _Headers:
         raise Refusal(400, "Bad Request", "A request has a length or is chunked, and not both.")
     authority = f"[{host}]" if ":" in host else host
     headers = [(b"Host", (authority if port == 80 else f"{authority}:{port}").encode())]
-    headers += _end_to_end(request, {b"host"})
+    headers += end_to_end(request, {b"host"})
     if chunked:
         headers.append((b"Transfer-Encoding", b"chunked"))
     return [*headers, (b"Connection", b"close")]
 
 
-def _response_headers(response: h11.Response | h11.InformationalResponse) -> _Headers:
+def response_headers(response: h11.Response | h11.InformationalResponse) -> _Headers:
     """What goes to the client; `h11` adds how the body ends for its version of HTTP."""
     chunked = any(name == b"transfer-encoding" for name, _ in response.headers)
-    return _end_to_end(response, {b"content-length"} if chunked else set())
+    return end_to_end(response, {b"content-length"} if chunked else set())
 
 
-def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse, but: set[bytes]) -> _Headers:
+def end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse, but: set[bytes]) -> _Headers:
     """The headers that are not for one connection alone, without some others, written as they came."""
     dropped = _HOP | but
     for name, value in message.headers:

@@ -13,17 +13,12 @@ from agentrpc.claude.fence import GATEWAY
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.listeners import Listeners
 from agentrpc.domain.model_calls import RunAllowance
-from agentrpc.services.network import Door, Egress, EgressMaker, Gateway, NetworkRules
+from agentrpc.services.network import NO_FENCE, Door, Egress, EgressMaker, Gateway, NetworkRules
 from agentrpc.services.session_host.accesses import AccessRecord
 from agentrpc.settings import Settings
 from agentrpc.v1 import event_pb2, session_pb2
 
 __all__ = ["SessionNetwork"]
-
-_NO_FENCE = (
-    "this worker cannot keep an agent's network apart, as the session's options or its operator ask: use a worker with "
-    "bubblewrap, or MODE_PUBLIC in options.network with nothing denied"
-)
 
 
 class SessionNetwork:
@@ -70,7 +65,7 @@ class SessionNetwork:
             AgentStartError: The process would not be fenced in, and has to be.
         """
         if not self._isolation.fenced and self._rules.needs_fence(options):
-            raise AgentStartError(_NO_FENCE)
+            raise AgentStartError(NO_FENCE)
         policy = self._rules.policy(options)
         self._new_proxy = lambda: self._egress(policy, report=self.record.note)
         self._door = door = self._gateway.open(may_call, under_way)
