@@ -21,6 +21,7 @@ from claude_agent_sdk import (
     ProcessError,
 )
 
+from agentrpc.claude.agent_users import AgentUser
 from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
@@ -129,11 +130,13 @@ class AgentProcess:
         channel: Channel,
         gatekeeper: Gatekeeper,
         servers: ToolServers,
+        user: AgentUser | None,
     ) -> None:
         self._client = client
         self._channel = channel
         self._gatekeeper = gatekeeper
         self._servers = servers
+        self._user = user
         self._prompts = 0
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
@@ -178,7 +181,7 @@ class AgentProcess:
         channel = Channel(options)
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.
         client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), channel)
-        agent = cls(client, channel, gatekeeper, servers)
+        agent = cls(client, channel, gatekeeper, servers, spec.paths.user)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -200,7 +203,7 @@ class AgentProcess:
 
     async def _stop_spawned(self) -> StopReceipt:
         await self._channel.spawned()
-        return await stop_tree(self.pid)
+        return await stop_tree(self.pid, user=self._user)
 
     @property
     def pid(self) -> int | None:
@@ -291,7 +294,7 @@ class AgentProcess:
         # Calls that are cut off get no answer any more: they are in doubt, as those of the CLI's own tools. They end
         # before anyone is told that the tree is gone.
         self._servers.close()
-        receipt = await stop_tree(pid)
+        receipt = await stop_tree(pid, user=self._user)
         receipt = replace(receipt, confirmed=await self._servers.stop() and receipt.confirmed)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):

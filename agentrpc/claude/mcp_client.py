@@ -22,6 +22,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 
+from agentrpc.claude.agent_users import AgentUser, AgentUsers
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
 from agentrpc.claude.options import plain_environment
@@ -70,6 +71,7 @@ class Ground:
         lasting: For as long as it is used, instead of a look: the folder stays, and what comes is bounded for a message
             only.
         on_start: Told the process of a program.
+        users: Has a user for each program, where the isolation is that.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Ground:
     resolve: Callable[[str, int], Awaitable[list[str]]]
     lasting: bool = False
     on_start: Callable[[int], None] = lambda _: None
+    users: AgentUsers | None = None
 
 
 @dataclass(slots=True)
@@ -173,7 +176,28 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
     paths = SessionPaths(ground.folder, ground.folder / "workspace")
     paths.create()
     paths.workspace.mkdir(mode=0o700, exist_ok=True)
-    script = write_launcher(paths, ground.isolation, _SHELL, {**plain_environment(paths), **stdio.env})
+    async with _with_user(paths, ground.users) as owned, _started(stdio, ground, owned, stderr) as streams:
+        yield streams
+
+
+@contextlib.asynccontextmanager
+async def _with_user(paths: SessionPaths, users: AgentUsers | None) -> AsyncIterator[SessionPaths]:
+    if users is None:
+        yield paths
+        return
+    owned = await asyncio.to_thread(users.take, paths)
+    try:
+        yield owned
+    finally:
+        await asyncio.shield(asyncio.to_thread(users.give_back, owned))
+
+
+@contextlib.asynccontextmanager
+async def _started(
+    stdio: session_pb2.McpStdio, ground: Ground, paths: SessionPaths, stderr: bytearray
+) -> AsyncIterator[Streams]:
+    environment = {**plain_environment(paths), **stdio.env}
+    script = await asyncio.to_thread(write_launcher, paths, ground.isolation, _SHELL, environment)
     process = await asyncio.create_subprocess_exec(
         str(script),
         *("-c", 'exec "$0" "$@"', stdio.command, *stdio.args),
@@ -195,7 +219,7 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
     try:
         yield read, write
     finally:
-        await asyncio.shield(_end(process, tasks))
+        await asyncio.shield(_end(process, tasks, paths.user))
         for stream in (came, read, write, to_send):
             stream.close()
 
@@ -236,7 +260,7 @@ async def _keep_tail(process: asyncio.subprocess.Process, stderr: bytearray) -> 
         del stderr[:-_STDERR]
 
 
-async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[None]"]) -> None:
+async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[None]"], user: AgentUser | None) -> None:
     """End the tree, whatever it does."""
     assert process.stdin is not None
     process.stdin.close()
@@ -245,7 +269,7 @@ async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[No
             async with asyncio.timeout(_LEAVE):
                 await process.wait()
     finally:
-        await stop_tree(process.pid)
+        await stop_tree(process.pid, user=user)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

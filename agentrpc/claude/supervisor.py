@@ -1,12 +1,14 @@
 """Ends everything below a process, however it ends itself; as a script, runs the CLI under a child subreaper.
 
 Orphans of any depth become children of the nearest subreaper above them (prctl(2), PR_SET_CHILD_SUBREAPER), whatever
-sessions they made. The script is used where bubblewrap does not work. Standard library alone, and started with
-`python -I -S`: it must be quick.
+sessions they made. The script is used where bubblewrap does not work. Where the plan names a user, the CLI becomes
+that user and loses all privileges; the script itself stays root, so that no agent can end it. Standard library alone,
+and started with `python -I -S`: it must be quick.
 """
 
 import base64
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -15,12 +17,14 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["become_subreaper", "descendants", "dying_with_parent", "kill_descendants"]
+__all__ = ["become_subreaper", "descendants", "drop_to", "dying_with_parent", "end_user", "kill_descendants"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def _children(pid: int) -> list[int]:
@@ -100,6 +104,37 @@ def dying_with_parent(*command: str, number: int = signal.SIGTERM) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _WITH_PARENT, str(os.getpid()), str(int(number)), *command]
 
 
+def drop_to(uid: int) -> None:
+    """Become an ordinary user for good, with its own group alone, and without any capability, now or later."""
+    if uid <= 0:
+        raise ValueError(uid)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in range(64):
+        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            if ctypes.get_errno() == errno.EINVAL:
+                # Beyond the last one that this kernel knows.
+                break
+            raise OSError(ctypes.get_errno(), "no capability can be dropped for good")
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    # Also those that programs would inherit.
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "the capabilities cannot be given up")
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (uid,) * 3 or os.getgroups():
+        raise OSError(errno.EPERM, "the user has not changed")
+
+
+def end_user(uid: int) -> None:
+    """Kill all processes of a user at once, whatever they are just starting. This process becomes that user."""
+    drop_to(uid)
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 class _Program(ctypes.Structure):
     """`struct sock_fprog`: how many steps of 8 bytes, and where."""
 
@@ -117,7 +152,13 @@ def _filter_calls(steps: bytes) -> None:
 
 
 def main() -> None:
-    """Run the CLI of the plan in argv[1] with the arguments behind it; exit as it does."""
+    """Run the CLI of the plan in argv[1] with the arguments behind it; exit as it does.
+
+    Or, with `--try` and `--end`: become the user in argv[2], and end what it runs.
+    """
+    if sys.argv[1] in {"--try", "--end"}:
+        (drop_to if sys.argv[1] == "--try" else end_user)(int(sys.argv[2]))
+        return
     plan = json.loads(Path(sys.argv[1]).read_bytes())
     parent = os.getppid()
     become_subreaper()
@@ -135,6 +176,10 @@ def main() -> None:
     if child == 0:
         os.setsid()
         os.chdir(plan["cwd"])
+        if plan.get("user") is not None:
+            os.umask(0o077)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            drop_to(plan["user"])
         _filter_calls(base64.b64decode(plan["seccomp"]))
         os.execve(plan["cli"], [plan["cli"], *sys.argv[2:]], plan["env"])  # noqa: S606
     # The pipes belong to the CLI alone: it sees the end of its input when the worker closes it.

@@ -30,7 +30,7 @@ class Level(IntEnum):
     @property
     def value_in_messages(self) -> session_pb2.Session.IsolationLevel:
         """As messages have it."""
-        return session_pb2.Session.IsolationLevel.Value(f"{_PREFIX}{self.name}")
+        return session_pb2.Session(isolation_level=f"{_PREFIX}{self.name}").isolation_level
 
 
 def needed_level(options: session_pb2.SessionOptions, minimum: Level = Level.NONE) -> Level:

@@ -72,7 +72,8 @@ async def resolve_options(
     """The options of a session that is created now.
 
     Every field of `overrides` that is set wins over that of the agent's version; messages and lists are replaced as a
-    whole; but of two levels of isolation the stricter one counts. The rules of tool groups are added to what comes of it, as they are now: deny wins anyway.
+    whole; of two levels of isolation the stricter one counts. The rules of tool groups are added to what comes of it,
+    as they are now: deny wins anyway.
 
     Args:
         tx: The unit of work in which the session is created.

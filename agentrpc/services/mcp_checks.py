@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -11,7 +12,8 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.agent_users import AgentUsers
+from agentrpc.claude.launcher import Isolation, choose_isolation
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
@@ -61,6 +63,7 @@ class McpChecks:
         self._database = database
         self._settings = settings
         self._box = SecretBox(settings.secret_keys)
+        self._users: AgentUsers | None = None
         self._folder = settings.data_dir.resolve() / "mcp-checks"
         self._lease = timedelta(seconds=settings.mcp_check_timeout) + _MARGIN
 
@@ -118,10 +121,17 @@ class McpChecks:
     async def _ground(self) -> "Ground":
         from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
 
-        isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
+        uids, minimum = self._settings.agent_uids, self._settings.minimum_isolation
+        isolation, _ = await asyncio.to_thread(
+            partial(choose_isolation, self._settings.isolation, uids=uids, minimum=minimum)
+        )
+        if isolation is Isolation.USER and self._users is None:
+            users = AgentUsers(uids, self._settings.data_dir, self._settings.workspaces)
+            await asyncio.to_thread(users.prepare, Path("/bin/sh"))
+            self._users = users
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(self._folder / str(clock.uuid7()), isolation, resolve)
+        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, users=self._users)
 
     async def _record(self, server_id: UUID, lease: UUID, outcome: _Outcome) -> None:
         async with self._database.transaction() as tx:

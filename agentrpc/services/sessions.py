@@ -4,8 +4,8 @@ from uuid import UUID, uuid4
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
-from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.isolation import Level, needed_level
+from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.rule_checks import rule_warnings
 from agentrpc.errors import FailedPrecondition, InvalidArgument, SequenceAhead

@@ -330,9 +330,7 @@ async def claim_next(
         begin: Gives the first events of the run, from session, run and where it was.
     """
     async with database.transaction() as tx:
-        found = await _choose(
-            tx, worker_id, cli, isolation_level, may_take_new=may_take_new, begun_first=begun_first
-        )
+        found = await _choose(tx, worker_id, cli, isolation_level, may_take_new=may_take_new, begun_first=begun_first)
         if found is None:
             return None
         head, origin = found
@@ -383,7 +381,9 @@ async def _choose(
         at = 0 if begun_first else 1
         searches[at:at] = [(_RELEASED, Origin.RELEASED, {}), (_LOST, Origin.LOST, {"worker": worker_id})]
     for statement, origin, binds in searches:
-        head = await tx.scalar(select(SessionHead).from_statement(statement), {**binds, "cli": list(cli), "level": level})
+        head = await tx.scalar(
+            select(SessionHead).from_statement(statement), {**binds, "cli": list(cli), "level": level}
+        )
         if head is not None:
             return head, origin
     return None

@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.launcher import Isolation, SessionPaths
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.services.addresses import resolver
@@ -55,6 +57,7 @@ class SessionMcp:
         gateway: Where the CLI finds them.
         settings: The settings.
         isolation: How programs are kept apart.
+        users: Has a user for each, where the isolation is that.
         take: Whether a call of a tool with this input may be made now; uses up what the gate has let pass.
     """
 
@@ -63,11 +66,13 @@ class SessionMcp:
         gateway: McpGateway,
         settings: Settings,
         isolation: Isolation,
+        users: AgentUsers | None,
         take: Callable[[str, Mapping[str, Any]], bool],
     ) -> None:
         self._gateway = gateway
         self._settings = settings
         self._isolation = isolation
+        self._users = users
         self._take = take
         self._endpoints: dict[str, _Endpoint] = {}
 
@@ -80,7 +85,8 @@ class SessionMcp:
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
-                endpoint = _Endpoint(self, server, paths, self._settings, self._isolation)
+                ground = paths.mcp / server.name, self._isolation, self._users
+                endpoint = _Endpoint(self, server, self._settings, *ground)
                 urls[server.name] = url = self._gateway.open_mcp(endpoint)
                 self._endpoints[url] = endpoint
         return urls
@@ -116,9 +122,10 @@ class _Endpoint:
         self,
         session: SessionMcp,
         server: session_pb2.McpServer,
-        paths: SessionPaths,
         settings: Settings,
+        folder: Path,
         isolation: Isolation,
+        users: AgentUsers | None,
     ) -> None:
         # Half a second to load, and most sessions have none.
         from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
@@ -129,7 +136,7 @@ class _Endpoint:
         self._secrets = secret_values(server)
         self._gone = McpGone
         resolve = resolver(allow_private=settings.allow_private_addresses)
-        self._bridge = McpBridge(server, Ground(paths.mcp / server.name, isolation, resolve), self._report)
+        self._bridge = McpBridge(server, Ground(folder, isolation, resolve, users=users), self._report)
 
     def memory(self) -> int:
         return self._bridge.memory()

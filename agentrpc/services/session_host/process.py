@@ -18,11 +18,12 @@ import structlog
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.agent_users import AgentUsers, IsolationError
 from agentrpc.claude.gatekeeper import Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Fault, Item, Translator, TurnEnded
-from agentrpc.claude.workspaces import WorkspaceStore
+from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.domain.gate import ToolCall, Verdict
 from agentrpc.domain.model_calls import RunAllowance, allowance, family_models
 from agentrpc.domain.rules import EXIT_PLAN
@@ -85,6 +86,7 @@ class Environment:
     workspaces: WorkspaceStore
     toolbox: Toolbox
     may_begin: Callable[[], bool]
+    users: AgentUsers | None = None
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ def _disk() -> Iterator[None]:
     """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
     try:
         yield
-    except OSError as error:
+    except (OSError, WorkspaceError) as error:
         raise AgentStartError(
             "the worker could not write the CLI's files: see the space on its disk", str(error)
         ) from error
@@ -144,6 +146,8 @@ class SessionProcess:
         self._caller = Caller(hold.database, hold.session_id, hold.epoch, may_begin)
         self._writer = hold.writer
         self._paths = paths
+        # Its folders with a user, while it has one.
+        self._owned: SessionPaths | None = None
         self._translator = translator
         self._gate = gate
         self._may_begin = may_begin
@@ -155,7 +159,9 @@ class SessionProcess:
         self._run_id: UUID | None = None
         self._may_ask: RunAllowance | None = None
         self._allowance = RunAllowance(())
-        self._mcp = SessionMcp(environment.tokens, environment.settings, environment.isolation, self._take)
+        self._mcp = SessionMcp(
+            environment.tokens, environment.settings, environment.isolation, environment.users, self._take
+        )
         self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
@@ -288,12 +294,13 @@ class SessionProcess:
         self._token = self._env.tokens.issue(self._session_id, may_call, lambda: self._may_ask)
         self._tickets = Tickets()
         try:
+            paths = await self._take_user()
             spec = AgentSpec(
                 session_id=self._session_id,
                 claude_session_id=claude_session_id,
                 resume=bool(conversation),
                 options=used,
-                paths=self._paths,
+                paths=paths,
                 gateway_url=self._env.tokens.url,
                 token=self._token,
                 isolation=self._env.isolation,
@@ -317,12 +324,31 @@ class SessionProcess:
             self._env.tokens.revoke(self._token)
             self._token = None
             await self._mcp.close()
+            await self._give_user_back()
             raise
         self.forget_turns()
         self._agent, self._options = agent, wanted
         self.last_frame = self._said = time.monotonic()
         AGENT_PROCESSES.inc()
         self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self._session_id}")
+
+    async def _take_user(self) -> SessionPaths:
+        """The session's folders, with a user for its processes if there is to be one."""
+        users = self._env.users
+        if users is None:
+            return self._paths
+        try:
+            with _disk():
+                self._owned = await asyncio.to_thread(users.take, self._paths)
+        except IsolationError as error:
+            raise AgentStartError(str(error)) from error
+        return self._owned
+
+    async def _give_user_back(self) -> None:
+        owned, self._owned = self._owned, None
+        if owned is not None and self._env.users is not None:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._env.users.give_back, owned)
 
     def _keep(self, subpath: str, lines: list[bytes]) -> None:
         if self._step is not None:
@@ -486,6 +512,7 @@ class SessionProcess:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
             await self._mcp.close()
+            await self._give_user_back()
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):
