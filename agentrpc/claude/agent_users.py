@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["AgentUser", "AgentUsers", "IsolationError", "hand_over", "processes_of", "take_back", "user_trouble"]
 
 _BLOCK = 64
+# So many blocks are taken before a session loses its uid to another one.
+_ROOMY = 8
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _PROBE_TIMEOUT = 10.0
-_REMOVE_SECONDS = 30.0
+_REMOVE_SECONDS, _FORGET_SECONDS = 30.0, 5.0
 # Where everybody may leave something, beside an agent's own folders.
 _SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108
 # The column of the uid in /proc/sysvipc, and the call that removes one.
@@ -119,14 +121,12 @@ class AgentUsers:
         Raises:
             IsolationError: They cannot get there, or files cannot be given to them.
         """
-        ours = {self._data / name for name in ("sessions", "mcp", "mcp-checks", "tmp")} | {self._workspaces}
-        for folder in (self._data, *ours):
-            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-            folder.chmod(0o711)
-        for entry in os.scandir(self._data):
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if Path(entry.path) not in ours and not stat.S_ISLNK(mode) and mode & 0o007:
-                Path(entry.path).chmod(stat.S_IMODE(mode) & ~0o007)
+        try:
+            self._open_ways()
+        except OSError as error:
+            raise IsolationError(
+                f"{error.filename} cannot be opened to agents with uids of their own: {error}"
+            ) from error
         for folder in (self._data, self._workspaces):
             _check_way(folder)
             _check_gift(folder, self._range[0])
@@ -135,6 +135,16 @@ class AgentUsers:
             raise IsolationError(f"{program} may not be run by everybody: chmod o+rx it")
         with self._lock:
             self._take_block()
+
+    def _open_ways(self) -> None:
+        ours = {self._data / name for name in ("sessions", "mcp", "mcp-checks", "tmp")} | {self._workspaces}
+        for folder in (self._data, *ours):
+            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folder.chmod(0o711)
+        for entry in os.scandir(self._data):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if Path(entry.path) not in ours and not stat.S_ISLNK(mode) and mode & 0o007:
+                Path(entry.path).chmod(stat.S_IMODE(mode) & ~0o007)
 
     def close(self) -> None:
         """Give all uids up, when no process is left."""
@@ -163,8 +173,7 @@ class AgentUsers:
         """The processes of a session have ended: close its folders. Its files stay its user's."""
         assert paths.user is not None
         for gate in _gates(paths):
-            with contextlib.suppress(FileNotFoundError):
-                _close(gate)
+            _close(gate, range(paths.user.uid, paths.user.uid + 1))
         remove_tree(paths.user.tmp, seconds=_REMOVE_SECONDS)
         with self._lock:
             self._held.discard(paths.user.uid)
@@ -179,16 +188,17 @@ class AgentUsers:
                 self._fresh.remove(before)
                 if _forget(before):
                     return before
-        while True:
-            while self._fresh:
-                if _forget(uid := self._fresh.popleft()):
-                    return uid
-            if not self._take_block():
-                break
+        while self._fresh or (len(self._blocks) < _ROOMY and self._take_block()):
+            if _forget(uid := self._fresh.popleft()):
+                return uid
         for root, uid in list(self._kept.items()):
             if uid not in self._held and _forget(uid):
                 del self._kept[root]
                 return uid
+        while self._take_block():
+            while self._fresh:
+                if _forget(uid := self._fresh.popleft()):
+                    return uid
         raise IsolationError(
             f"all uids of AGENTRPC_AGENT_UIDS ({self._range[0]}-{self._range[-1]}) are in use: give it a larger range"
         )
@@ -222,9 +232,7 @@ class AgentUsers:
         patterns = {self._data: ("sessions/*", "mcp/*/*", "mcp-checks/*"), self._workspaces: ("*",)}
         for folder, names in patterns.items():
             for gate in (gate for name in names for gate in folder.glob(name)):
-                with contextlib.suppress(FileNotFoundError):
-                    if gate.lstat().st_gid in uids:
-                        _close(gate)
+                _close(gate, uids)
 
 
 def _is_known(uid: int) -> bool:
@@ -308,9 +316,12 @@ def _gates(paths: "SessionPaths") -> set[Path]:
     return {paths.root, paths.workspace.parent}
 
 
-def _close(gate: Path) -> None:
-    gate.chmod(0o700)
-    os.chown(gate, -1, 0)
+def _close(gate: Path, uids: range) -> None:
+    """Close a gate if it is open to one of these: another worker may have opened it to its own meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        if gate.lstat().st_gid in uids:
+            gate.chmod(0o700)
+            os.chown(gate, -1, 0)
 
 
 # ---- What a user leaves behind ----
@@ -328,15 +339,16 @@ def processes_of(uid: int) -> list[int]:
 
 
 def _forget(uid: int) -> bool:
-    """Remove what a user has left where everybody may leave something. False: processes of it live."""
+    """Remove what a user has left where everybody may leave something. False: that, or a process of it, stays."""
     if processes_of(uid):
         return False
     for folder in _SHARED:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.stat(follow_symlinks=False).st_uid == uid:
-                        remove_tree(Path(entry.path), seconds=_REMOVE_SECONDS)
+                    own = entry.stat(follow_symlinks=False).st_uid == uid
+                    if own and not remove_tree(Path(entry.path), seconds=_FORGET_SECONDS):
+                        return False
     libc = ctypes.CDLL(None)
     for kind, (column, call) in _SYSV.items():
         with contextlib.suppress(OSError):
