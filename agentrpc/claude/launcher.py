@@ -34,7 +34,7 @@ from pydantic import ValidationError
 
 from agentrpc.claude.agent_users import AgentUser, IsolationError, hand_over, processes_of, take_back, user_trouble
 from agentrpc.claude.seccomp import seccomp_program
-from agentrpc.claude.supervisor import descendants
+from agentrpc.claude.supervisor import descendants, has_landlock
 from agentrpc.domain.isolation import Level
 from agentrpc.settings import DEFAULT_UIDS, SYSTEM_FOLDERS, IsolationSettings
 
@@ -54,8 +54,9 @@ _PROBE_TIMEOUT = 10.0
 _NOTHING_APART = "agents run as the worker's own user, and can read its files, its keys, and one another's sessions"
 _USERS_APART = (
     "each session has a uid of its own, which keeps its files and processes from others; it sees the machine's "
-    "network, its processes and whatever everybody may read"
+    "network, its processes and "
 )
+_USERS_APART += "system folders (Landlock)" if has_landlock() else "whatever everybody may read (there is no Landlock)"
 _NAMESPACES = (
     *("--die-with-parent", "--new-session", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
     *("--unshare-cgroup-try", "--cap-drop", "ALL"),
@@ -290,6 +291,7 @@ def write_launcher(
         }
         if paths.user is not None:
             plan["user"] = paths.user.uid
+            plan["read"], plan["write"] = _reach(paths, cli)
             plan["env"] |= {"TMPDIR": str(paths.user.tmp), "CLAUDE_CODE_TMPDIR": str(paths.user.tmp)}
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
@@ -297,6 +299,18 @@ def write_launcher(
     script = paths.launch / "cli"
     _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
     return script
+
+
+def _reach(paths: SessionPaths, cli: Path) -> tuple[list[str], list[str]]:
+    """What an agent with a user of its own may read, and what it may write too, where the kernel has Landlock.
+
+    Of /proc it may write nothing, as in a sandbox: through /proc/PID/mem a tool would write to the CLI.
+    """
+    system = [path for path in (*SYSTEM_FOLDERS, "/proc", "/etc/resolv.conf") if Path(path).exists()]
+    shared = [path for path in ("/dev", "/tmp", "/var/tmp") if Path(path).is_dir()]  # noqa: S108
+    assert paths.user is not None
+    own = map(str, (paths.home, paths.config, paths.workspace, paths.user.tmp))
+    return [*system, str(cli), str(paths.options)], [*own, *shared]
 
 
 def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:

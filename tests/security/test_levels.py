@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agentrpc import clock
 from agentrpc.claude.agent_users import AgentUsers, IsolationError, processes_of
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
+from agentrpc.claude.supervisor import has_landlock
 from agentrpc.claude.workspace_files import Incoming, make_folders, place_tree
 from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.embedded.scripted_model import ScriptedModel
@@ -239,7 +241,7 @@ async def test_an_agent_reaches_nothing_of_another_session_or_of_the_service(wor
             other.write_option("secret", SECRET)
             said = await theirs.bash(f"chmod 777 . secret; export TOKEN={SECRET}; sleep 600 & echo $!")
             victim = int(said[0].split()[-1])
-            (cli,) = psutil.Process(theirs.agent.pid).children()
+            cli = min(psutil.Process(theirs.agent.pid).children(), key=lambda process: process.create_time())
             attacks = ATTACKS.format(
                 other=other, own=own, data=worker.data, workspaces=passable / "workspaces", victim=victim, cli=cli.pid,
                 worker=os.getpid(), supervisor=live.agent.pid, python=PYTHON, password="root", machine="/run/agentrpc",
@@ -299,6 +301,63 @@ async def test_tools_still_work(worker, model):
         async with live_cli(paths, Isolation.USER, model) as live:
             assert await live.bash(*commands) == wanted
         assert (paths.workspace / "file").read_text() == "one\n"
+
+
+# ---- With Landlock ----
+
+
+# Each prints THROUGH if the way is open. PUBLIC is a file that everybody may read.
+CONFINED = """
+import ctypes, os, socket, sys
+public, abstract, cli = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def opens(path, mode):
+    try:
+        open(path, mode).close()
+        print("THROUGH", path, mode)
+    except OSError as error:
+        assert error.errno == 13, error
+opens(public, "rb")
+opens(f"/proc/{cli}/mem", "r+b")
+opens("/proc/self/mem", "r+b")
+opens("/proc/self/oom_score_adj", "r+")
+opens("/srv/planted", "w") if os.access("/srv", os.W_OK) else None
+opens(os.path.dirname(public) + "/planted", "w")
+other = socket.socket(socket.AF_UNIX)
+try:
+    other.connect("\\0" + abstract)
+    print("THROUGH abstract")
+except PermissionError:
+    pass
+try:
+    os.rename(public, "stolen")
+    print("THROUGH rename")
+except OSError:
+    pass
+print(open("/proc/self/status").readline().split()[0], open("/etc/passwd").readline()[:4])
+open("/tmp/" + abstract, "w").close()
+os.rename("/tmp/" + abstract, "moved")
+"""
+
+
+@pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+@pytest.mark.skipif(PYTHON is None, reason="there is no Python that agents can run")
+async def test_where_there_is_landlock_it_opens_its_own_files_and_the_systems(worker, model, passable):  # noqa: F811
+    public = passable / "public"
+    public.mkdir(mode=0o777)
+    public.chmod(0o777)
+    (public / "file").write_text(SECRET)
+    (public / "file").chmod(0o666)
+    name = f"agentrpc-test-{os.getpid()}"
+    with worker.owned() as paths, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"\0{name}")
+        listening.listen()
+        (paths.workspace / "confined.py").write_text(CONFINED)
+        async with live_cli(paths, Isolation.USER, model) as live:
+            cli = min(psutil.Process(live.agent.pid).children(), key=lambda process: process.create_time())
+            (said,) = await live.bash(f"{PYTHON} confined.py {public}/file {name} {cli.pid}")
+        assert said == "Name: root"
+        assert (paths.workspace / "moved").exists()
+    assert [path.name for path in public.iterdir()] == ["file"]
 
 
 # ---- The end ----
@@ -532,7 +591,7 @@ def test_whatever_is_made_while_no_process_runs_is_the_agents_afterwards(worker)
         paths.create()
         return worker.owned(paths)
 
-    use = "set -e; cat d/file; echo again >> d/file; touch d/new; rm d/new; find .. -mindepth 1 ! -uid $(id -u) -path '*/files*'"
+    use = "set -e; cat d/file; echo again >> d/file; touch d/new; rm d/new; find . ! -uid $(id -u)"
     with owned(session_id) as paths:
         assert tried(paths, "mkdir d; echo one > d/file; chmod 500 d; mkdir -p a/$(seq -s / 1 120)").returncode == 0
     store.checkpoint(session_id, run_id)

@@ -59,8 +59,8 @@ async def claim(database, worker, level):
 # ---- Who takes what ----
 
 
-@pytest.mark.parametrize("has", Level)
-@pytest.mark.parametrize("needs", Level)
+@pytest.mark.parametrize("has", [*Level])
+@pytest.mark.parametrize("needs", [*Level])
 async def test_a_worker_takes_what_needs_no_more_than_it_has(database, add_worker, needing, needs, has):
     session_id, worker = await needing(needs), await add_worker(has)
     assert await has_waiting(database, worker, (), has) == (has >= needs)
