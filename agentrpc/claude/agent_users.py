@@ -292,6 +292,8 @@ def hand_over(paths: "SessionPaths") -> None:
     for folder, mode in ((paths.launch, 0o710), (paths.options, 0o750)):
         os.chown(folder, -1, uid)
         folder.chmod(mode)
+    # Of an MCP server: the folder of its session's servers.
+    paths.root.parent.chmod(0o711)
     for gate in _gates(paths):
         os.chown(gate, -1, uid)
         gate.chmod(0o710)

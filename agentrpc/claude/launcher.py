@@ -137,6 +137,7 @@ class SessionPaths:
 
     def create(self) -> None:
         """Make what is missing, but the workspace: that is not made twice."""
+        self.root.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in (self.root, self.home, self.config, self.launch, self.options):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # An agent may have closed its own. It cannot put anything else there: what is above them is not its.

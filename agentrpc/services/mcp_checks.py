@@ -64,6 +64,7 @@ class McpChecks:
         self._settings = settings
         self._box = SecretBox(settings.secret_keys)
         self._users: AgentUsers | None = None
+        self._preparing = asyncio.Lock()
         self._folder = settings.data_dir.resolve() / "mcp-checks"
         self._lease = timedelta(seconds=settings.mcp_check_timeout) + _MARGIN
 
@@ -125,10 +126,11 @@ class McpChecks:
         isolation, _ = await asyncio.to_thread(
             partial(choose_isolation, self._settings.isolation, uids=uids, minimum=minimum)
         )
-        if isolation is Isolation.USER and self._users is None:
-            users = AgentUsers(uids, self._settings.data_dir, self._settings.workspaces)
-            await asyncio.to_thread(users.prepare, Path("/bin/sh"))
-            self._users = users
+        async with self._preparing:
+            if isolation is Isolation.USER and self._users is None:
+                users = AgentUsers(uids, self._settings.data_dir, self._settings.workspaces)
+                await asyncio.to_thread(users.prepare, Path("/bin/sh"))
+                self._users = users
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
         return Ground(self._folder / str(clock.uuid7()), isolation, resolve, users=self._users)

@@ -117,7 +117,9 @@ async def test_a_changed_demand_holds_for_runs_that_wait(edge, client, add_worke
 @pytest.mark.parametrize(("agents", "own"), [*itertools.product((0, NONE, SANDBOX), (0, NONE, USER, SANDBOX))])
 async def test_of_an_agents_demand_and_a_sessions_the_stricter_counts(client, agents, own):
     options = session_pb2.SessionOptions(isolation_level=agents)
-    request = agent_service_pb2.CreateAgentRequest(agent=agent_pb2.Agent(display_name="a", options=options))
+    request = agent_service_pb2.CreateAgentRequest(
+        agent=agent_pb2.Agent(display_name="a"), version=agent_pb2.AgentVersion(options=options)
+    )
     agent = await client.call(client.agents.CreateAgent, request)
     wanted = session_pb2.Session(agent=agent.name, options=session_pb2.SessionOptions(isolation_level=own))
     made = await client.create_session(wanted)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ from agentrpc.settings import DEFAULT_UIDS
 from agentrpc.v1 import session_pb2
 from tests.isolations import passable, users  # noqa: F401 - a fixture
 from tests.live_cli import live_cli
+from tests.work.test_launcher import HOSTILE, alive, until_started
 
 pytestmark = users
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
@@ -407,6 +409,29 @@ async def test_a_process_that_is_in_no_tree_any_more_is_ended_by_its_user(worker
             for process in (root, stray, bystander):
                 process.kill()
                 process.wait()
+
+
+async def test_the_tree_dies_with_a_killed_worker(worker):
+    with worker.owned() as paths:
+        command = [*map(str, launched(paths, HOSTILE))]
+        code = f"import subprocess,time; subprocess.Popen({command!r}); time.sleep(600)"
+        parent = subprocess.Popen([sys.executable, "-c", code])
+        try:
+            found = await until_started(parent.pid, 3)
+        finally:
+            parent.kill()
+            parent.wait()
+        await until(lambda: not alive(found[1:]))
+        assert processes_of(paths.user.uid) == []
+
+
+def test_the_environment_is_what_was_given_and_a_folder_for_what_passes(worker, monkeypatch):
+    monkeypatch.setenv("AGENTRPC_SIGNING_KEY", "very-secret")
+    with worker.owned() as paths:
+        done = tried(paths, "env; cat /proc/$PPID/environ")
+        names = {line.partition("=")[0] for line in done.stdout.splitlines()}
+        assert names - {"PWD", "SHLVL", "_"} == {"PATH", "TMPDIR", "CLAUDE_CODE_TMPDIR"}
+        assert "very-secret" not in done.stdout
 
 
 async def test_a_fork_bomb_does_not_outrun_the_end(worker):
