@@ -256,11 +256,11 @@ def inherit(made: int, folder: int) -> None:
 
 
 def give_tree(top: int, uid: int) -> None:
-    """Give a folder, and all in it that is its owner's or the service's, to a user; nobody else is at it meanwhile.
+    """Give a folder, and all that is in it, to a user; nobody else is at it meanwhile.
 
-    The folder itself comes last: if it is the user's, so is the rest, and nothing is done. A file that has several
-    names and is not its owner's stays as it is: an agent could have linked it from elsewhere. Any depth takes one more
-    descriptor at most.
+    The folder itself comes last: if it is the user's, so is the rest, and nothing is done; what was cut short is done
+    again. A file that has several names and another owner than the folder stays as it is: an agent could have linked
+    it from elsewhere. Any depth takes one more descriptor at most.
 
     Args:
         top: A descriptor of the folder, for reading.
@@ -282,7 +282,7 @@ def give_tree(top: int, uid: int) -> None:
                 continue
             info = os.stat(name, dir_fd=at, follow_symlinks=False)
             is_folder = stat.S_ISDIR(info.st_mode)
-            if info.st_uid != before.st_uid and not (info.st_uid == 0 and (is_folder or info.st_nlink == 1)):
+            if info.st_uid != before.st_uid and not is_folder and info.st_nlink > 1:
                 continue
             if not is_folder:
                 os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)

@@ -651,14 +651,15 @@ def test_nobody_gets_a_file_by_linking_it(worker, passable):  # noqa: F811
     with worker.owned(session) as paths:
         tried(paths, "echo mine > own; ln own twice")
         os.link(shadow, paths.workspace / "planted")
-    others = [worker.users.take(worker.session()) for _ in range(70)]
-    assert others
-    # The uid has become another's: the files of the session get a new one.
-    worker.users._kept.pop(session.root, None)
+        tried(paths, "mkdir half; touch half/way")
+    # It begins to get another user, and is cut short.
+    os.chown(paths.workspace / "half" / "way", 299999, 299999)
+    os.chown(paths.workspace / "half", 299999, 299999)
+    worker.users._kept.pop(session.root)
     os.chown(session.home, 0, 0)
     with worker.owned(session) as again:
         assert again.user.uid != paths.user.uid
-        assert tried(again, "cat own twice planted").stdout == "mine\nmine\n"
+        assert tried(again, "cat own twice planted; echo x > half/way && echo done").stdout == "mine\nmine\ndone\n"
     assert shadow.stat().st_uid == 0
 
 
