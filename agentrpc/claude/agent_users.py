@@ -41,6 +41,8 @@ _PROBE_TIMEOUT = 10.0
 _REMOVE_SECONDS, _FORGET_SECONDS = 30.0, 5.0
 # Where everybody may leave something, beside an agent's own folders.
 _SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108
+# What the service has in its data dir besides, above all keys.
+_CLOSED = ("*.key", "lock", "processes.json", "postgres*", "redis*")
 # The column of the uid in /proc/sysvipc, and the call that removes one.
 _SYSV = {"shm": (7, "shmctl"), "msg": (7, "msgctl"), "sem": (4, "semctl")}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -134,17 +136,17 @@ class AgentUsers:
         if not program.stat().st_mode & stat.S_IXOTH:
             raise IsolationError(f"{program} may not be run by everybody: chmod o+rx it")
         with self._lock:
-            self._take_block()
+            if not self._take_block():
+                raise self._none_left()
 
     def _open_ways(self) -> None:
         ours = {self._data / name for name in ("sessions", "mcp", "mcp-checks", "tmp")} | {self._workspaces}
         for folder in (self._data, *ours):
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
             folder.chmod(0o711)
-        for entry in os.scandir(self._data):
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if Path(entry.path) not in ours and not stat.S_ISLNK(mode) and mode & 0o007:
-                Path(entry.path).chmod(stat.S_IMODE(mode) & ~0o007)
+        for entry in (entry for pattern in _CLOSED for entry in self._data.glob(pattern)):
+            if not entry.is_symlink():
+                entry.chmod(stat.S_IMODE(entry.stat().st_mode) & ~0o007)
 
     def close(self) -> None:
         """Give all uids up, when no process is left."""
@@ -199,9 +201,11 @@ class AgentUsers:
             while self._fresh:
                 if _forget(uid := self._fresh.popleft()):
                     return uid
-        raise IsolationError(
-            f"all uids of AGENTRPC_AGENT_UIDS ({self._range[0]}-{self._range[-1]}) are in use: give it a larger range"
-        )
+        raise self._none_left()
+
+    def _none_left(self) -> IsolationError:
+        uids = f"{self._range[0]}-{self._range[-1]}"
+        return IsolationError(f"all uids of AGENTRPC_AGENT_UIDS ({uids}) are in use: give it a larger range")
 
     # ---- Blocks ----
 
