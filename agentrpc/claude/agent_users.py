@@ -334,13 +334,18 @@ def _close(gate: Path, uids: range) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """The processes that have this uid, as any of their four, and have not ended."""
+    """The processes that have this uid, as any of their four, and have not ended. Quick, also where there are many."""
     found = []
-    for folder in Path("/proc").glob("[1-9]*"):
-        with contextlib.suppress(OSError):
-            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-            if str(uid) in status["Uid"].split() and not status["State"].strip().startswith("Z"):
-                found.append(int(folder.name))
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                # Root's, too: so it looks if a process does not let others look into it.
+                if not entry.name.isdecimal() or entry.stat().st_uid not in {uid, 0}:
+                    continue
+                lines = Path(entry.path, "status").read_text().splitlines()
+                status = dict(line.split(":", 1) for line in lines)
+                if str(uid) in status["Uid"].split() and not status["State"].strip().startswith("Z"):
+                    found.append(int(entry.name))
     return found
 
 

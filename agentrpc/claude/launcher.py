@@ -432,9 +432,11 @@ async def stop_tree(pid: int | None, *, user: AgentUser | None = None, timeout: 
         with contextlib.suppress(psutil.NoSuchProcess):
             root.kill()
     while True:
-        if user is not None and (others := await asyncio.to_thread(processes_of, user.uid)):
+        if user is not None and (others := processes_of(user.uid)):
             seen.update({process.pid: process for process in _processes(others)})
-            await _end_user(user)
+            # Where there is no room for one more process, those that were seen are killed one by one, which makes some.
+            with contextlib.suppress(OSError):
+                await _end_user(user)
         left = [process for process in seen.values() if _lives(process)]
         if not left or time.monotonic() - began > timeout:
             return StopReceipt(len(seen), time.monotonic() - began, confirmed=not left)
