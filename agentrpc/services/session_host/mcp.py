@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -19,6 +19,9 @@ from agentrpc.domain.mcp_config import secret_values
 from agentrpc.services.addresses import resolver
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
+
+if TYPE_CHECKING:
+    from agentrpc.claude.mcp_client import Ground
 
 __all__ = ["McpGateway", "SessionMcp"]
 
@@ -57,8 +60,8 @@ class SessionMcp:
         gateway: Where the CLI finds them.
         settings: The settings.
         isolation: How programs are kept apart.
-        users: Has a user for each, where the isolation is that.
         take: Whether a call of a tool with this input may be made now; uses up what the gate has let pass.
+        users: Has a user for each, where the isolation is that.
     """
 
     def __init__(
@@ -66,8 +69,8 @@ class SessionMcp:
         gateway: McpGateway,
         settings: Settings,
         isolation: Isolation,
-        users: AgentUsers | None,
         take: Callable[[str, Mapping[str, Any]], bool],
+        users: AgentUsers | None = None,
     ) -> None:
         self._gateway = gateway
         self._settings = settings
@@ -85,11 +88,18 @@ class SessionMcp:
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
-                ground = paths.mcp / server.name, self._isolation, self._users
-                endpoint = _Endpoint(self, server, self._settings, *ground)
+                endpoint = _Endpoint(self, server, paths.mcp / server.name)
                 urls[server.name] = url = self._gateway.open_mcp(endpoint)
                 self._endpoints[url] = endpoint
         return urls
+
+    def ground(self, folder: Path) -> "Ground":
+        """What a server is run with, or called."""
+        # Half a second to load, and most sessions have none.
+        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+
+        resolve = resolver(allow_private=self._settings.allow_private_addresses)
+        return Ground(folder, self._isolation, resolve, users=self._users)
 
     def memory(self) -> int:
         """Bytes that their programs use."""
@@ -118,25 +128,14 @@ class SessionMcp:
 class _Endpoint:
     """One server, as the gateway calls it."""
 
-    def __init__(
-        self,
-        session: SessionMcp,
-        server: session_pb2.McpServer,
-        settings: Settings,
-        folder: Path,
-        isolation: Isolation,
-        users: AgentUsers | None,
-    ) -> None:
-        # Half a second to load, and most sessions have none.
-        from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
-        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+    def __init__(self, session: SessionMcp, server: session_pb2.McpServer, folder: Path) -> None:
+        from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415 - as above
 
         self._session = session
         self._name = server.name
         self._secrets = secret_values(server)
         self._gone = McpGone
-        resolve = resolver(allow_private=settings.allow_private_addresses)
-        self._bridge = McpBridge(server, Ground(folder, isolation, resolve, users=users), self._report)
+        self._bridge = McpBridge(server, session.ground(folder), self._report)
 
     def memory(self) -> int:
         return self._bridge.memory()

@@ -160,7 +160,7 @@ class SessionProcess:
         self._may_ask: RunAllowance | None = None
         self._allowance = RunAllowance(())
         self._mcp = SessionMcp(
-            environment.tokens, environment.settings, environment.isolation, environment.users, self._take
+            environment.tokens, environment.settings, environment.isolation, self._take, environment.users
         )
         self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
