@@ -41,6 +41,7 @@ _PROBE_TIMEOUT = 10.0
 _REMOVE_SECONDS, _FORGET_SECONDS = 30.0, 5.0
 # Where everybody may leave something, beside an agent's own folders.
 _SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108
+_CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8}
 # What the service has in its data dir besides, above all keys.
 _CLOSED = ("*.key", "lock", "processes.json", "postgres*", "redis*")
 # The column of the uid in /proc/sysvipc, and the call that removes one.
@@ -67,7 +68,16 @@ class AgentUser:
 
 def user_trouble(uids: str) -> str | None:
     """What keeps processes here from getting a uid of their own out of this range; None when it works."""
-    return "only root can give agents users of their own" if os.geteuid() else _drop_trouble(_parse(uids)[-1])
+    if os.geteuid():
+        return "only root can give agents users of their own"
+    if missing := [name for name, bit in _CAPABILITIES.items() if not _capabilities() >> bit & 1]:
+        return f"this process lacks the capabilities {', '.join(missing)}, which users of agents need"
+    return _drop_trouble(_parse(uids)[-1])
+
+
+def _capabilities() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
 
 
 @lru_cache
@@ -79,10 +89,7 @@ def _drop_trouble(uid: int) -> str | None:
         return f"a process with the uid {uid} does not start ({type(error).__name__})"
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        return (
-            f"no process can get the uid {uid} here ({said}; it takes the capabilities SETUID, SETGID and SETPCAP, and "
-            "a range AGENTRPC_AGENT_UIDS that exists in this container)"
-        )
+        return f"no process can get the uid {uid} here ({said}): set AGENTRPC_AGENT_UIDS to numbers that this container has"
     return None
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.agent_users import AgentUsers, IsolationError, processes_of
+from agentrpc.claude.agent_users import AgentUsers, IsolationError, processes_of, user_trouble
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.claude.supervisor import has_landlock
@@ -459,6 +459,27 @@ async def test_a_fork_bomb_does_not_outrun_the_end(worker, room, monkeypatch):
         finally:
             root.kill()
             root.wait()
+
+
+# ---- Where it works ----
+
+
+def test_what_is_missing_is_told(monkeypatch):
+    assert user_trouble(DEFAULT_UIDS) is None
+    with monkeypatch.context() as patch:
+        patch.setattr("agentrpc.claude.agent_users._capabilities", lambda: 0b1_1101_1011)
+        assert user_trouble(DEFAULT_UIDS) == "this process lacks the capabilities KILL, which users of agents need"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1000)
+        assert user_trouble(DEFAULT_UIDS) == "only root can give agents users of their own"
+    # In a user namespace that has root alone.
+    code = f"from agentrpc.claude.agent_users import user_trouble; print(user_trouble('{DEFAULT_UIDS}'))"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", sys.executable, "-c", code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        assert "set AGENTRPC_AGENT_UIDS to numbers that this container has" in done.stdout
 
 
 # ---- Whose uids are ----
