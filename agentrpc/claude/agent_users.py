@@ -89,7 +89,7 @@ def _drop_trouble(uid: int) -> str | None:
         return f"a process with the uid {uid} does not start ({type(error).__name__})"
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        return f"no process can get the uid {uid} here ({said}): set AGENTRPC_AGENT_UIDS to numbers that this container has"
+        return f"no process can get the uid {uid} here ({said}): set AGENTRPC_AGENT_UIDS to what this container has"
     return None
 
 

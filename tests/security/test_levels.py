@@ -479,7 +479,7 @@ def test_what_is_missing_is_told(monkeypatch):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 0:
-        assert "set AGENTRPC_AGENT_UIDS to numbers that this container has" in done.stdout
+        assert "set AGENTRPC_AGENT_UIDS to what this container has" in done.stdout
 
 
 # ---- Whose uids are ----
