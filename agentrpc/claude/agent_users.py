@@ -7,9 +7,10 @@ processes have ended, so that whoever gets the uid next finds nothing of it open
 
 Uids are taken from the operator's range in blocks. A worker holds a block by two locks: one for the machine, because of
 processes, and one for the folder of workspaces, because of files. So any number of workers share a range, on one
-machine or several. A session gets the uid that it had, if it can. Everything here blocks: call it in a thread.
+machine or several. A session gets the uid that it had, if it can. All that is not async blocks: call it in a thread.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -177,6 +178,15 @@ class AgentUsers:
             self._kept[paths.root] = uid
             self._held.add(uid)
         return replace(paths, user=AgentUser(uid, self._data / "tmp" / str(uid)))
+
+    async def taken(self, paths: "SessionPaths") -> "SessionPaths":
+        """As `take`, in a thread. What was taken is given back if this is cancelled."""
+        taking = asyncio.ensure_future(asyncio.to_thread(self.take, paths))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self.give_back, await taking)
+            raise
 
     def give_back(self, paths: "SessionPaths") -> None:
         """The processes of a session have ended: close its folders. Its files stay its user's."""

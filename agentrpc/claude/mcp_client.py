@@ -185,7 +185,7 @@ async def _with_user(paths: SessionPaths, users: AgentUsers | None) -> AsyncIter
     if users is None:
         yield paths
         return
-    owned = await asyncio.to_thread(users.take, paths)
+    owned = await users.taken(paths)
     try:
         yield owned
     finally:

@@ -524,6 +524,19 @@ def test_when_all_uids_are_used_there_is_no_more(passable):  # noqa: F811
     worker.users.close()
 
 
+async def test_what_is_taken_while_nobody_waits_for_it_any_more_is_given_back(passable):  # noqa: F811
+    worker = Worker(passable, "300000-300130", passable / "machine")
+    worker.users.prepare(Path("/bin/sh").resolve())
+    session = worker.session()
+    taking = asyncio.create_task(worker.users.taken(session))
+    await asyncio.sleep(0)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert worker.users._held == set()
+    worker.users.close()
+
+
 def test_whoever_gets_a_uid_next_finds_nothing_of_who_had_it(passable):  # noqa: F811
     worker = Worker(passable, "300000-300130", passable / "machine")
     worker.users.prepare(Path("/bin/sh").resolve())

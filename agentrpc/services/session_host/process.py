@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ import structlog
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.agent_users import AgentUsers, IsolationError
+from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.gatekeeper import Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.claude.translation import Delta, Fault, Item, Translator, TurnEnded
-from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.domain.gate import ToolCall, Verdict
 from agentrpc.domain.model_calls import RunAllowance, allowance, family_models
 from agentrpc.domain.rules import EXIT_PLAN
@@ -31,6 +31,7 @@ from agentrpc.errors import FailedPrecondition
 from agentrpc.names import session_name
 from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_host.folders import Folders, disk
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.mcp import McpGateway, SessionMcp
@@ -103,17 +104,6 @@ class _Step:
             self.done.set_result(None)
 
 
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
-    """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
-    try:
-        yield
-    except (OSError, WorkspaceError) as error:
-        raise AgentStartError(
-            "the worker could not write the CLI's files: see the space on its disk", str(error)
-        ) from error
-
-
 class SessionProcess:
     """At most one live CLI of one session.
 
@@ -146,8 +136,7 @@ class SessionProcess:
         self._caller = Caller(hold.database, hold.session_id, hold.epoch, may_begin)
         self._writer = hold.writer
         self._paths = paths
-        # Its folders with a user, while it has one.
-        self._owned: SessionPaths | None = None
+        self._folders = Folders(paths, environment.users)
         self._translator = translator
         self._gate = gate
         self._may_begin = may_begin
@@ -264,9 +253,7 @@ class SessionProcess:
                 left.
         """
         wanted = options.SerializeToString(deterministic=True)
-        with _disk():
-            self._paths.create()
-            await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
+        await self._folders.write(conversation, claude_session_id, carry)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
@@ -294,7 +281,7 @@ class SessionProcess:
         self._token = self._env.tokens.issue(self._session_id, may_call, lambda: self._may_ask)
         self._tickets = Tickets()
         try:
-            paths = await self._take_user()
+            paths = await self._folders.take_user()
             spec = AgentSpec(
                 session_id=self._session_id,
                 claude_session_id=claude_session_id,
@@ -316,7 +303,7 @@ class SessionProcess:
                 tickets=self._tickets,
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
-            with _disk():
+            with disk():
                 agent = await AgentProcess.start(
                     spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
                 )
@@ -324,31 +311,13 @@ class SessionProcess:
             self._env.tokens.revoke(self._token)
             self._token = None
             await self._mcp.close()
-            await self._give_user_back()
+            await self._folders.give_user_back()
             raise
         self.forget_turns()
         self._agent, self._options = agent, wanted
         self.last_frame = self._said = time.monotonic()
         AGENT_PROCESSES.inc()
         self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self._session_id}")
-
-    async def _take_user(self) -> SessionPaths:
-        """The session's folders, with a user for its processes if there is to be one."""
-        users = self._env.users
-        if users is None:
-            return self._paths
-        try:
-            with _disk():
-                self._owned = await asyncio.to_thread(users.take, self._paths)
-        except IsolationError as error:
-            raise AgentStartError(str(error)) from error
-        return self._owned
-
-    async def _give_user_back(self) -> None:
-        owned, self._owned = self._owned, None
-        if owned is not None and self._env.users is not None:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._env.users.give_back, owned)
 
     def _keep(self, subpath: str, lines: list[bytes]) -> None:
         if self._step is not None:
@@ -512,7 +481,7 @@ class SessionProcess:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
             await self._mcp.close()
-            await self._give_user_back()
+            await self._folders.give_user_back()
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):
