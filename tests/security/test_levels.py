@@ -30,6 +30,7 @@ from tests.work.test_launcher import HOSTILE, alive, until_started
 
 pytestmark = users
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
+SHELL = Path("/bin/sh").resolve()
 SECRET = "the-other-ones-secret"
 
 
@@ -66,7 +67,7 @@ def worker(passable):  # noqa: F811
     (worker.data / "signing.key").chmod(0o644)
     (worker.data / "redis").mkdir()
     (worker.data / "redis" / "redis.conf").write_text(SECRET)
-    worker.users.prepare(Path("/bin/sh").resolve())
+    worker.users.prepare(SHELL)
     yield worker
     worker.users.close()
 
@@ -79,7 +80,7 @@ async def model():
 
 def launched(paths, command):
     """A shell, launched as a CLI is."""
-    script = write_launcher(paths, Isolation.USER, Path("/bin/sh").resolve(), {"PATH": "/usr/local/bin:/usr/bin:/bin"})
+    script = write_launcher(paths, Isolation.USER, SHELL, {"PATH": "/usr/local/bin:/usr/bin:/bin"})
     return [script, "-c", command]
 
 
@@ -502,11 +503,11 @@ def test_workers_of_one_machine_or_with_the_same_workspaces_share_a_range(passab
     workers.append(Worker(passable / "a", uids, machines[1]))
     taken = []
     for worker in workers[:2]:
-        worker.users.prepare(Path("/bin/sh").resolve())
+        worker.users.prepare(SHELL)
         taken.append(worker.users.take(worker.session()).user.uid // 64)
     assert taken[0] != taken[1]
     # On another machine, but with the workspaces of the first worker: only the other block is left.
-    workers[2].users.prepare(Path("/bin/sh").resolve())
+    workers[2].users.prepare(SHELL)
     assert workers[2].users.take(workers[2].session()).user.uid // 64 == taken[1]
     for worker in workers:
         worker.users.close()
@@ -514,7 +515,7 @@ def test_workers_of_one_machine_or_with_the_same_workspaces_share_a_range(passab
 
 def test_when_all_uids_are_used_there_is_no_more(passable):  # noqa: F811
     worker = Worker(passable, "300000-300130", passable / "machine")
-    worker.users.prepare(Path("/bin/sh").resolve())
+    worker.users.prepare(SHELL)
     for _ in range(64):
         last = worker.users.take(worker.session())
     with pytest.raises(IsolationError, match=r"all uids of AGENTRPC_AGENT_UIDS \(300000-300130\) are in use"):
@@ -526,7 +527,7 @@ def test_when_all_uids_are_used_there_is_no_more(passable):  # noqa: F811
 
 async def test_what_is_taken_while_nobody_waits_for_it_any_more_is_given_back(passable):  # noqa: F811
     worker = Worker(passable, "300000-300130", passable / "machine")
-    worker.users.prepare(Path("/bin/sh").resolve())
+    worker.users.prepare(SHELL)
     session = worker.session()
     taking = asyncio.create_task(worker.users.taken(session))
     await asyncio.sleep(0)
@@ -539,7 +540,7 @@ async def test_what_is_taken_while_nobody_waits_for_it_any_more_is_given_back(pa
 
 def test_whoever_gets_a_uid_next_finds_nothing_of_who_had_it(passable):  # noqa: F811
     worker = Worker(passable, "300000-300130", passable / "machine")
-    worker.users.prepare(Path("/bin/sh").resolve())
+    worker.users.prepare(SHELL)
     others = [worker.users.take(worker.session()) for _ in range(63)]
     assert others
     before = worker.session()
@@ -569,12 +570,12 @@ def test_whoever_gets_a_uid_next_finds_nothing_of_who_had_it(passable):  # noqa:
 
 def test_what_a_killed_worker_has_left_open_is_closed(passable):  # noqa: F811
     killed = Worker(passable, "300000-300130", passable / "machine")
-    killed.users.prepare(Path("/bin/sh").resolve())
+    killed.users.prepare(SHELL)
     open_still = killed.users.take(killed.session())
     tried(open_still, f"echo {SECRET} > secret")
     killed.users.close()
     worker = Worker(passable, "300000-300130", passable / "machine")
-    worker.users.prepare(Path("/bin/sh").resolve())
+    worker.users.prepare(SHELL)
     taken = [worker.users.take(worker.session()) for _ in range(64)]
     (same,) = [paths for paths in taken if paths.user.uid == open_still.user.uid]
     assert tried(same, f"cat {open_still.workspace}/secret").stdout == ""
@@ -583,14 +584,14 @@ def test_what_a_killed_worker_has_left_open_is_closed(passable):  # noqa: F811
 
 def test_a_session_gets_its_uid_from_the_next_worker_too(passable):  # noqa: F811
     first = Worker(passable, "300000-300130", passable / "machine")
-    first.users.prepare(Path("/bin/sh").resolve())
+    first.users.prepare(SHELL)
     first.users.take(first.session())
     session = first.session()
     with first.owned(session) as paths:
         tried(paths, "touch file")
     first.users.close()
     second = Worker(passable, "300000-300130", passable / "machine")
-    second.users.prepare(Path("/bin/sh").resolve())
+    second.users.prepare(SHELL)
     with second.owned(session) as again:
         assert again.user.uid == paths.user.uid
     second.users.close()
