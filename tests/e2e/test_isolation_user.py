@@ -95,7 +95,9 @@ async def test_a_server_beside_the_agent_has_another_user(client, running):
     events = await run(
         client,
         session,
-        f"{bash('id -u')}\n[[then]]\n[[tool: mcp__w__who {{}}]]\n[[then]]\n{bash("ps -eo user:20,args | grep '^2[0-9]* '")}",
+        "\n[[then]]\n".join(
+            [bash("id -u"), "[[tool: mcp__w__who {}]]", bash("ps -eo user:20,args | grep '^2[0-9]* '")]
+        ),
     )
     own, other, seen = outputs(events)
     uid, folder = other.split()
