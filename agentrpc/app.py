@@ -202,7 +202,7 @@ async def _serve(settings: Settings, stopped: asyncio.Event) -> None:
 
 
 async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> None:
-    isolation, why = choose_isolation(settings.isolation)
+    isolation, why = choose_isolation(settings.isolation, uids=settings.agent_uids, minimum=settings.minimum_isolation)
     say = log.info if isolation is Isolation.BUBBLEWRAP else log.warning
     say("isolation", isolation=str(isolation), why=why)
     process = _Process(settings)

@@ -16,12 +16,16 @@ from cryptography.fernet import Fernet
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["SYSTEM_FOLDERS", "Settings", "get_settings"]
+__all__ = ["DEFAULT_UIDS", "SYSTEM_FOLDERS", "IsolationSettings", "Settings", "get_settings"]
 
 # What agents see of the system: nothing that they must not know may be in it.
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
 
+DEFAULT_UIDS = "200000-265535"
+
 _MIN_KEY_BYTES = 32
+_MIN_UIDS, _NO_UID = 128, 2**32 - 1
+_OVERFLOW_UIDS = 65534, 65535
 _DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
 # Within which somebody who archives a session has to ask for it to be stored with its files.
 _STORE_GRACE = 3600
@@ -29,7 +33,42 @@ _STORE_GRACE = 3600
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class Settings(BaseSettings):
+class IsolationSettings(BaseSettings):
+    """How agents are kept apart."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTRPC_", extra="ignore", populate_by_name=True)
+
+    isolation: Literal["auto", "bubblewrap", "user", "subreaper"] = Field(
+        default="auto",
+        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. user: a uid for "
+        "each session; the worker has to be root. subreaper: nothing, agents run as the worker's own user.",
+    )
+    minimum_isolation: Literal["none", "user", "sandbox"] = Field(
+        default="none",
+        description="The least level for all sessions: bubblewrap has sandbox. A worker that has less does not start, "
+        "and runs wait for one that has it. Set it for edges and schedulers too.",
+    )
+    agent_uids: str = Field(
+        default=DEFAULT_UIDS,
+        description="first-last: uids and gids for agents, with isolation `user`. Nothing else on the machine may have "
+        "them; workers on one machine, or with one folder of workspaces, may share the range.",
+    )
+
+    @field_validator("agent_uids")
+    @classmethod
+    def _range(cls, value: str) -> str:
+        first, _, last = value.partition("-")
+        # Below: what systems give to their users. 65534 and 65535 are nobody's.
+        if not (first.isdecimal() and last.isdecimal() and 1000 <= int(first) <= int(last) < _NO_UID):
+            msg = "must be first-last, such as 200000-265535, from 1000 on"
+            raise ValueError(msg)
+        if int(last) - int(first) < _MIN_UIDS or (int(first) <= _OVERFLOW_UIDS[1] and int(last) >= _OVERFLOW_UIDS[0]):
+            msg = f"must hold {_MIN_UIDS} numbers or more, and neither 65534 nor 65535"
+            raise ValueError(msg)
+        return value
+
+
+class Settings(IsolationSettings):
     """What a process needs to know. Times are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="AGENTRPC_", extra="ignore", populate_by_name=True)
@@ -122,11 +161,6 @@ class Settings(BaseSettings):
     agent_start_timeout: Seconds = 60
     background_ceiling: Seconds = Field(
         default=600, description="How long a run waits for background agents before they are ended."
-    )
-    isolation: Literal["auto", "bubblewrap", "subreaper"] = Field(
-        default="auto",
-        description="What keeps agents apart. auto: bubblewrap, without which a worker does not start. subreaper: "
-        "nothing, agents run as the worker's own user.",
     )
     checkpoint_limit: int = Field(default=512 * 1024**2, ge=0, description="More files than this get no checkpoint.")
     checkpoints_kept: int = Field(default=5, ge=1, description="The newest of each session.")

@@ -21,6 +21,7 @@ from claude_agent_sdk import (
     ProcessError,
 )
 
+from agentrpc.claude.agent_users import AgentUser
 from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
@@ -133,12 +134,14 @@ class AgentProcess:
         gatekeeper: Gatekeeper,
         servers: ToolServers,
         ways: contextlib.AsyncExitStack,
+        user: AgentUser | None,
     ) -> None:
         self._client = client
         self._channel = channel
         self._gatekeeper = gatekeeper
         self._servers = servers
         self._ways = ways
+        self._user = user
         self._prompts = 0
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
@@ -189,7 +192,7 @@ class AgentProcess:
         channel = Channel(options, lead_out if spec.isolation.fenced and spec.ways_out is not None else None)
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.
         client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), channel)
-        agent = cls(client, channel, gatekeeper, servers, ways)
+        agent = cls(client, channel, gatekeeper, servers, ways, spec.paths.user)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -212,7 +215,7 @@ class AgentProcess:
 
     async def _stop_spawned(self) -> StopReceipt:
         await self._channel.spawned()
-        return await stop_tree(self.pid)
+        return await stop_tree(self.pid, user=self._user)
 
     @property
     def pid(self) -> int | None:
@@ -303,7 +306,7 @@ class AgentProcess:
         # Calls that are cut off get no answer any more: they are in doubt, as those of the CLI's own tools. They end
         # before anyone is told that the tree is gone.
         self._servers.close()
-        receipt = await stop_tree(pid)
+        receipt = await stop_tree(pid, user=self._user)
         receipt = replace(receipt, confirmed=await self._servers.stop() and receipt.confirmed)
         await self._ways.aclose()
         with contextlib.suppress(Exception):

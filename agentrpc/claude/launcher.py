@@ -4,8 +4,9 @@ Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clear
 (`fence.py`) and enters a bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities,
 system folders and /proc read-only, only the session's folders writable, nothing else of the host visible. Where an
 operator has chosen so, a child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing
-of it survives, and keeps nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`).
-Whatever is secret goes by files with mode 0600, never by argv.
+of it survives, and keeps nothing apart, unless the tree has a user of its own (`agent_users.py`). In all of them a
+filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret goes by files with mode 0600, never
+by argv.
 """
 
 import asyncio
@@ -21,18 +22,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
+from pydantic import ValidationError
 
+from agentrpc.claude.agent_users import AgentUser, IsolationError, hand_over, processes_of, take_back, user_trouble
 from agentrpc.claude.seccomp import seccomp_program
-from agentrpc.claude.supervisor import descendants
-from agentrpc.settings import SYSTEM_FOLDERS
+from agentrpc.claude.supervisor import descendants, has_landlock
+from agentrpc.domain.isolation import Level
+from agentrpc.settings import DEFAULT_UIDS, SYSTEM_FOLDERS, IsolationSettings
 
 __all__ = [
     "Isolation",
@@ -40,6 +45,7 @@ __all__ = [
     "SessionPaths",
     "StopReceipt",
     "choose_isolation",
+    "isolation_of",
     "stop_tree",
     "tree_memory",
     "write_launcher",
@@ -47,6 +53,11 @@ __all__ = [
 
 _PROBE_TIMEOUT = 10.0
 _NOTHING_APART = "agents run as the worker's own user, and can read its files, its keys, and one another's sessions"
+_USERS_APART = (
+    "each session has a uid of its own, which keeps its files and processes from others; it sees the machine's "
+    "network, its processes and "
+)
+_USERS_APART += "system folders (Landlock)" if has_landlock() else "whatever everybody may read (there is no Landlock)"
 _NAMESPACES = (
     *("--die-with-parent", "--new-session", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
     *("--unshare-cgroup-try", "--cap-drop", "ALL"),
@@ -65,25 +76,25 @@ _NOBODY = "65534"
 _FENCE, _SUPERVISOR = Path(__file__).with_name("fence.py"), Path(__file__).with_name("supervisor.py")
 
 
-class IsolationError(RuntimeError):
-    """Agents cannot be kept apart here as they should be. The message says what to do."""
-
-
 class Isolation(StrEnum):
     """How a process tree is kept apart."""
 
     BUBBLEWRAP = "bubblewrap"
+    USER = "user"
     SUBREAPER = "subreaper"
 
     @property
-    def level(self) -> str:
-        """A value of `agentrpc.v1.Session.IsolationLevel` without its prefix."""
-        return "SANDBOX" if self is Isolation.BUBBLEWRAP else "NONE"
+    def level(self) -> Level:
+        """How much that keeps apart."""
+        return _LEVELS[self]
 
     @property
     def fenced(self) -> bool:
         """Whether a process tree has a network of its own, with two ways out (`listeners.py`)."""
         return self is Isolation.BUBBLEWRAP
+
+
+_LEVELS = {Isolation.BUBBLEWRAP: Level.SANDBOX, Isolation.USER: Level.USER, Isolation.SUBREAPER: Level.NONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +104,12 @@ class SessionPaths:
     Attributes:
         root: What this machine keeps of it; lost, it is made again.
         workspace: Where the agent works (see `workspaces.py`).
+        user: Whose its processes are; None: the worker's own.
     """
 
     root: Path
     workspace: Path
+    user: AgentUser | None = None
 
     @classmethod
     def under(cls, data_dir: Path, session_id: UUID, workspace: Path) -> "SessionPaths":
@@ -125,42 +138,84 @@ class SessionPaths:
 
     @property
     def mcp(self) -> Path:
-        """Folders of MCP servers that run beside the agent. Not visible to it."""
-        return self.root / "mcp"
+        """Folders of MCP servers that run beside the agent. Not visible to it, and not in what is its user's."""
+        return self.root.parent.parent / "mcp" / self.root.name
 
     def create(self) -> None:
         """Make what is missing, but the workspace: that is not made twice."""
+        self.root.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in (self.root, self.home, self.config, self.launch, self.options):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # An agent may have closed its own. It cannot put anything else there: what is above them is not its.
             folder.chmod(0o700)
 
     def write_option(self, name: str, text: str) -> Path:
-        """Write a file that only its owner may read, and return its path."""
-        return _write_private(self.options / name, text.encode())
+        """Write a file that only the service and the session's user may read, and return its path."""
+        path = _write_private(self.options / name, text.encode())
+        if self.user is not None:
+            os.chown(path, -1, self.user.uid)
+            path.chmod(0o640)
+        return path
 
 
-def choose_isolation(wanted: str, *, fall_back: bool = False) -> tuple[Isolation, str]:
+def choose_isolation(
+    wanted: str, *, fall_back: bool = False, uids: str = DEFAULT_UIDS, minimum: str = "none"
+) -> tuple[Isolation, str]:
     """The isolation to use, and why.
 
     Args:
-        wanted: `auto`, `bubblewrap` or `subreaper`.
-        fall_back: Whether `auto` may mean the subreaper where bubblewrap does not work. Never as root: agents would be
-            able to do anything to this machine.
+        wanted: `auto`, `bubblewrap`, `user` or `subreaper`.
+        fall_back: Whether `auto` may mean less where bubblewrap does not work: as root a user for each session, else
+            the subreaper. Never that as root: agents would be able to do anything to this machine.
+        uids: The range of the operator for such users.
+        minimum: The least level that the operator allows, in small letters.
 
     Raises:
-        IsolationError: bubblewrap does not work here, and nothing else was named.
+        IsolationError: What was named does not work here, or is not enough; or bubblewrap does not work, and nothing
+            else was named.
     """
+    isolation, why = _choose(wanted, fall_back=fall_back, uids=uids)
+    if isolation.level < Level.named(minimum):
+        raise IsolationError(
+            f"agents would be kept apart at the level {isolation.level.name} ({isolation}), and "
+            f"AGENTRPC_MINIMUM_ISOLATION demands {minimum.upper()}: set AGENTRPC_ISOLATION to what has it ({why})"
+        )
+    return isolation, why
+
+
+def isolation_of(environment: Mapping[str, str]) -> tuple[Isolation, str]:
+    """As `choose_isolation` with `fall_back`, of the variables of an environment; those that are empty do not count."""
+    given = {name.removeprefix("AGENTRPC_").lower(): value for name, value in environment.items() if value}
+    try:
+        settings = IsolationSettings(_env_ignore_empty=True, **given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        faults = [f"AGENTRPC_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()]
+        raise IsolationError("; ".join(faults)) from None
+    return choose_isolation(
+        settings.isolation, fall_back=True, uids=settings.agent_uids, minimum=settings.minimum_isolation
+    )
+
+
+def _choose(wanted: str, *, fall_back: bool, uids: str) -> tuple[Isolation, str]:
     if wanted == Isolation.SUBREAPER:
         return Isolation.SUBREAPER, f"as configured: {_NOTHING_APART}"
+    if wanted == Isolation.USER:
+        if (missing := user_trouble(uids)) is not None:
+            raise IsolationError(f"{missing}. Mend that, or choose another AGENTRPC_ISOLATION")
+        return Isolation.USER, f"as configured: {_USERS_APART}"
     trouble = _bubblewrap_trouble()
     if trouble is None:
         return Isolation.BUBBLEWRAP, "bubblewrap works"
-    if wanted == "auto" and fall_back and os.geteuid() != 0:
+    root = os.geteuid() == 0
+    has_users = root and user_trouble(uids) is None
+    if wanted == "auto" and fall_back and has_users:
+        return Isolation.USER, f"{trouble}: {_USERS_APART}"
+    if wanted == "auto" and fall_back and not root:
         return Isolation.SUBREAPER, f"{trouble}: {_NOTHING_APART}"
-    who = "as root they can do anything to this machine" if os.geteuid() == 0 else _NOTHING_APART
+    who = "as root they can do anything to this machine" if root else _NOTHING_APART
+    users = f"set AGENTRPC_ISOLATION=user ({_USERS_APART}), or " if has_users else ""
     raise IsolationError(
-        f"{trouble}. Mend that, or set AGENTRPC_ISOLATION=subreaper to let agents run without a sandbox: {who}"
+        f"{trouble}. Mend that, or {users}set AGENTRPC_ISOLATION=subreaper to let agents run without a sandbox: {who}"
     )
 
 
@@ -217,8 +272,18 @@ def write_launcher(
         isolation: How the tree is kept apart.
         cli: The real CLI.
         environment: All that the agent's environment will hold.
+
+    Raises:
+        IsolationError: The paths have no user, and the isolation is that.
+        OSError, WorkspaceError: The files could not be written, or given to it.
     """
+    if (isolation is Isolation.USER) is not (paths.user is not None):
+        raise IsolationError("a user goes with the isolation `user`, and only with that")
     program = seccomp_program()
+    if isolation is Isolation.USER:
+        hand_over(paths)
+    else:
+        take_back(paths)
     if isolation is Isolation.BUBBLEWRAP:
         arguments = _bubblewrap_arguments(paths, cli, environment)
         secret = _write_private(paths.launch / "bwrap.args", b"\0".join(map(os.fsencode, arguments)))
@@ -231,18 +296,34 @@ def write_launcher(
             f'{bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
         )
     else:
-        plan = {
+        plan: dict[str, Any] = {
             "cli": str(cli),
             "cwd": str(paths.workspace),
             "env": dict(environment),
             "seccomp": base64.b64encode(program).decode(),
         }
+        if paths.user is not None:
+            plan["user"] = paths.user.uid
+            plan["read"], plan["write"] = _reach(paths, cli)
+            plan["env"] |= {"TMPDIR": str(paths.user.tmp), "CLAUDE_CODE_TMPDIR": str(paths.user.tmp)}
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
     script = paths.launch / "cli"
     _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
     return script
+
+
+def _reach(paths: SessionPaths, cli: Path) -> tuple[list[str], list[str]]:
+    """What an agent with a user of its own may read, and what it may write too, where the kernel has Landlock.
+
+    Of /proc it may write nothing, as in a sandbox: through /proc/PID/mem a tool would write to the CLI.
+    """
+    system = [path for path in (*SYSTEM_FOLDERS, "/proc", "/etc/resolv.conf") if Path(path).exists()]
+    shared = [path for path in ("/dev", "/tmp", "/var/tmp") if Path(path).is_dir()]  # noqa: S108
+    assert paths.user is not None
+    own = map(str, (paths.home, paths.config, paths.workspace, paths.user.tmp))
+    return [*system, str(cli), str(paths.options)], [*own, *shared]
 
 
 def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
@@ -330,10 +411,10 @@ class StopReceipt:
     confirmed: bool
 
 
-async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
-    """End a process and everything below it; repeat until /proc shows nothing of it.
+async def stop_tree(pid: int | None, *, user: AgentUser | None = None, timeout: float = 10.0) -> StopReceipt:
+    """End a process and everything below it, and whatever has its user; repeat until /proc shows nothing of it.
 
-    Children are killed before the root: in both kinds of isolation the root, or the namespace's init below it, is where
+    Children are killed before the root: in each kind of isolation the root, or the namespace's init below it, is where
     orphans go, so that what a child leaves behind is still found below it.
     """
     began = time.monotonic()
@@ -359,6 +440,11 @@ async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
         with contextlib.suppress(psutil.NoSuchProcess):
             root.kill()
     while True:
+        if user is not None and (others := processes_of(user.uid)):
+            seen.update({process.pid: process for process in _processes(others)})
+            # Where there is no room for one more process, those that were seen are killed one by one, which makes some.
+            with contextlib.suppress(OSError):
+                await _end_user(user)
         left = [process for process in seen.values() if _lives(process)]
         if not left or time.monotonic() - began > timeout:
             return StopReceipt(len(seen), time.monotonic() - began, confirmed=not left)
@@ -368,9 +454,19 @@ async def stop_tree(pid: int | None, *, timeout: float = 10.0) -> StopReceipt:
         await asyncio.sleep(0.01)
 
 
+async def _end_user(user: AgentUser) -> None:
+    command = [sys.executable, "-I", "-S", str(_SUPERVISOR), "--end", str(user.uid)]
+    process = await asyncio.create_subprocess_exec(*command, env={}, stdin=asyncio.subprocess.DEVNULL)
+    await process.wait()
+
+
 def _below(pid: int) -> list[psutil.Process]:
+    return _processes(descendants(pid))
+
+
+def _processes(pids: Iterable[int]) -> list[psutil.Process]:
     found = []
-    for each in descendants(pid):
+    for each in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(psutil.Process(each))
     return found

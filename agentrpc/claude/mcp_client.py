@@ -22,6 +22,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 
+from agentrpc.claude.agent_users import AgentUser, AgentUsers
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
 from agentrpc.claude.listeners import Handover, WaysOut
@@ -72,6 +73,7 @@ class Ground:
             only.
         on_start: Told the process of a program.
         ways_out: Serves what leads out of a fenced program, for as long as it is there. None: nothing does.
+        users: Has a user for each program, where the isolation is that.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class Ground:
     lasting: bool = False
     on_start: Callable[[int], None] = lambda _: None
     ways_out: WaysOut | None = None
+    users: AgentUsers | None = None
 
 
 @dataclass(slots=True)
@@ -176,8 +179,28 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
     paths = SessionPaths(ground.folder, ground.folder / "workspace")
     paths.create()
     paths.workspace.mkdir(mode=0o700, exist_ok=True)
+    async with _with_user(paths, ground.users) as owned, _started(stdio, ground, owned, stderr) as streams:
+        yield streams
+
+
+@contextlib.asynccontextmanager
+async def _with_user(paths: SessionPaths, users: AgentUsers | None) -> AsyncIterator[SessionPaths]:
+    if users is None:
+        yield paths
+        return
+    owned = await users.taken(paths)
+    try:
+        yield owned
+    finally:
+        await asyncio.shield(asyncio.to_thread(users.give_back, owned))
+
+
+@contextlib.asynccontextmanager
+async def _started(
+    stdio: session_pb2.McpStdio, ground: Ground, paths: SessionPaths, stderr: bytearray
+) -> AsyncIterator[Streams]:
     environment = {**plain_environment(paths, ground.isolation), **stdio.env}
-    script = write_launcher(paths, ground.isolation, _SHELL, environment)
+    script = await asyncio.to_thread(write_launcher, paths, ground.isolation, _SHELL, environment)
     handover = Handover(needed=ground.isolation.fenced and ground.ways_out is not None)
     with contextlib.closing(handover):
         process = await handover.spawn(
@@ -190,14 +213,16 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
             limit=_MAX_LINE,
         )
         async with contextlib.AsyncExitStack() as stack:
-            streams = await stack.enter_async_context(_talking(process, ground, stderr))
+            streams = await stack.enter_async_context(_talking(process, ground, paths, stderr))
             if (listeners := await handover.listeners()) is not None and ground.ways_out is not None:
                 await stack.enter_async_context(ground.ways_out(listeners))
             yield streams
 
 
 @contextlib.asynccontextmanager
-async def _talking(process: asyncio.subprocess.Process, ground: Ground, stderr: bytearray) -> AsyncIterator[Streams]:
+async def _talking(
+    process: asyncio.subprocess.Process, ground: Ground, paths: SessionPaths, stderr: bytearray
+) -> AsyncIterator[Streams]:
     """Carries messages to a program and back, and ends it."""
     ground.on_start(process.pid)
     came, read = anyio.create_memory_object_stream[SessionMessage | Exception](16)
@@ -210,7 +235,7 @@ async def _talking(process: asyncio.subprocess.Process, ground: Ground, stderr: 
     try:
         yield read, write
     finally:
-        await asyncio.shield(_end(process, tasks))
+        await asyncio.shield(_end(process, tasks, paths.user))
         for stream in (came, read, write, to_send):
             stream.close()
 
@@ -251,7 +276,7 @@ async def _keep_tail(process: asyncio.subprocess.Process, stderr: bytearray) -> 
         del stderr[:-_STDERR]
 
 
-async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[None]"]) -> None:
+async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[None]"], user: AgentUser | None) -> None:
     """End the tree, whatever it does."""
     assert process.stdin is not None
     process.stdin.close()
@@ -260,7 +285,7 @@ async def _end(process: asyncio.subprocess.Process, tasks: list["asyncio.Task[No
             async with asyncio.timeout(_LEAVE):
                 await process.wait()
     finally:
-        await stop_tree(process.pid)
+        await stop_tree(process.pid, user=user)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

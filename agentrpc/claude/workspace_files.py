@@ -23,7 +23,7 @@ from agentrpc.claude.workspace_paths import (
     shown,
     unreadable,
 )
-from agentrpc.claude.workspace_trees import enter, remove_tree
+from agentrpc.claude.workspace_trees import enter, give_tree, inherit, new_folder, remove_tree
 from agentrpc.errors import Aborted, FailedPrecondition
 
 __all__ = [
@@ -154,6 +154,7 @@ class Incoming:
         head, _, name = path.rpartition("/")
         parent = make_folders(folder, head)
         try:
+            inherit(self._file, parent)
             there = _stat_at(parent, name)
             if there is not None and stat.S_ISDIR(there.st_mode):
                 raise path_invalid(path, "is a folder")
@@ -219,7 +220,7 @@ def make_folders(folder: int, path: str, made: Callable[[], None] = lambda: None
     try:
         for name in path.split("/") if path else ():
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=at)
+                os.close(new_folder(at, name, 0o755))
                 made()
             try:
                 below = os.open(name, _FOLDER, dir_fd=at)
@@ -254,6 +255,8 @@ def place_tree(source: Path, folder: int, path: str, *, overwrite: bool) -> None
     try:
         own = os.open(source, _FOLDER)
         _merge(own, target, path, overwrite=overwrite, move=False)
+        if os.geteuid() == 0:
+            give_tree(own, os.fstat(target).st_uid)
         _merge(own, target, path, overwrite=overwrite, move=True)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -27,8 +27,11 @@ __all__ = [
     "WorkspaceError",
     "copy_tree",
     "enter",
+    "give_tree",
+    "inherit",
     "names_in",
     "new_file",
+    "new_folder",
     "own_folder",
     "remove_at",
     "remove_tree",
@@ -143,7 +146,7 @@ def copy_tree(source: int, target: int) -> None:
             if entry.content is not None:
                 _copy_file(entry, parent, name)
             elif stat.S_ISDIR(entry.info.st_mode):
-                os.mkdir(name, 0o700, dir_fd=parent)
+                os.close(new_folder(parent, name))
                 folders.append(entry)
             else:
                 os.symlink(entry.target, name, dir_fd=parent)
@@ -223,13 +226,84 @@ def own_folder(parent: int, name: str) -> int:
             return found
         remove_at(parent, name)
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+            return new_folder(parent, name)
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def new_file(parent: int, name: str) -> int:
-    """A descriptor of a new file, for writing. Raises FileExistsError."""
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    """A descriptor of a new file, for writing; it is whose the folder is. Raises FileExistsError."""
+    made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    inherit(made, parent)
+    return made
+
+
+def new_folder(parent: int, name: str, mode: int = 0o700) -> int:
+    """A descriptor of a new folder, for reading; it is whose the folder around it is. Raises FileExistsError."""
+    os.mkdir(name, mode, dir_fd=parent)
+    made = os.open(name, _FOLDER | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    inherit(made, parent)
+    return made
+
+
+# ---- Whose files are ----
+
+
+def inherit(made: int, folder: int) -> None:
+    """Let a new file or folder be whose the folder around it is: an agent with a uid of its own has to use it."""
+    own, wanted = os.fstat(made), os.fstat(folder)
+    if os.geteuid() == 0 and (own.st_uid, own.st_gid) != (wanted.st_uid, wanted.st_gid):
+        os.fchown(made, wanted.st_uid, wanted.st_gid)
+
+
+def give_tree(top: int, uid: int) -> None:
+    """Give a folder, and all that is in it, to a user; nobody else is at it meanwhile.
+
+    The folder itself comes last: if it is the user's, so is the rest, and nothing is done; what was cut short is done
+    again. A file that has several names and another owner than the folder stays as it is: an agent could have linked
+    it from elsewhere. Any depth takes one more descriptor at most.
+
+    Args:
+        top: A descriptor of the folder, for reading.
+        uid: Whose it is from now on; its group has the same number.
+    """
+    before = os.fstat(top)
+    if before.st_uid == uid:
+        return
+    at = os.dup(top)
+    # Of each folder on the way down: which it is, and what is still to be looked at in it.
+    way: list[tuple[os.stat_result, Iterator[str]]] = [(before, iter(names_in(at)))]
+    try:
+        while way:
+            name = next(way[-1][1], None)
+            if name is None:
+                way.pop()
+                if way:
+                    at = _moved(at, "..", way[-1][0])
+                continue
+            info = os.stat(name, dir_fd=at, follow_symlinks=False)
+            is_folder = stat.S_ISDIR(info.st_mode)
+            if info.st_uid != before.st_uid and not is_folder and info.st_nlink > 1:
+                continue
+            if not is_folder:
+                os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
+            elif info.st_dev == before.st_dev:
+                at = _moved(at, name, info)
+                os.fchown(at, uid, uid)
+                way.append((info, iter(names_in(at))))
+    finally:
+        os.close(at)
+    os.fchown(top, uid, uid)
+
+
+def _moved(at: int, name: str, wanted: os.stat_result) -> int:
+    """A descriptor of another folder in the place of this one; which it is was seen before."""
+    found = os.open(name, _FOLDER | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    info = os.fstat(found)
+    if (info.st_dev, info.st_ino) != (wanted.st_dev, wanted.st_ino):
+        os.close(found)
+        raise WorkspaceError("folders were moved while they were given to another user")
+    os.close(at)
+    return found
 
 
 # ---- Removing ----

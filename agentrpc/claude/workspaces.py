@@ -65,6 +65,10 @@ class WorkspaceStore:
     def _folder(self, session_id: UUID) -> Path:
         return self._root / str(session_id)
 
+    def _make_folder(self, session_id: UUID) -> None:
+        """Whom a worker lets in besides is its business: see `agent_users.py`."""
+        self._folder(session_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _checkpoint(self, session_id: UUID, run_id: UUID) -> Path:
         return self._folder(session_id) / "checkpoints" / f"{run_id}.tar"
 
@@ -74,7 +78,8 @@ class WorkspaceStore:
         """Make an empty workspace, or find the one that was made before this could be noted. Raises WorkspaceError."""
         folder = self._folder(session_id)
         with _told("make the workspace"):
-            self.path(session_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder(session_id)
+            self.path(session_id).mkdir(mode=0o700, exist_ok=True)
             _mark(folder, session_id)
 
     def open(self, session_id: UUID) -> None:
@@ -129,7 +134,8 @@ class WorkspaceStore:
         # A name of its own for each: of two at once neither takes the other's.
         fresh = self._folder(session_id) / f"files.{os.urandom(8).hex()}"
         with _told("make the workspace"):
-            fresh.mkdir(mode=0o700, parents=True)
+            self._make_folder(session_id)
+            fresh.mkdir(mode=0o700)
         return fresh
 
     def remove(self, session_id: UUID) -> None:
@@ -259,8 +265,9 @@ class WorkspaceStore:
         self.open(session_id)
         with _told("copy the workspace"):
             try:
+                self._make_folder(to)
                 files = self.path(to)
-                files.mkdir(mode=0o700, parents=True)
+                files.mkdir(mode=0o700)
                 with _opened(self.path(session_id)) as source, _opened(files) as target:
                     copy_tree(source, target)
                 _mark(self._folder(to), to)

@@ -55,13 +55,16 @@ def _machine() -> list[tuple[str, bool, str]]:
 
 
 def _isolation() -> tuple[bool, str]:
-    from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation  # noqa: PLC0415 - slow, only here
+    from agentrpc.claude.launcher import Isolation, IsolationError, isolation_of  # noqa: PLC0415 - slow, only here
 
     try:
-        isolation, why = choose_isolation(os.environ.get("AGENTRPC_ISOLATION") or "auto", fall_back=True)
+        isolation, why = isolation_of(os.environ)
     except IsolationError as error:
         return False, str(error)
-    return isolation is Isolation.BUBBLEWRAP, why
+    # What was named is the operator's will, except none at all.
+    named = os.environ.get("AGENTRPC_ISOLATION") == isolation
+    good = isolation is Isolation.BUBBLEWRAP or (isolation is Isolation.USER and named)
+    return good, f"level {isolation.level.name} ({isolation}): {why}"
 
 
 def _disk(name: str, folder: Path) -> tuple[str, bool, str]:

@@ -17,7 +17,7 @@ from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
-from agentrpc.cli.render import print_line, state_name, wait_name
+from agentrpc.cli.render import level_name, print_line, state_name, wait_name
 from agentrpc.cli.reports import reports_app
 from agentrpc.cli.terminal import Terminal, print_warnings
 from agentrpc.client import AgentRpcClient
@@ -211,11 +211,13 @@ def list_sessions(
         if as_json:
             _print(response)
             return
-        table = Table(Column("session", no_wrap=True), "state", "runs", "tool calls", "cost", "name", box=None)
+        columns = ("state", "isolation", "runs", "tool calls", "cost", "name")
+        table = Table(Column("session", no_wrap=True), *columns, box=None)
         for found in response.sessions:
             state = session_pb2.Session.State.Name(found.state).removeprefix("STATE_")
             cost = f"${found.usage.cost_usd:.4f}"
-            table.add_row(found.name, state, str(found.run_count), str(found.tool_call_count), cost, found.display_name)
+            counts = str(found.run_count), str(found.tool_call_count)
+            table.add_row(found.name, state, level_name(found.isolation_level), *counts, cost, found.display_name)
         console.print(table)
 
     run_command(work)
@@ -235,10 +237,18 @@ def create_session(
     memory: Annotated[str, typer.Option(help="A memory store that the agent reads and writes.")] = "",
     database: Annotated[str, typer.Option(help="A configured database that the agent may query.")] = "",
     system: Annotated[bool, typer.Option(help="The agent may see what its machine has and uses.")] = False,
+    isolation_level: Annotated[
+        str, typer.Option(help="none, user or sandbox: runs wait for a worker that has this, or more.")
+    ] = "",
 ) -> None:
     """Create a session."""
+    if isolation_level not in {"", "none", "user", "sandbox"}:
+        raise fail("--isolation-level must be none, user or sandbox", 2)
     options = session_pb2.SessionOptions(
-        model=model, allowed_tools=allow or [], mcp_servers=builtin_servers(memory, database, system=system)
+        model=model,
+        allowed_tools=allow or [],
+        mcp_servers=builtin_servers(memory, database, system=system),
+        isolation_level=f"ISOLATION_LEVEL_{isolation_level.upper() or 'UNSPECIFIED'}",
     )
     wanted = session_pb2.Session(display_name=display_name, options=options)
     _call(lambda client: client.create_session(wanted))

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agentrpc.cli.terminal import shown
-from agentrpc.v1 import approval_pb2, event_pb2, run_pb2
+from agentrpc.v1 import approval_pb2, event_pb2, run_pb2, session_pb2
 
-__all__ = ["event_line", "print_line", "state_name", "summary", "wait_name"]
+__all__ = ["event_line", "level_name", "print_line", "state_name", "summary", "wait_name"]
 
 _Outcome = event_pb2.ToolCallFinished
 _MARKS = {
@@ -44,10 +44,22 @@ def state_name(run: run_pb2.Run) -> str:
 
 
 def wait_name(run: run_pb2.Run) -> str:
-    """Such as `APPROVAL`; empty when it waits for nothing."""
+    """Such as `APPROVAL`, or `ISOLATION: SANDBOX, workers have USER`; empty when it waits for nothing."""
     if not run.HasField("waiting_on"):
         return ""
-    return run_pb2.WaitingOn.Reason.Name(run.waiting_on.reason).removeprefix("REASON_")
+    wait = run.waiting_on
+    name = run_pb2.WaitingOn.Reason.Name(wait.reason).removeprefix("REASON_")
+    if wait.reason != run_pb2.WaitingOn.REASON_ISOLATION:
+        return name
+    levels = " and ".join(map(level_name, wait.worker_isolation_levels))
+    there = f"workers have {levels}" if levels else "there are no workers"
+    return f"{name}: {level_name(wait.needed_isolation_level)}, {there}"
+
+
+def level_name(level: session_pb2.Session.IsolationLevel) -> str:
+    """Such as `SANDBOX`; empty for a session that no worker has taken up yet."""
+    name = session_pb2.Session.IsolationLevel.Name(level).removeprefix("ISOLATION_LEVEL_")
+    return "" if name == "UNSPECIFIED" else name
 
 
 def event_line(event: event_pb2.Event) -> Text | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation
+from agentrpc.claude.launcher import Isolation, IsolationError, isolation_of
 from agentrpc.claude.supervisor import dying_with_parent
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.embedded.servers import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, free_port
@@ -146,10 +146,10 @@ class Stack:
         await self._wait_until_served()
 
     def _choose_isolation(self) -> None:
-        """Only here may `auto` mean none: whoever starts this is told so, and no one else's agents are meant to run."""
+        """Only here may `auto` mean less than a sandbox: whoever starts this is told so, and has no others' agents."""
         self._isolation = self._given.get("AGENTRPC_ISOLATION") or "auto"
         try:
-            isolation, why = choose_isolation(self._isolation, fall_back=True)
+            isolation, why = isolation_of(self._given)
         except IsolationError as error:
             raise EmbeddedError(str(error)) from None
         if self._isolation == "auto":

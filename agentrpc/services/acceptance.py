@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from agentrpc import clock
+from agentrpc.domain.isolation import Level, needed_level
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import SUPERSEDING, RunState, StopKind
 from agentrpc.errors import ResourceExhausted
@@ -13,8 +14,8 @@ from agentrpc.services.views import head_state
 from agentrpc.store.database import Transaction
 from agentrpc.store.log import StoredEvent, append_control
 from agentrpc.store.runs import newest_queued, superseding_queued
-from agentrpc.store.tables import Run, SessionHead
-from agentrpc.v1 import run_pb2
+from agentrpc.store.tables import Run, Session, SessionHead
+from agentrpc.v1 import run_pb2, session_pb2
 
 __all__ = ["accept", "check_acceptable", "new_run"]
 
@@ -67,7 +68,7 @@ async def check_acceptable(tx: Transaction, head: SessionHead, run: Run, limit: 
     return superseded
 
 
-async def accept(tx: Transaction, head: SessionHead, run: Run, limit: int) -> list[StoredEvent]:
+async def accept(tx: Transaction, head: SessionHead, run: Run, limit: int, minimum: Level) -> list[StoredEvent]:
     """Put a run into the queue and do what its conflict policy says. The caller holds the head row's lock.
 
     Args:
@@ -75,6 +76,7 @@ async def accept(tx: Transaction, head: SessionHead, run: Run, limit: int) -> li
         head: The head of the session.
         run: The run.
         limit: How many may wait.
+        minimum: The level of isolation that the operator demands of all.
 
     Returns:
         The events, to be published after the commit; ring the doorbell then.
@@ -85,6 +87,9 @@ async def accept(tx: Transaction, head: SessionHead, run: Run, limit: int) -> li
     superseded = await check_acceptable(tx, head, run, limit)
     before = head_state(head)
     tx.add(run)
+    session = await tx.get_one(Session, head.session_id)
+    # Each time: what the operator demands may have changed since the session was made.
+    head.needed_level = needed_level(session_pb2.SessionOptions.FromString(session.options), minimum)
     head.queued += 1
     head.run_count += 1
     head.queued_since = head.queued_since or run.create_time

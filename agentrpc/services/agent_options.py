@@ -4,6 +4,7 @@ from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import InvalidArgument, NotFound
 from agentrpc.names import (
@@ -71,7 +72,8 @@ async def resolve_options(
     """The options of a session that is created now.
 
     Every field of `overrides` that is set wins over that of the agent's version; messages and lists are replaced as a
-    whole. The rules of tool groups are added to what comes of it, as they are now: deny wins anyway.
+    whole; of two levels of isolation the stricter one counts. The rules of tool groups are added to what comes of it,
+    as they are now: deny wins anyway.
 
     Args:
         tx: The unit of work in which the session is created.
@@ -100,8 +102,10 @@ async def resolve_options(
         if found.owner != principal.user_id:
             imposed += options.disallowed_tools
         groups = [*version.tool_groups, *groups]
+    least = max(options.isolation_level, overrides.isolation_level, key=Level.of)
     for given, _ in overrides.ListFields():
         copy_path(overrides, options, given.name)
+    options.isolation_level = least
     if author is not None and author != principal.user_id:
         imposed += overrides.disallowed_tools
     if groups:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import TERMINAL_RUN_STATES, RunState, StopKind
 from agentrpc.names import execution_name
@@ -132,7 +133,7 @@ def new_execution(
 
 
 async def begin_execution(
-    tx: Transaction, task: TaskRow, execution: ExecutionRow, principal: Principal, prompt: str
+    tx: Transaction, task: TaskRow, execution: ExecutionRow, principal: Principal, prompt: str, minimum: Level
 ) -> Touched:
     """Make the session and the run of an execution that is PENDING. The caller holds its row's lock.
 
@@ -142,6 +143,7 @@ async def begin_execution(
         execution: The execution.
         principal: Its creator.
         prompt: What the task's template says with its variables.
+        minimum: The level of isolation that the operator demands of all.
 
     Raises:
         InvalidArgument: The options are too much together.
@@ -164,7 +166,7 @@ async def begin_execution(
     execution.state = "STARTED"
     execution.session_id, execution.run_id = session.id, run.id
     execution.agent = resolved.agent_version_name
-    events = await accept(tx, head, run, limit=1)
+    events = await accept(tx, head, run, limit=1, minimum=minimum)
     return Touched(session.id, None, events)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -13,7 +14,8 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.agent_users import AgentUsers
+from agentrpc.claude.launcher import Isolation, choose_isolation
 from agentrpc.claude.listeners import Listeners
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.domain.mcp_config import secret_values
@@ -66,6 +68,8 @@ class McpChecks:
         self._database = database
         self._settings = settings
         self._box = SecretBox(settings.secret_keys)
+        self._users: AgentUsers | None = None
+        self._preparing = asyncio.Lock()
         self._folder = settings.data_dir.resolve() / "mcp-checks"
         self._egress = egress
         self._network = NetworkRules(settings)
@@ -128,10 +132,18 @@ class McpChecks:
     async def _ground(self) -> "Ground":
         from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
 
-        isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
+        uids, minimum = self._settings.agent_uids, self._settings.minimum_isolation
+        isolation, _ = await asyncio.to_thread(
+            partial(choose_isolation, self._settings.isolation, uids=uids, minimum=minimum)
+        )
+        async with self._preparing:
+            if isolation is Isolation.USER and self._users is None:
+                users = AgentUsers(uids, self._settings.data_dir, self._settings.workspaces)
+                await asyncio.to_thread(users.prepare, Path("/bin/sh"))
+                self._users = users
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, ways_out=self._ways_out)
+        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, ways_out=self._ways_out, users=self._users)
 
     @asynccontextmanager
     async def _ways_out(self, listeners: Listeners) -> AsyncIterator[None]:

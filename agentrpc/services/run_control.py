@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import RunState
 from agentrpc.errors import FailedPrecondition, ResourceExhausted
@@ -69,7 +70,8 @@ class RunControl:
             run.retry_of = origin.id
             if known := await known_request(tx, key, run.id):
                 return await describe_run(tx, await tx.get_one(Run, known), head)
-            events = await accept(tx, head, run, self._settings.max_queued_runs)
+            minimum = Level.named(self._settings.minimum_isolation)
+            events = await accept(tx, head, run, self._settings.max_queued_runs, minimum)
             message = await describe_run(tx, run, head, changed=True)
             worker = head.worker
         await self._doorbell.ring(session_id, worker)

@@ -6,6 +6,7 @@ A QUEUED row is its own outbox: once it is committed it will be run, whatever be
 from uuid import UUID
 
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.states import TERMINAL_RUN_STATES, StopKind
 from agentrpc.errors import FailedPrecondition, InvalidArgument
@@ -77,7 +78,8 @@ class Runs:
                     reason="STATE_INVALID",
                     metadata={"state": "REQUEST_UNKNOWN"},
                 )
-            events = await accept(tx, head, run, self._settings.max_queued_runs)
+            minimum = Level.named(self._settings.minimum_isolation)
+            events = await accept(tx, head, run, self._settings.max_queued_runs, minimum)
             message = await describe_run(tx, run, head, changed=True)
             begin, worker = head.last_sequence, head.worker
         await self._doorbell.ring(session_id, worker)

@@ -4,6 +4,7 @@ from uuid import UUID, uuid4
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.isolation import Level, needed_level
 from agentrpc.domain.mcp_config import keep_url
 from agentrpc.domain.principal import Principal
 from agentrpc.domain.rule_checks import rule_warnings
@@ -176,6 +177,8 @@ class Sessions:
             if before != after:
                 if options != session.options:
                     session.rules_revision += 1
+                    # Also of runs that wait. A worker that has less gives the session back.
+                    head.needed_level = needed_level(wanted.options, Level.named(self._settings.minimum_isolation))
                 session.display_name, session.description, session.labels, session.options = after
                 session.revision += 1
                 session.update_time = clock.utcnow()

@@ -11,6 +11,7 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.domain.states import RunState, StopKind
 from agentrpc.ending import end_tasks
@@ -90,6 +91,7 @@ class Executions:
         self._bus = bus
         self._doorbell = doorbell
         self._ended = ended
+        self._minimum = Level.named(settings.minimum_isolation)
         self._pager = Pager(settings.signing_key.get_secret_value())
 
     async def run(self, principal: Principal, request: task_service_pb2.RunTaskRequest) -> task_pb2.Execution:
@@ -156,7 +158,7 @@ class Executions:
                     slot_time=None if origin is None else origin.slot_time,
                     retry_of=None if origin is None else origin.id,
                 )
-                touched = await begin_execution(tx, task, execution, principal, prepared.prompt)
+                touched = await begin_execution(tx, task, execution, principal, prepared.prompt, self._minimum)
                 message = await self._describe(tx, principal, task_id, execution_id)
             break
         await touched.announce(self._bus, self._doorbell)
@@ -298,7 +300,7 @@ class Executions:
             task = await tx.get_one(TaskRow, row.task_id)
             if locked is None or locked.state != "PENDING" or locked.buffered or task.revision != revision:
                 return None
-            return await begin_execution(tx, task, locked, principal, prepared.prompt)
+            return await begin_execution(tx, task, locked, principal, prepared.prompt, self._minimum)
 
     async def _fail(self, execution_id: UUID, reason: run_pb2.RunError.Reason, why: str) -> None:
         why = f"the execution could not begin: {why}"

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.states import RunState
 from agentrpc.names import approval_name, run_name
 from agentrpc.store.progress import Progress
@@ -21,6 +22,11 @@ def waiting_on(run: Run, head: SessionHead, progress: Progress) -> run_pb2.Waiti
     message = run_pb2.WaitingOn(reason=reason, subject=subject)
     if since is not None:
         message.since.FromDatetime(since)
+    if reason == _On.REASON_CAPACITY and head.needed_level > max(progress.worker_levels, default=Level.NONE):
+        # No worker may take it up, however much room it has.
+        message.reason = _On.REASON_ISOLATION
+        message.needed_isolation_level = Level(head.needed_level).value_in_messages
+        message.worker_isolation_levels.extend(level.value_in_messages for level in progress.worker_levels)
     return message
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, and_, exists, false, func, not_, or_, select
 
+from agentrpc.domain.isolation import Level
 from agentrpc.store.archives import ArchiveRow
 from agentrpc.store.database import Database, Transaction, database_time
 from agentrpc.store.leases import KNOWN_CLI, lock_head
@@ -71,28 +72,31 @@ _HAS_WAITING = f"""
 SELECT EXISTS (
     SELECT 1 FROM session_heads h
     WHERE queued > 0 AND active_run IS NULL AND closed IS NULL AND NOT paused AND worker IS DISTINCT FROM $1
-      AND {_KNOWN_CLI}
+      AND h.needed_level <= $3 AND {_KNOWN_CLI}
 ) OR EXISTS (
     SELECT 1 FROM session_heads h
     WHERE active_run IS NOT NULL AND worker IS NULL AND pending_approvals = 0 AND NOT in_doubt AND NOT paused
-      AND {_KNOWN_CLI}
+      AND h.needed_level <= $3 AND {_KNOWN_CLI}
 ) OR EXISTS (
     SELECT 1 FROM session_heads h JOIN workers w ON w.id = h.worker
-    WHERE h.active_run IS NOT NULL AND w.dead_time IS NOT NULL AND {_KNOWN_CLI}
+    WHERE h.active_run IS NOT NULL AND w.dead_time IS NOT NULL AND h.needed_level <= $3 AND {_KNOWN_CLI}
 )
 """  # noqa: S608 - ours
 
 
-async def has_waiting(database: Database, worker_id: UUID, cli: Sequence[int]) -> bool:
+async def has_waiting(
+    database: Database, worker_id: UUID, cli: Sequence[int], isolation_level: Level = Level.NONE
+) -> bool:
     """Whether a session that this worker does not hold has a run that waits, or that nobody drives.
 
     Args:
         database: The store.
         worker_id: The worker.
         cli: The version of its CLI, as for `claim_next`.
+        isolation_level: How it keeps agents apart, as for `claim_next`.
     """
     async with database.connection() as connection:
-        return bool(await connection.fetchval(_HAS_WAITING, worker_id, list(cli)))
+        return bool(await connection.fetchval(_HAS_WAITING, worker_id, list(cli), isolation_level))
 
 
 async def cleaned_sessions(database: Database, session_ids: Sequence[UUID]) -> list[UUID]:

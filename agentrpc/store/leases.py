@@ -15,6 +15,7 @@ from sqlalchemy import TextClause, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentrpc import clock
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.states import SUPERSEDING
 from agentrpc.errors import LeaseLostError
 from agentrpc.store.database import Database
@@ -93,19 +94,27 @@ class OwnedSession:
     paused: bool
     inputs: int
     closed: str | None
+    needed_level: int = 0
 
 
 async def register_worker(
-    database: Database, worker_id: UUID, *, host: str, pid: int, version: str, ttl: float
+    database: Database,
+    worker_id: UUID,
+    *,
+    host: str,
+    pid: int,
+    version: str,
+    ttl: float,
+    isolation_level: Level = Level.NONE,
 ) -> None:
     """Make a worker known, with a lease of `ttl` seconds."""
     async with database.transaction() as tx:
         await tx.execute(
             text(
-                "INSERT INTO workers (id, host, pid, version, start_time, lease_expire_time)"
-                " VALUES (:id, :host, :pid, :version, now(), now() + make_interval(secs => :ttl))"
+                "INSERT INTO workers (id, host, pid, version, start_time, lease_expire_time, isolation_level)"
+                " VALUES (:id, :host, :pid, :version, now(), now() + make_interval(secs => :ttl), :level)"
             ),
-            {"id": worker_id, "host": host, "pid": pid, "version": version, "ttl": ttl},
+            {"id": worker_id, "host": host, "pid": pid, "version": version, "ttl": ttl, "level": isolation_level},
         )
 
 
@@ -248,7 +257,7 @@ WITH waiting AS (
     LEFT JOIN workers w ON w.id = h.worker
     WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
       AND (h.worker = :worker OR :may_take_new AND (h.worker IS NULL OR w.id IS NULL OR w.dead_time IS NOT NULL))
-      AND {_KNOWN_CLI}
+      AND h.needed_level <= :level AND {_KNOWN_CLI}
 ), tenants AS (
     SELECT tenant,
            (SELECT count(*) FROM session_heads a WHERE a.tenant = t.tenant AND a.active_run IS NOT NULL) AS runs,
@@ -259,7 +268,7 @@ SELECT h.*
 FROM session_heads h
 JOIN waiting w ON w.session_id = h.session_id AND w.epoch = h.epoch
 JOIN tenants ON tenants.tenant = w.tenant
-WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused
+WHERE h.queued > 0 AND h.active_run IS NULL AND h.closed IS NULL AND NOT h.paused AND h.needed_level <= :level
 ORDER BY tenants.runs, tenants.served NULLS FIRST, (h.worker IS NOT DISTINCT FROM :worker) DESC, h.queued_since
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
@@ -270,7 +279,7 @@ _RELEASED = text(f"""
 SELECT h.*
 FROM session_heads h
 WHERE h.active_run IS NOT NULL AND h.worker IS NULL AND h.pending_approvals = 0 AND NOT h.in_doubt AND NOT h.paused
-  AND {_KNOWN_CLI}
+  AND h.needed_level <= :level AND {_KNOWN_CLI}
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)  # noqa: S608 - ours
@@ -287,12 +296,12 @@ WITH lost AS MATERIALIZED (
     WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
       AND (w.id IS NULL
            OR w.dead_time + make_interval(secs => CASE h.losses WHEN 1 THEN 5 ELSE 0 END) <= now())
-      AND {_KNOWN_CLI}
+      AND h.needed_level <= :level AND {_KNOWN_CLI}
 )
 SELECT h.*
 FROM session_heads h
 JOIN lost ON lost.session_id = h.session_id AND lost.epoch = h.epoch
-WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker
+WHERE h.active_run IS NOT NULL AND h.worker IS NOT NULL AND h.worker <> :worker AND h.needed_level <= :level
 LIMIT 1
 FOR UPDATE OF h SKIP LOCKED
 """)  # noqa: S608 - ours
@@ -304,7 +313,7 @@ async def claim_next(
     *,
     may_take_new: bool,
     begun_first: bool = False,
-    isolation_level: str | None = None,
+    isolation_level: Level = Level.NONE,
     cli: Sequence[int] = NEWEST_CLI,
     begin: Callable[[Session, Run, Origin], Sequence[LogEvent]],
 ) -> Claim | None:
@@ -315,12 +324,13 @@ async def claim_next(
         worker_id: The worker.
         may_take_new: False: only sessions that the worker holds already.
         begun_first: Look for runs that nobody drives before those that wait. Alternate, so that neither starves.
-        isolation_level: How the worker keeps agents apart; noted at the session.
+        isolation_level: How the worker keeps agents apart; noted at the session. Those that need more are left to
+            others.
         cli: The version of the worker's CLI. Sessions in which a newer one has written are left to others.
         begin: Gives the first events of the run, from session, run and where it was.
     """
     async with database.transaction() as tx:
-        found = await _choose(tx, worker_id, cli, may_take_new=may_take_new, begun_first=begun_first)
+        found = await _choose(tx, worker_id, cli, isolation_level, may_take_new=may_take_new, begun_first=begun_first)
         if found is None:
             return None
         head, origin = found
@@ -351,7 +361,7 @@ async def claim_next(
             head.worker = worker_id
             head.epoch += 1
             head.batch = 0
-        session.isolation_level = isolation_level
+        session.isolation_level = isolation_level.name
         before = head.last_sequence
         losses = head.losses
         await tx.flush()
@@ -362,7 +372,7 @@ async def claim_next(
 
 
 async def _choose(
-    tx: AsyncSession, worker_id: UUID, cli: Sequence[int], *, may_take_new: bool, begun_first: bool
+    tx: AsyncSession, worker_id: UUID, cli: Sequence[int], level: Level, *, may_take_new: bool, begun_first: bool
 ) -> tuple[SessionHead, Origin] | None:
     searches: list[tuple[TextClause, Origin, dict[str, object]]] = [
         (_NEXT, Origin.QUEUED, {"worker": worker_id, "may_take_new": may_take_new})
@@ -371,19 +381,26 @@ async def _choose(
         at = 0 if begun_first else 1
         searches[at:at] = [(_RELEASED, Origin.RELEASED, {}), (_LOST, Origin.LOST, {"worker": worker_id})]
     for statement, origin, binds in searches:
-        head = await tx.scalar(select(SessionHead).from_statement(statement), {**binds, "cli": list(cli)})
+        head = await tx.scalar(
+            select(SessionHead).from_statement(statement), {**binds, "cli": list(cli), "level": level}
+        )
         if head is not None:
             return head, origin
     return None
 
 
 async def release(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Give an idle session back. False: there is work for it after all, or it is another's by now."""
+    """Give an idle session back. False: there is work for it after all, or it is another's by now.
+
+    Runs that wait do not keep one that needs a higher level of isolation than its worker has: they are others' work.
+    """
     async with database.connection() as connection:
         # The primary key of the head row.
         done = await connection.fetchval(
-            "UPDATE session_heads SET worker = NULL"
-            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL AND (queued = 0 OR paused) RETURNING true",
+            "UPDATE session_heads h SET worker = NULL"
+            " WHERE session_id = $1 AND epoch = $2 AND active_run IS NULL"
+            " AND (queued = 0 OR paused"
+            "      OR needed_level > (SELECT w.isolation_level FROM workers w WHERE w.id = h.worker)) RETURNING true",
             session_id,
             epoch,
         )
@@ -414,8 +431,8 @@ async def owned_sessions(database: Database, worker_id: UUID) -> dict[UUID, Owne
     """The heads of all sessions that the worker holds, in one query: intents are columns, Redis only hastens them."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT session_id, epoch, active_run, queued, stop_run, stop_kind, paused, inputs, closed"
-            " FROM session_heads WHERE worker = $1",
+            "SELECT session_id, epoch, active_run, queued, stop_run, stop_kind, paused, inputs, closed,"
+            " needed_level FROM session_heads WHERE worker = $1",
             worker_id,
         )
     return {row[0]: OwnedSession(*row) for row in rows}

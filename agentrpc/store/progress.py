@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 
+from agentrpc.domain.isolation import Level
 from agentrpc.domain.states import SUPERSEDING, TERMINAL_RUN_STATES, ApprovalState, RunState
 from agentrpc.store.database import Transaction
 from agentrpc.store.runs import LedgerRow
-from agentrpc.store.tables import Approval, Run, SessionHead, ToolCallRow
+from agentrpc.store.tables import Approval, Run, SessionHead, ToolCallRow, Worker
 
 __all__ = ["Holder", "Progress", "progress_of_runs"]
 
@@ -44,6 +45,7 @@ class Progress:
         newest_event: The newest event of the run, serialized; of its session, when no run of it is under way.
         pending: (approval, when it was asked) of those that wait, oldest first.
         open_calls: The calls that have begun and not ended, oldest first.
+        worker_levels: Of a session that needs one: the levels of isolation that living workers have.
     """
 
     first: bool = True
@@ -52,6 +54,7 @@ class Progress:
     newest_event: bytes = b""
     pending: Sequence[tuple[UUID, datetime]] = ()
     open_calls: Sequence[LedgerRow] = ()
+    worker_levels: Sequence[Level] = ()
 
 
 # Primary keys throughout. The log is walked back from its end, and not at all for runs that wait behind another one.
@@ -82,6 +85,7 @@ async def progress_of_runs(tx: Transaction, rows: Sequence[tuple[Run, SessionHea
     begun = {run.id: run.session_id for run, _ in live.values() if run.state != RunState.QUEUED}
     pending = await _pending(tx, begun)
     calls = await _open_calls(tx, begun)
+    levels = await _worker_levels(tx) if any(head.needed_level for _, head in live.values()) else []
     found = {}
     for place in await tx.execute(_PLACES, {"runs": list(live)}):
         _, head = live[place.id]
@@ -96,8 +100,14 @@ async def progress_of_runs(tx: Transaction, rows: Sequence[tuple[Run, SessionHea
             newest_event=place.newest_event or b"",
             pending=pending.get(place.id, ()),
             open_calls=calls.get(place.id, ()),
+            worker_levels=levels,
         )
     return found
+
+
+async def _worker_levels(tx: Transaction) -> list[Level]:
+    living = select(Worker.isolation_level).where(Worker.dead_time.is_(None), Worker.lease_expire_time > func.now())
+    return sorted(Level(level) for level in await tx.scalars(living.distinct()))
 
 
 async def _next_runs(tx: Transaction, session_ids: Collection[UUID]) -> dict[UUID, UUID]:

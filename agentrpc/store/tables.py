@@ -106,6 +106,7 @@ class Worker(Base):
     start_time: Mapped[datetime]
     lease_expire_time: Mapped[datetime]
     dead_time: Mapped[datetime | None]
+    isolation_level: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  # domain.isolation.Level
 
 
 class Session(Base):
@@ -213,6 +214,8 @@ class SessionHead(Base):
     in_doubt: Mapped[bool] = mapped_column(server_default=text("false"))
     losses: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     inputs: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    # domain.isolation.Level: the least of a worker that may have it. Set with each run, and when options change.
+    needed_level: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     closed: Mapped[str | None] = mapped_column(CheckConstraint("closed IN ('ARCHIVED', 'FAILED')"))
 
 

@@ -1,6 +1,7 @@
 import datetime
 
 from agentrpc.v1 import common_pb2 as _common_pb2
+from agentrpc.v1 import session_pb2 as _session_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.api import resource_pb2 as _resource_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -110,7 +111,7 @@ class Run(_message.Message):
     def __init__(self, name: _Optional[str] = ..., prompt: _Optional[str] = ..., conflict_policy: _Optional[_Union[Run.ConflictPolicy, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[Run.State, str]] = ..., creator: _Optional[str] = ..., attempt: _Optional[int] = ..., pending_approvals: _Optional[_Iterable[str]] = ..., first_sequence: _Optional[int] = ..., last_sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., result: _Optional[_Union[RunResult, _Mapping]] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., model_usage: _Optional[_Iterable[_Union[_common_pb2.ModelUsage, _Mapping]]] = ..., prompt_omitted: _Optional[_Union[_common_pb2.Omission, _Mapping]] = ..., inactivity_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_on: _Optional[_Union[WaitingOn, _Mapping]] = ..., worker: _Optional[str] = ..., last_event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_doubt_calls: _Optional[_Iterable[_Union[CallInDoubt, _Mapping]]] = ..., retry_of: _Optional[str] = ..., stop_receipt: _Optional[_Union[StopReceipt, _Mapping]] = ...) -> None: ...
 
 class WaitingOn(_message.Message):
-    __slots__ = ("reason", "since", "subject")
+    __slots__ = ("reason", "since", "subject", "needed_isolation_level", "worker_isolation_levels")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[WaitingOn.Reason]
@@ -122,6 +123,7 @@ class WaitingOn(_message.Message):
         REASON_MODEL: _ClassVar[WaitingOn.Reason]
         REASON_TOOL: _ClassVar[WaitingOn.Reason]
         REASON_DECISION: _ClassVar[WaitingOn.Reason]
+        REASON_ISOLATION: _ClassVar[WaitingOn.Reason]
     REASON_UNSPECIFIED: WaitingOn.Reason
     REASON_QUEUE: WaitingOn.Reason
     REASON_CAPACITY: WaitingOn.Reason
@@ -131,13 +133,18 @@ class WaitingOn(_message.Message):
     REASON_MODEL: WaitingOn.Reason
     REASON_TOOL: WaitingOn.Reason
     REASON_DECISION: WaitingOn.Reason
+    REASON_ISOLATION: WaitingOn.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_ISOLATION_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ISOLATION_LEVELS_FIELD_NUMBER: _ClassVar[int]
     reason: WaitingOn.Reason
     since: _timestamp_pb2.Timestamp
     subject: str
-    def __init__(self, reason: _Optional[_Union[WaitingOn.Reason, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., subject: _Optional[str] = ...) -> None: ...
+    needed_isolation_level: _session_pb2.Session.IsolationLevel
+    worker_isolation_levels: _containers.RepeatedScalarFieldContainer[_session_pb2.Session.IsolationLevel]
+    def __init__(self, reason: _Optional[_Union[WaitingOn.Reason, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., subject: _Optional[str] = ..., needed_isolation_level: _Optional[_Union[_session_pb2.Session.IsolationLevel, str]] = ..., worker_isolation_levels: _Optional[_Iterable[_Union[_session_pb2.Session.IsolationLevel, str]]] = ...) -> None: ...
 
 class CallInDoubt(_message.Message):
     __slots__ = ("tool_use_id", "tool_name", "start_time")

@@ -62,9 +62,11 @@ class Session(_message.Message):
         ISOLATION_LEVEL_UNSPECIFIED: _ClassVar[Session.IsolationLevel]
         ISOLATION_LEVEL_SANDBOX: _ClassVar[Session.IsolationLevel]
         ISOLATION_LEVEL_NONE: _ClassVar[Session.IsolationLevel]
+        ISOLATION_LEVEL_USER: _ClassVar[Session.IsolationLevel]
     ISOLATION_LEVEL_UNSPECIFIED: Session.IsolationLevel
     ISOLATION_LEVEL_SANDBOX: Session.IsolationLevel
     ISOLATION_LEVEL_NONE: Session.IsolationLevel
+    ISOLATION_LEVEL_USER: Session.IsolationLevel
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,7 +145,7 @@ class SessionGrant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rule: _Optional[str] = ..., approval: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SessionOptions(_message.Message):
-    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "network")
+    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "network", "isolation_level")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +163,7 @@ class SessionOptions(_message.Message):
     RECOVERY_POLICY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_LEVEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     system_prompt: SystemPrompt
     tools: ToolSet
@@ -178,7 +181,8 @@ class SessionOptions(_message.Message):
     recovery_policy: RecoveryPolicy
     checkpoints: bool
     network: NetworkOptions
-    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., network: _Optional[_Union[NetworkOptions, _Mapping]] = ...) -> None: ...
+    isolation_level: Session.IsolationLevel
+    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., network: _Optional[_Union[NetworkOptions, _Mapping]] = ..., isolation_level: _Optional[_Union[Session.IsolationLevel, str]] = ...) -> None: ...
 
 class NetworkOptions(_message.Message):
     __slots__ = ("mode", "allowed", "denied")

@@ -1,6 +1,5 @@
 """What a process tree of an agent may not do to its machine, to other processes, and to its own shells."""
 
-import contextlib
 import os
 import platform
 import shutil
@@ -14,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from agentrpc import clock
-from agentrpc.claude.agent import AgentProcess, AgentSpec
 from agentrpc.claude.launcher import Isolation, IsolationError, SessionPaths, choose_isolation, write_launcher
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.claude.seccomp import REFUSED, seccomp_program
-from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
-from tests.e2e.talk import bash
-from tests.isolations import bubblewrap, isolations, reaching
+from tests.isolations import bubblewrap, isolations
+from tests.live_cli import live_cli
 
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
 COMMIT = "git -c user.name=a -c user.email=a@b commit -qm first"
@@ -43,26 +40,6 @@ def tried(paths, isolation, command, program="/bin/sh"):
     return subprocess.run([script, "-c", command], capture_output=True, text=True, check=False)
 
 
-class Cli:
-    """A real CLI and the model that tells it what to do."""
-
-    def __init__(self, agent):
-        self._agent = agent
-
-    async def bash(self, *commands):
-        """What these commands print, each called as a tool."""
-        found = []
-        prompt = "\n[[then]]\n".join([*map(bash, commands), "[[text: done]]"])
-        await self._agent.send_prompt(prompt, uuid=str(clock.uuid7()))
-        async for frames in self._agent.frames():
-            for frame in frames:
-                if frame["type"] == "user" and isinstance(frame["message"]["content"], list):
-                    found += [b["content"] for b in frame["message"]["content"] if b["type"] == "tool_result"]
-                elif frame["type"] == "result":
-                    return found
-        return found
-
-
 @pytest.fixture
 async def model():
     model = ScriptedModel()
@@ -75,23 +52,7 @@ async def model():
 def cli(paths, model):
     """A CLI of the session: `async with cli(isolation) as live`."""
 
-    async def allow(_):
-        return Verdict(allow=True)
-
-    @contextlib.asynccontextmanager
-    async def start(isolation):
-        session_id = clock.uuid7()
-        spec = AgentSpec(
-            session_id=session_id, claude_session_id=str(session_id), resume=False, paths=paths,
-            options=session_pb2.SessionOptions(model="claude-sonnet-5"), token="t", **reaching(model.url, isolation), gate=allow, on_transcript=lambda *_: None,
-        )  # fmt: skip
-        agent = await AgentProcess.start(spec, timeout=60)
-        try:
-            yield Cli(agent)
-        finally:
-            await agent.stop(grace=0)
-
-    return start
+    return lambda isolation: live_cli(paths, isolation, model)
 
 
 # ---- Privileges ----
@@ -373,8 +334,9 @@ def test_without_bubblewrap_only_what_was_named_is_used(broken):
     assert "keys" in why
 
 
-def test_root_never_falls_back_unasked(broken):
+def test_root_never_falls_back_to_nothing_unasked(broken):
     broken.setattr(os, "geteuid", lambda: 0)
+    broken.setattr("agentrpc.claude.launcher.user_trouble", lambda _: "no process can get a uid")
     with pytest.raises(IsolationError, match="anything to this machine"):
         choose_isolation("auto", fall_back=True)
     assert choose_isolation("subreaper", fall_back=True)[0] is Isolation.SUBREAPER

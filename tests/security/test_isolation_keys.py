@@ -207,10 +207,16 @@ def test_up_falls_back_and_says_so(broken, tmp_path):
     assert stack._isolation == "subreaper"
 
 
-def test_up_does_not_fall_back_as_root(broken, tmp_path):
+def test_up_falls_back_to_users_as_root_and_never_to_nothing(broken, tmp_path):
     broken.setattr(os, "geteuid", lambda: 0)
+    broken.setattr("agentrpc.claude.launcher.user_trouble", lambda _: "no process can get a uid")
     with pytest.raises(EmbeddedError, match="AGENTRPC_ISOLATION=subreaper"):
         Stack(tmp_path, given={})._choose_isolation()
+    broken.setattr("agentrpc.claude.launcher.user_trouble", lambda _: None)
+    users = Stack(tmp_path, given={})
+    users._choose_isolation()
+    assert users._isolation == "user"
+    assert "bubblewrap is not installed" in users.warning
     named = Stack(tmp_path, given={"AGENTRPC_ISOLATION": "subreaper"})
     named._choose_isolation()
     assert named.warning

@@ -16,6 +16,8 @@ import structlog
 
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.agent import bundled_cli
+from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.version import cli_version
 from agentrpc.claude.workspace_trees import remove_tree
@@ -107,8 +109,20 @@ class SessionHost:
             checkpoints_kept=settings.checkpoints_kept,
         )
         self._toolbox = Toolbox(settings)
+        self._users = None
+        if isolation is Isolation.USER:
+            self._users = AgentUsers(settings.agent_uids, settings.data_dir, settings.workspaces)
         self._env = Environment(
-            database, bus, settings, gateway, egress, isolation, workspaces, self._toolbox, self._lease.valid
+            database,
+            bus,
+            settings,
+            gateway,
+            egress,
+            isolation,
+            workspaces,
+            self._toolbox,
+            self._lease.valid,
+            self._users,
         )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
@@ -131,6 +145,8 @@ class SessionHost:
     async def start(self) -> None:
         """Register and begin to claim."""
         self._cli = await asyncio.to_thread(cli_version, self._settings.cli_path)
+        if self._users is not None:
+            await asyncio.to_thread(self._users.prepare, self._settings.cli_path or bundled_cli())
         await register_worker(
             self._database,
             self.worker_id,
@@ -138,6 +154,7 @@ class SessionHost:
             pid=os.getpid(),
             version=__version__,
             ttl=self._settings.lease_ttl,
+            isolation_level=self._env.isolation.level,
         )
         self._lease.start()
         await self._signal_feed.subscribe(self.worker_id)
@@ -191,6 +208,8 @@ class SessionHost:
                 await declare_dead(self._database, [self.worker_id])
             else:
                 await retire_worker(self._database, self.worker_id)
+        if self._users is not None:
+            self._users.close()
         log.info("worker_stopped", unfinished=unfinished)
 
     def _on_signal(self, session_id: UUID) -> None:
@@ -268,7 +287,7 @@ class SessionHost:
             if len(idle) < free and self._memory.has_room([*self._runs, *(actor.session_id for actor in idle)]):
                 return True
             # A queue that is empty must not cost a warm process: evict only when the claim has something to gain.
-            if not idle or not await has_waiting(self._database, self.worker_id, self._cli):
+            if not idle or not await has_waiting(self._database, self.worker_id, self._cli, self._env.isolation.level):
                 return False
             await self._evict(min(idle, key=lambda actor: actor.idle_since))
 
@@ -357,7 +376,8 @@ class SessionHost:
                 head = heads.get(session_id)
                 if head is not None and head.epoch == actor.epoch:
                     await actor.look(head)
-                    if (head.closed or head.paused) and session_id not in self._runs:
+                    unfit = head.needed_level > self._env.isolation.level
+                    if (head.closed or head.paused or unfit) and session_id not in self._runs:
                         await self._evict(actor)
                 elif session_id not in self._runs:
                     self._close(actor)
@@ -446,11 +466,11 @@ class SessionHost:
             found = await sessions_to_clean(self._database, _CLEANED_AT_ONCE, keep=keep)
             cleaned = [await self._clean_workspace(session_id) for session_id in found]
             more = len(found) == _CLEANED_AT_ONCE and all(cleaned)
-        folder = self._settings.data_dir / "sessions"
-        here = await asyncio.to_thread(lambda: [UUID(path.name) for path in folder.glob(_UUID)])
-        for session_id in await cleaned_sessions(self._database, here):
-            if session_id not in self._closing:
-                await asyncio.to_thread(remove_tree, folder / str(session_id), seconds=_REMOVE_SECONDS)
+        for folder in (self._settings.data_dir / "sessions", self._settings.data_dir / "mcp"):
+            here = [UUID(path.name) for path in await asyncio.to_thread(list, folder.glob(_UUID))]
+            for session_id in await cleaned_sessions(self._database, here):
+                if session_id not in self._closing:
+                    await asyncio.to_thread(remove_tree, folder / str(session_id), seconds=_REMOVE_SECONDS)
 
     async def _clean_workspace(self, session_id: UUID) -> bool:
         try:

@@ -261,6 +261,7 @@ async def intents(database: Database, session_id: UUID, epoch: int) -> OwnedSess
             head.paused,
             head.inputs,
             head.closed,
+            head.needed_level,
         )
 
 

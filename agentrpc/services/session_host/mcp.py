@@ -9,17 +9,21 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.launcher import Isolation, SessionPaths
 from agentrpc.domain.mcp_config import secret_values
-from agentrpc.services.addresses import Resolver, resolver
+from agentrpc.services.addresses import resolver
 from agentrpc.services.network import McpDoor
 from agentrpc.services.session_host.network import SessionNetwork
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
+
+if TYPE_CHECKING:
+    from agentrpc.claude.mcp_client import Ground
 
 __all__ = ["SessionMcp"]
 
@@ -47,6 +51,7 @@ class SessionMcp:
         isolation: How programs are kept apart.
         network: What leads out of where programs are.
         take: Whether a call of a tool with this input may be made now; uses up what the gate has let pass.
+        users: Has a user for each, where the isolation is that.
     """
 
     def __init__(
@@ -55,11 +60,13 @@ class SessionMcp:
         isolation: Isolation,
         network: SessionNetwork,
         take: Callable[[str, Mapping[str, Any]], bool],
+        users: AgentUsers | None = None,
     ) -> None:
         self._door: McpDoor | None = None
         self._settings = settings
         self._isolation = isolation
         self._network = network
+        self._users = users
         self._take = take
         self._endpoints: dict[str, _Endpoint] = {}
 
@@ -72,12 +79,19 @@ class SessionMcp:
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
-                resolve = resolver(allow_private=self._settings.allow_private_addresses)
-                endpoint = _Endpoint(self, server, paths.mcp / server.name, self._isolation, resolve, self._network)
+                endpoint = _Endpoint(self, server, paths.mcp / server.name)
                 path = door.open_mcp(endpoint)
                 urls[server.name] = url + path
                 self._endpoints[path] = endpoint
         return urls
+
+    def ground(self, folder: Path) -> "Ground":
+        """What a server is run with, or called."""
+        # Half a second to load, and most sessions have none.
+        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+
+        resolve = resolver(allow_private=self._settings.allow_private_addresses)
+        return Ground(folder, self._isolation, resolve, ways_out=self._network.serving_program, users=self._users)
 
     def memory(self) -> int:
         """Bytes that their programs use."""
@@ -107,26 +121,14 @@ class SessionMcp:
 class _Endpoint:
     """One server, as the gateway calls it."""
 
-    def __init__(
-        self,
-        session: SessionMcp,
-        server: session_pb2.McpServer,
-        folder: Path,
-        isolation: Isolation,
-        resolve: Resolver,
-        network: SessionNetwork,
-    ) -> None:
-        # Half a second to load, and most sessions have none.
-        from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
-        from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
+    def __init__(self, session: SessionMcp, server: session_pb2.McpServer, folder: Path) -> None:
+        from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415 - as above
 
         self._session = session
         self._name = server.name
         self._secrets = secret_values(server)
         self._gone = McpGone
-        self._bridge = McpBridge(
-            server, Ground(folder, isolation, resolve, ways_out=network.serving_program), self._report
-        )
+        self._bridge = McpBridge(server, session.ground(folder), self._report)
 
     def memory(self) -> int:
         return self._bridge.memory()

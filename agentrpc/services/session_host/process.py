@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ import structlog
 
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
+from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.gatekeeper import Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
@@ -31,6 +32,7 @@ from agentrpc.names import session_name
 from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_host.folders import Folders, disk
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.mcp import SessionMcp
@@ -65,6 +67,7 @@ class Environment:
     workspaces: WorkspaceStore
     toolbox: Toolbox
     may_begin: Callable[[], bool]
+    users: AgentUsers | None = None
 
 
 @dataclass(slots=True)
@@ -79,17 +82,6 @@ class _Step:
     def check(self) -> None:
         if self.ended and self.stored and not self.done.done():
             self.done.set_result(None)
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
-    """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
-    try:
-        yield
-    except OSError as error:
-        raise AgentStartError(
-            "the worker could not write the CLI's files: see the space on its disk", str(error)
-        ) from error
 
 
 class SessionProcess:
@@ -124,6 +116,7 @@ class SessionProcess:
         self._caller = Caller(hold.database, hold.session_id, hold.epoch, may_begin)
         self._writer = hold.writer
         self._paths = paths
+        self._folders = Folders(paths, environment.users)
         self._translator = translator
         self._gate = gate
         self._may_begin = may_begin
@@ -137,7 +130,9 @@ class SessionProcess:
         self._run_id: UUID | None = None
         self._may_ask: RunAllowance | None = None
         self._allowance = RunAllowance(())
-        self._mcp = SessionMcp(environment.settings, environment.isolation, self._network, self._take)
+        self._mcp = SessionMcp(
+            environment.settings, environment.isolation, self._network, self._take, environment.users
+        )
         self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
@@ -245,9 +240,7 @@ class SessionProcess:
                 be kept apart as it has to be. Nothing of it is left.
         """
         wanted = options.SerializeToString(deterministic=True)
-        with _disk():
-            self._paths.create()
-            await asyncio.to_thread(conversation.write, self._paths, claude_session_id, carry=carry)
+        await self._folders.write(conversation, claude_session_id, carry)
         used = session_pb2.SessionOptions()
         used.CopyFrom(options)
         used.model = options.model or self._env.settings.default_model
@@ -275,12 +268,13 @@ class SessionProcess:
         self._tickets = Tickets()
         try:
             door = await self._network.open(used.network, may_call, lambda: self._may_ask)
+            paths = await self._folders.take_user()
             spec = AgentSpec(
                 session_id=self._session_id,
                 claude_session_id=claude_session_id,
                 resume=bool(conversation),
                 options=used,
-                paths=self._paths,
+                paths=paths,
                 gateway_url=self._network.url,
                 token=door.token,
                 isolation=self._env.isolation,
@@ -297,13 +291,14 @@ class SessionProcess:
                 tickets=self._tickets,
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
-            with _disk():
+            with disk():
                 agent = await AgentProcess.start(
                     spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
                 )
         except BaseException:
             await self._mcp.close()
             await self._network.close()
+            await self._folders.give_user_back()
             raise
         self.forget_turns()
         self._agent, self._options = agent, wanted
@@ -472,6 +467,7 @@ class SessionProcess:
             receipt = await agent.stop(grace=grace)
             await self._mcp.close()
             await self._network.close()
+            await self._folders.give_user_back()
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):
