@@ -29,6 +29,7 @@ from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
 from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
+from agentrpc.services.vault import Vault
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, note_cleaned, sessions_to_clean
@@ -105,7 +106,15 @@ class SessionHost:
         )
         self._toolbox = Toolbox(settings)
         self._env = Environment(
-            database, bus, settings, tokens, isolation, workspaces, self._toolbox, self._lease.valid
+            database,
+            bus,
+            settings,
+            tokens,
+            isolation,
+            workspaces,
+            self._toolbox,
+            Vault(database, settings),
+            self._lease.valid,
         )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}

@@ -35,6 +35,7 @@ from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.mcp import McpGateway, SessionMcp
 from agentrpc.services.tool_callers import Caller
 from agentrpc.services.tool_servers import Toolbox
+from agentrpc.services.vault import Vault
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_transcript
@@ -84,6 +85,7 @@ class Environment:
     isolation: Isolation
     workspaces: WorkspaceStore
     toolbox: Toolbox
+    vault: Vault
     may_begin: Callable[[], bool]
 
 
@@ -272,6 +274,7 @@ class SessionProcess:
         try:
             box = SecretBox(self._env.settings.secret_keys)
             await self._hold.patiently(lambda: resolve_registered(self._env.database, box, self._session_id, used))
+            credentials = await self._hold.patiently(lambda: self._env.vault.open(self._caller, used))
         except FailedPrecondition as error:
             changed = error.reason == "STATE_INVALID"
             reason = "REASON_MCP_SERVER_CHANGED" if changed else "REASON_AGENT_START_FAILED"
@@ -307,6 +310,7 @@ class SessionProcess:
                 mcp_urls=self._mcp.open(used, self._paths),
                 tools=self._env.toolbox.tools(used, self._caller),
                 tickets=self._tickets,
+                authorities=credentials.trusted if credentials is not None else "",
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with _disk():

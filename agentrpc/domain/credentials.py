@@ -1,0 +1,184 @@
+"""Credentials: at which hosts they are added, as which header, and what of an answer gives them away."""
+
+import base64
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from agentrpc.v1 import credential_pb2
+
+__all__ = [
+    "GIT_USERNAME",
+    "KINDS",
+    "HostPattern",
+    "Mask",
+    "check_value",
+    "header_of",
+    "secret_field",
+    "secrets_of",
+    "without_value",
+]
+
+# The kinds, and the field of each that holds the value.
+KINDS = {"bearer": "token", "basic": "password", "header": "value", "git": "token"}
+GIT_USERNAME = "x-access-token"
+HTTPS_PORT = 443
+
+_MAX_VALUE = 8 * 1024
+_TOKEN = re.compile(r"[!-~]+")
+_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+# What carries HTTP itself, or what a server takes for the address of a caller.
+_FRAMING = frozenset({
+    "accept-encoding", "connection", "content-encoding", "content-length", "date", "expect", "host", "http2-settings",
+    "keep-alive", "origin", "range", "te", "trailer", "transfer-encoding", "upgrade", "via",
+})  # fmt: skip
+# A shorter one would be found by chance in what has nothing to do with it.
+_MIN_MASKED = 8
+
+
+# ---- Where ----
+
+
+@dataclass(frozen=True, slots=True)
+class HostPattern:
+    """Where a credential is added.
+
+    Attributes:
+        host: A name in lower case.
+        below: All names below it, and not the name itself.
+        port: The port.
+    """
+
+    host: str
+    below: bool
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`host`, `*.host`, each with `:port` if that is not 443. Raises ValueError, which says what is wrong."""
+        raise NotImplementedError
+
+    def covers(self, host: str, port: int) -> bool:
+        """Whether it names this host, which is in lower case."""
+        if port != self.port:
+            return False
+        return host.endswith(f".{self.host}") if self.below else host == self.host
+
+    def overlaps(self, other: "HostPattern") -> bool:
+        """Whether there is a host that both name."""
+        if self.below and other.below and self.port == other.port:
+            return self.host == other.host or self._is_below(other) or other._is_below(self)
+        return self.covers(other.host, other.port) if self.below else other.covers(self.host, self.port)
+
+    def _is_below(self, other: "HostPattern") -> bool:
+        return self.host.endswith(f".{other.host}")
+
+
+# ---- What ----
+
+
+def secret_field(credential: credential_pb2.Credential) -> tuple[str, str] | None:
+    """The kind of a credential, and the name of the field that holds its value. None: it has no kind."""
+    kind = credential.WhichOneof("kind")
+    return None if kind is None else (kind, KINDS[kind])
+
+
+def without_value(credential: credential_pb2.Credential) -> credential_pb2.Credential:
+    """The kind alone, without the value."""
+    shown = credential_pb2.Credential()
+    if (found := secret_field(credential)) is not None:
+        kind, field = found
+        getattr(shown, kind).CopyFrom(getattr(credential, kind))
+        getattr(shown, kind).ClearField(field)
+    return shown
+
+
+def check_value(credential: credential_pb2.Credential, value: str) -> Iterable[tuple[str, str]]:
+    """What is wrong with a kind and its value: fields and descriptions."""
+    found = secret_field(credential)
+    if found is None:
+        yield "kind", "is required: bearer, basic, header or git"
+        return
+    kind, field = found
+    where = f"{kind}.{field}"
+    if not value:
+        yield where, "is required"
+    elif len(value.encode()) > _MAX_VALUE:
+        yield where, f"may have at most {_MAX_VALUE} bytes"
+    elif kind in {"bearer", "git"} and not _TOKEN.fullmatch(value):
+        yield where, "must be printable ASCII without blanks"
+    elif kind == "header" and not _HEADER_VALUE.fullmatch(value):
+        yield where, "must be printable ASCII, without blanks at its ends"
+    elif kind == "basic" and not value.isprintable():
+        yield where, "holds what cannot be printed, such as a line break"
+    if kind in {"basic", "git"}:
+        username = getattr(credential, kind).username
+        if ":" in username or not username.isprintable() or len(username) > 200:
+            yield f"{kind}.username", "must have at most 200 printable characters, none of them a colon"
+    elif kind == "header":
+        name = credential.header.name
+        if not _HEADER_NAME.fullmatch(name):
+            yield "header.name", "must be the name of a header, such as X-Api-Key"
+        elif name.lower() in _FRAMING or name.lower().startswith(("proxy-", "sec-")):
+            yield "header.name", f"{name} carries HTTP itself, and is not for credentials"
+
+
+def header_of(credential: credential_pb2.Credential, value: str) -> tuple[str, str]:
+    """The header that a credential, which is valid, adds: name and value."""
+    match credential.WhichOneof("kind"):
+        case "bearer":
+            return "Authorization", f"Bearer {value}"
+        case "header":
+            return credential.header.name, value
+        case "git":
+            return "Authorization", _basic(credential.git.username or GIT_USERNAME, value)
+        case _:
+            return "Authorization", _basic(credential.basic.username, value)
+
+
+def _basic(username: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"
+
+
+def secrets_of(header_value: str, value: str) -> list[bytes]:
+    """What must not come back in an answer: the value, and what was made of it for the header."""
+    found = {value, header_value, header_value.partition(" ")[2]}
+    return sorted((text.encode() for text in found if len(text.encode()) >= _MIN_MASKED), key=len, reverse=True)
+
+
+class Mask:
+    """Puts asterisks in the place of secrets in a stream of bytes, as many, so that no length changes.
+
+    Whatever may be the beginning of a secret waits for what comes behind it: no more bytes than a secret has, and none
+    before the end of a line, which no secret holds. The letters of the secret have no part in that: else an agent that
+    makes a server send beginnings of its own could try which of them wait.
+
+    Args:
+        secrets: What to mask, the longest first.
+    """
+
+    def __init__(self, secrets: Iterable[bytes]) -> None:
+        self._secrets = [(secret, b"*" * len(secret)) for secret in secrets]
+        self._longest = max((len(secret) for secret, _ in self._secrets), default=1)
+        self._held = b""
+
+    def whole(self, data: bytes) -> bytes:
+        """Mask what stands by itself, such as a header."""
+        for secret, stars in self._secrets:
+            data = data.replace(secret, stars)
+        return data
+
+    def feed(self, data: bytes) -> bytes:
+        """The next part of a stream; what can be passed on of it."""
+        data = self.whole(self._held + data)
+        at = max(0, len(data) - self._longest + 1)
+        at = max(at, data.rfind(b"\n", at) + 1)
+        self._held = data[at:]
+        return data[:at]
+
+    def end(self) -> bytes:
+        """What is left at the end of a stream."""
+        held, self._held = self._held, b""
+        return held
