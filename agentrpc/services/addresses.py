@@ -5,7 +5,6 @@ resolves to something else a moment later (DNS rebinding) changes nothing.
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,11 @@ from functools import partial
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from agentrpc.domain.network import is_public
 from agentrpc.errors import InvalidArgument
 from agentrpc.services.validation import Faults
 
-__all__ = ["Resolver", "any_addresses", "check_url", "is_public", "public_addresses", "resolver"]
+__all__ = ["Resolver", "any_addresses", "check_url", "public_addresses", "resolver"]
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[list[str]]]
 
@@ -24,29 +24,6 @@ _MAX_URL = 2048
 # Apart from the event loop's, of which two do all look-ups (libuv): a slow name server of one caller would keep the
 # whole process from its own database.
 _THREADS = ThreadPoolExecutor(32, thread_name_prefix="names")
-# RFC 6052: IPv4 addresses behind a NAT64.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
-# RFC 6890: some of it counts as global.
-_PROTOCOL_ASSIGNMENTS = ipaddress.IPv4Network("192.0.0.0/24")
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet.
-
-    It does not if it is private, loopback, link-local (where clouds have their metadata), shared, reserved or
-    multicast, or one of those in the clothes of IPv6.
-    """
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped
-        if ip in _NAT64:
-            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if embedded is None:
-            return ip.is_global and ip in _GLOBAL_UNICAST and ip not in _SIX_TO_FOUR
-        ip = embedded
-    return ip.is_global and not ip.is_multicast and ip not in _PROTOCOL_ASSIGNMENTS
 
 
 async def public_addresses(host: str, port: int) -> list[str]:
