@@ -83,7 +83,7 @@ def agent_environment(paths: SessionPaths, gateway_url: str, token: str, models:
 
 
 def trust_environment(bundle: Path) -> dict[str, str]:
-    """What has programs trust the authorities in a PEM file, and no others: OpenSSL and Go, curl, git, Python, Rust, Node."""
+    """What has programs trust the authorities in a PEM file: OpenSSL and Go, curl, git, Python, cargo, Node."""
     names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CARGO_HTTP_CAINFO")
     return {name: str(bundle) for name in (*names, "NODE_EXTRA_CA_CERTS")}
 

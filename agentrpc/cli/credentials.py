@@ -1,5 +1,7 @@
-"""`agentrpc credentials`. Values are read from a file, from standard input or unseen from the terminal, never from words
-of the command, which other processes see."""
+"""`agentrpc credentials`.
+
+Values are read from a file or from standard input, never from the words of the command, which other processes see.
+"""
 
 import sys
 from pathlib import Path

@@ -3,18 +3,19 @@
 import base64
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import replace
 
+from agentrpc.domain.network import Destination, check_destination
 from agentrpc.v1 import credential_pb2
 
 __all__ = [
-    "GIT_USERNAME",
+    "HTTPS_PORT",
     "KINDS",
-    "HostPattern",
     "Mask",
     "check_value",
     "header_of",
+    "overlap",
+    "read_host_pattern",
     "secret_field",
     "secrets_of",
     "without_value",
@@ -22,9 +23,9 @@ __all__ = [
 
 # The kinds, and the field of each that holds the value.
 KINDS = {"bearer": "token", "basic": "password", "header": "value", "git": "token"}
-GIT_USERNAME = "x-access-token"
 HTTPS_PORT = 443
 
+_GIT_USERNAME = "x-access-token"
 _MAX_VALUE = 8 * 1024
 _TOKEN = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
@@ -41,39 +42,29 @@ _MIN_MASKED = 8
 # ---- Where ----
 
 
-@dataclass(frozen=True, slots=True)
-class HostPattern:
-    """Where a credential is added.
+def read_host_pattern(text: str) -> Destination:
+    """`host` or `*.host`, each with `:port`: 443 without one.
 
-    Attributes:
-        host: A name in lower case.
-        below: All names below it, and not the name itself.
-        port: The port.
+    Raises:
+        ValueError: It is none; the text says why.
     """
+    found = check_destination(text)
+    if found.network is not None:
+        raise ValueError("an address has no name that a certificate could prove: write the host's name")
+    if found.subdomains and "." not in found.host:
+        raise ValueError("that is all of a top-level domain: name the hosts")
+    return found if found.port is not None else replace(found, port=HTTPS_PORT)
 
-    host: str
-    below: bool
-    port: int
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`host`, `*.host`, each with `:port` if that is not 443. Raises ValueError, which says what is wrong."""
-        raise NotImplementedError
-
-    def covers(self, host: str, port: int) -> bool:
-        """Whether it names this host, which is in lower case."""
-        if port != self.port:
-            return False
-        return host.endswith(f".{self.host}") if self.below else host == self.host
-
-    def overlaps(self, other: "HostPattern") -> bool:
-        """Whether there is a host that both name."""
-        if self.below and other.below and self.port == other.port:
-            return self.host == other.host or self._is_below(other) or other._is_below(self)
-        return self.covers(other.host, other.port) if self.below else other.covers(self.host, self.port)
-
-    def _is_below(self, other: "HostPattern") -> bool:
-        return self.host.endswith(f".{other.host}")
+def overlap(one: Destination, other: Destination) -> bool:
+    """Whether there is a host that both patterns name."""
+    if one.port != other.port:
+        return False
+    hosts = sorted((one, other), key=lambda pattern: len(pattern.host), reverse=True)
+    longer, shorter = hosts
+    if longer.host == shorter.host:
+        return longer.subdomains == shorter.subdomains
+    return shorter.subdomains and longer.host.endswith(f".{shorter.host}")
 
 
 # ---- What ----
@@ -133,7 +124,7 @@ def header_of(credential: credential_pb2.Credential, value: str) -> tuple[str, s
         case "header":
             return credential.header.name, value
         case "git":
-            return "Authorization", _basic(credential.git.username or GIT_USERNAME, value)
+            return "Authorization", _basic(credential.git.username or _GIT_USERNAME, value)
         case _:
             return "Authorization", _basic(credential.basic.username, value)
 

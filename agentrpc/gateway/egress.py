@@ -13,9 +13,8 @@ import asyncio
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import structlog
 from prometheus_client import Gauge
@@ -25,7 +24,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway import egress_socks
 from agentrpc.gateway.egress_dial import CONNECTIONS, Access, Book, Dialer, Lookups, Refusal, Route
 from agentrpc.gateway.egress_http import HttpClient
-from agentrpc.gateway.tunnel import Stream, abort, tunnel
+from agentrpc.gateway.tunnel import Stream, abort, linger, tunnel
 from agentrpc.services.addresses import any_addresses
 from agentrpc.turns import Turns
 
@@ -36,13 +35,24 @@ log = structlog.get_logger()
 OPEN = Gauge("agentrpc_egress_open_connections", "Connections of agents that are open now.")
 
 Relay: TypeAlias = Callable[[Stream, Route], Awaitable[None]]
-Intercept: TypeAlias = Callable[[str, int], Relay | None]
+
+
+class Intercept(Protocol):
+    """What takes connections over, such as one that ends TLS."""
+
+    async def relay(self, host: str, port: int) -> Relay | None:
+        """What moves the bytes of a tunnel, in place of the proxy, and counts them on `route.tally`. None: the proxy.
+
+        Raises OSError: the tunnel ends.
+        """
+
+    async def check_plain(self, host: str) -> None:
+        """Raise Refusal for a host to which no plain HTTP is passed on."""
+
 
 # Of a connection: two sockets, a second try to connect.
 _DESCRIPTORS = 4
 _MOST_OF_A_SESSION = 256
-_LINGER_SECONDS = 2.0
-_LINGER_BYTES = 4 * 1024 * 1024
 _NO_DESCRIPTORS_SECONDS = 0.2
 
 
@@ -85,8 +95,7 @@ class EgressProxy:
         policy: What it may reach.
         report: Called at the first connection to each new host and port that is allowed, and that is denied.
         share: Of all sessions of the worker.
-        intercept: Asked before a tunnel to a host and port is opened; what it returns moves the bytes in place of the
-            proxy (and counts them on `route.tally`), such as one that ends TLS.
+        intercept: Asked about each tunnel and each request.
         waits: How long nothing may happen.
     """
 
@@ -178,14 +187,21 @@ class EgressProxy:
                     await self._http(client)
             except Refusal as refusal:
                 CONNECTIONS.labels(_OUTCOMES.get(refusal.status, "NOT_UNDERSTOOD")).inc()
-                await _linger(client.sock)
+                await linger(client.sock)
         except (EOFError, TimeoutError):
             pass
         except OSError:
             abort(client.sock)
 
     async def _http(self, client: Stream) -> None:
-        await HttpClient(client, self._dialer, self._tunnel, head=self._waits.head, idle=self._waits.exchange).serve()
+        waits = self._waits
+        await HttpClient(
+            client, self._dialer, self._tunnel, self._check_plain, head=waits.head, idle=waits.exchange
+        ).serve()
+
+    async def _check_plain(self, host: str) -> None:
+        if self._intercept is not None:
+            await self._intercept.check_plain(host)
 
     async def _socks(self, client: Stream) -> None:
         async with asyncio.timeout(self._waits.head):
@@ -197,7 +213,7 @@ class EgressProxy:
             route.stream.sock.close()
 
     async def _tunnel(self, client: Stream, route: Route) -> None:
-        relay = self._intercept(route.host, route.port) if self._intercept is not None else None
+        relay = await self._intercept.relay(route.host, route.port) if self._intercept is not None else None
         if relay is not None:
             await relay(client, route)
             return
@@ -209,14 +225,3 @@ class EgressProxy:
 
 
 _OUTCOMES = {403: "DENIED", 502: "UNREACHABLE", 504: "UNREACHABLE"}
-
-
-async def _linger(sock: socket.socket) -> None:
-    """Let a client read its answer before the connection is closed: unread bytes would make that a reset."""
-    loop = asyncio.get_running_loop()
-    left = _LINGER_BYTES
-    with suppress(OSError, TimeoutError):
-        sock.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(_LINGER_SECONDS):
-            while left > 0 and (data := await loop.sock_recv(sock, 64 * 1024)):
-                left -= len(data)

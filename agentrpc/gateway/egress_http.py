@@ -17,9 +17,9 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway.egress_dial import Dialer, Refusal, Route
 from agentrpc.gateway.tunnel import Stream, abort
 
-__all__ = ["HttpClient"]
+__all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "response_headers"]
 
-_MAX_HEAD = 64 * 1024
+MAX_HEAD = 64 * 1024
 _URL = re.compile(r"(?i:http)://(?P<authority>[^/?]*)(?P<path>[^#]*)")
 # What belongs to one connection (RFC 9110, section 7.6.1), and what `h11` writes anew.
 _HOP = {
@@ -38,6 +38,7 @@ class HttpClient:
         client: The connection.
         dialer: Makes connections for it.
         tunnel: Moves the bytes after a CONNECT.
+        refuse: Raises Refusal for a host that plain HTTP is not passed on to.
         head: Seconds in which a request's head has to come.
         idle: Seconds without a byte after which a request ends.
     """
@@ -47,6 +48,7 @@ class HttpClient:
         client: Stream,
         dialer: Dialer,
         tunnel: Callable[[Stream, Route], Awaitable[None]],
+        refuse: Callable[[str], Awaitable[None]],
         *,
         head: float,
         idle: float,
@@ -54,9 +56,10 @@ class HttpClient:
         self._client = client
         self._dialer = dialer
         self._tunnel = tunnel
+        self._refuse = refuse
         self._head = head
         self._idle = idle
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._method = b""
 
     async def serve(self) -> None:
@@ -104,7 +107,7 @@ class HttpClient:
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
                 raise Refusal(
-                    431, "Headers Too Large", f"The head of a request may have at most {_MAX_HEAD} bytes."
+                    431, "Headers Too Large", f"The head of a request may have at most {MAX_HEAD} bytes."
                 ) from None
             hint = f"That is no request of HTTP/1.1 that this proxy understands: {error}."
             raise Refusal(400, "Bad Request", hint[:300]) from None
@@ -131,6 +134,7 @@ class HttpClient:
                 "This is a proxy: ask with CONNECT host:port, or with a whole URL of http:// that has no #.",
             )
         host, port = _authority(url["authority"].encode(), 80)
+        await self._refuse(host)
         headers = _request_headers(request, host, port)
         route = await self._dialer.connect(host, port)
         try:
@@ -172,7 +176,7 @@ class _Exchange:
         self._client = client
         self._route = route
         self._idle = idle
-        self._upstream = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        self._upstream = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         self._began = False
 
     async def run(self, request: h11.Request, body: Callable[[], Awaitable[h11.Event]]) -> bool:
@@ -233,10 +237,10 @@ class _Exchange:
         if isinstance(event, h11.InformationalResponse):
             if self._http.their_http_version == b"1.0":
                 return
-            event = h11.InformationalResponse(status_code=event.status_code, headers=_response_headers(event))
+            event = h11.InformationalResponse(status_code=event.status_code, headers=response_headers(event))
         elif isinstance(event, h11.Response):
             self._began = True
-            event = h11.Response(status_code=event.status_code, headers=_response_headers(event), reason=event.reason)
+            event = h11.Response(status_code=event.status_code, headers=response_headers(event), reason=event.reason)
         elif isinstance(event, h11.EndOfMessage):
             event = h11.EndOfMessage()
         await self._client.write(self._http.send(event) or b"")
@@ -282,19 +286,19 @@ def _request_headers(request: h11.Request, host: str, port: int) -> _Headers:
         raise Refusal(400, "Bad Request", "A request has a length or is chunked, and not both.")
     authority = f"[{host}]" if ":" in host else host
     headers = [(b"Host", (authority if port == 80 else f"{authority}:{port}").encode())]
-    headers += _end_to_end(request, {b"host"})
+    headers += end_to_end(request, {b"host"})
     if chunked:
         headers.append((b"Transfer-Encoding", b"chunked"))
     return [*headers, (b"Connection", b"close")]
 
 
-def _response_headers(response: h11.Response | h11.InformationalResponse) -> _Headers:
+def response_headers(response: h11.Response | h11.InformationalResponse) -> _Headers:
     """What goes to the client; `h11` adds how the body ends for its version of HTTP."""
     chunked = any(name == b"transfer-encoding" for name, _ in response.headers)
-    return _end_to_end(response, {b"content-length"} if chunked else set())
+    return end_to_end(response, {b"content-length"} if chunked else set())
 
 
-def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse, but: set[bytes]) -> _Headers:
+def end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse, but: set[bytes]) -> _Headers:
     """The headers that are not for one connection alone, without some others, written as they came."""
     dropped = _HOP | but
     for name, value in message.headers:

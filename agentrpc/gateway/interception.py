@@ -1,18 +1,18 @@
 """Adds credentials to requests on their way out of a sandbox.
 
-For a host that a credential of the session names, and for no other, the egress proxy ends TLS with a certificate of this
-deployment's own authority, reads HTTP/1.1, and writes each request anew: the header of the credential takes the place
-of the agent's own. It goes over TLS, verified for that very host, to the address that the proxy has judged, and nowhere
-else: what names another host is refused, and redirects are the agent's to follow. Answers pass as they come; what stands
-in them of the secret is masked. docs/credentials.md says what that cannot keep.
+For a host that a credential of the session names, and for no other, the egress proxy ends TLS with a certificate of
+this deployment's own authority, reads HTTP/1.1, and writes each request anew: the header of the credential takes the
+place of the agent's own. It goes over TLS, verified for that very host, to the address that the proxy has judged, and
+nowhere else: what names another host is refused, and redirects are the agent's to follow. Answers pass as they come;
+what stands in them of the secret is masked. docs/credentials.md says what that cannot keep.
 """
 
 import asyncio
-import contextlib
 import os
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,29 +21,27 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.domain.credentials import HTTPS_PORT, Mask
+from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
+from agentrpc.gateway.egress_dial import Refusal, Route
+from agentrpc.gateway.egress_http import MAX_HEAD, end_to_end, response_headers
 from agentrpc.gateway.tls import TlsStream
+from agentrpc.gateway.tunnel import Stream, linger
 from agentrpc.services.certificate_authority import LEAF_LIFE, CertificateAuthority
 from agentrpc.services.session_credentials import Injection, SessionCredentials
 
-__all__ = ["Interceptor", "ServerContexts", "Streams"]
+__all__ = ["Interceptor", "ServerContexts"]
 
 log = structlog.get_logger()
 
-Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-_MAX_HEAD = 64 * 1024
 _MAX_CONTEXTS = 256
 _HANDSHAKE_SECONDS = 15.0
-# Between two requests, and within one.
+# Between two requests, within one, and in another protocol.
 _IDLE_SECONDS = 120.0
 _STALL_SECONDS = 600.0
-# What belongs to one connection (RFC 9110, section 7.6.1), and what is made anew here.
-_HOP_BY_HOP = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
-    b"upgrade",
-})  # fmt: skip
+_RELAY_SECONDS = 3600.0
 # TRACE has the server send back what it was sent; CONNECT and PRI are for proxies and for HTTP/2.
 _REFUSED_METHODS = frozenset({b"TRACE", b"TRACK", b"CONNECT", b"PRI"})
 
@@ -88,20 +86,12 @@ def _server_context(host: str, certificate: bytes) -> ssl.SSLContext:
     return context
 
 
-class _Refused(Exception):
-    """A request that is answered here. The message is for the agent."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class _Peer:
     """One side of a tunnel: what HTTP/1.1 says, over TLS."""
 
     def __init__(self, stream: TlsStream, role: type[h11.CLIENT] | type[h11.SERVER]) -> None:
         self.stream = stream
-        self.http = h11.Connection(role, max_incomplete_event_size=_MAX_HEAD)
+        self.http = h11.Connection(role, max_incomplete_event_size=MAX_HEAD)
 
     async def event(self, patience: float) -> Any:  # noqa: ANN401 - h11 has no common type of its events
         """The next event. Raises h11.RemoteProtocolError, OSError, TimeoutError."""
@@ -111,9 +101,8 @@ class _Peer:
         return event
 
     async def send(self, *events: h11.Event) -> None:
-        """Send events. Raises h11.LocalProtocolError, OSError."""
-        if data := b"".join(self.http.send(event) or b"" for event in events):
-            await self.stream.write(data)
+        """Send events. Raises OSError."""
+        await self.stream.write(b"".join(self.http.send(event) or b"" for event in events))
 
     @property
     def done(self) -> bool:
@@ -123,7 +112,7 @@ class _Peer:
 
 @dataclass(frozen=True, slots=True)
 class Interceptor:
-    """Takes over connections of one session's process.
+    """Takes over connections of one session's process: an `egress.Intercept`.
 
     Attributes:
         credentials: What it may use.
@@ -135,85 +124,102 @@ class Interceptor:
     contexts: ServerContexts
     upstream: ssl.SSLContext
 
-    async def covers(self, host: str, port: int) -> bool:
-        """Whether a connection to this host, in lower case, is to be taken over. Raises StoreUnavailable."""
-        return await self.credentials.covers(host, port)
+    async def relay(self, host: str, port: int) -> "Callable[[Stream, Route], Any] | None":
+        """What carries a connection to a host that a credential is for. Raises OSError when nobody can tell."""
+        try:
+            return self._carry if await self.credentials.covers(host, port) else None
+        except AgentRpcError as error:
+            raise ConnectionAbortedError(error.reason) from None
 
-    async def run(
-        self, host: str, port: int, agent: Streams, server: Streams, on_use: Callable[[str], None] = lambda _: None
-    ) -> None:
-        """Carry a connection to its end. Closing the streams is the caller's.
+    async def check_plain(self, host: str) -> None:
+        """Refuse plain HTTP to a host that a credential is for. Raises Refusal."""
+        try:
+            covered = await self.credentials.covers(host)
+        except AgentRpcError:
+            raise _UNREADABLE from None
+        if covered:
+            raise Refusal(
+                403,
+                "Credentials Go Over HTTPS Only",
+                f"{host} is a host to which a credential of this session is added, and that is done over https only: "
+                f"ask for https://{host}.",
+            )
 
-        Args:
-            host: Where the agent has asked to go, in lower case.
-            port: And the port.
-            agent: The connection of the agent, at the first byte of its TLS.
-            server: One to an address of that host which may be reached.
-            on_use: Told the name of each credential that was added to a request.
-        """
-        client = TlsStream(*agent, self.contexts.of(host), server_side=True)
-        upstream = TlsStream(*server, self.upstream, server_hostname=host)
-        with contextlib.suppress(OSError, TimeoutError, h11.ProtocolError):
+    async def _carry(self, agent: Stream, route: Route) -> None:
+        client = TlsStream(agent, self.contexts.of(route.host), server_side=True)
+        server = TlsStream(route.stream, self.upstream, server_hostname=route.host)
+        try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 await client.handshake()
-            tunnel = _Tunnel(self.credentials, host, port, client, upstream, on_use)
-            try:
-                async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                    await upstream.handshake()
-            except (OSError, TimeoutError) as error:
-                log.warning("upstream_tls_failed", host=host, port=port, error=type(error).__name__)
-                reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else "no TLS"
-                await tunnel.refuse(_Refused(502, f"{host}:{port} cannot be reached safely: {reason}"))
-            else:
-                await tunnel.carry()
+            await _Tunnel(self.credentials, route, client, server).carry()
             await client.end()
+            await linger(agent.sock)
+        except h11.ProtocolError:
+            # Of the server in the middle of an answer: it ends without having been ended.
+            log.info("answer_broken", host=route.host, port=route.port)
+        finally:
+            route.tally.sent += server.sent
+            route.tally.received += server.received
+            await client.close()
+            await server.close()
+
+
+_UNREADABLE = Refusal(503, "Credential Not Readable", "The credential for this host cannot be read now: try later.")
 
 
 class _Tunnel:
-    """One connection that was taken over."""
+    """One connection that was taken over.
 
-    def __init__(
-        self,
-        credentials: SessionCredentials,
-        host: str,
-        port: int,
-        client: TlsStream,
-        upstream: TlsStream,
-        on_use: Callable[[str], None],
-    ) -> None:
+    Args:
+        credentials: What the session may use.
+        route: Where it goes.
+        client: The agent, with whom TLS has begun.
+        server: The server, with whom it has not.
+    """
+
+    def __init__(self, credentials: SessionCredentials, route: Route, client: TlsStream, server: TlsStream) -> None:
         self._credentials = credentials
-        self._host = host
-        self._port = port
+        self._host = route.host
+        self._port = route.port
+        self._on_credential = route.on_credential
         self._client = _Peer(client, h11.SERVER)
-        self._server = _Peer(upstream, h11.CLIENT)
-        self._on_use = on_use
-
-    @property
-    def _authority(self) -> str:
-        return self._host if self._port == HTTPS_PORT else f"{self._host}:{self._port}"
+        self._server = _Peer(server, h11.CLIENT)
+        # As a Host header names it.
+        self._place = self._host if self._port == HTTPS_PORT else f"{self._host}:{self._port}"
 
     async def carry(self) -> None:
-        """Exchange after exchange, for as long as both sides go on."""
+        """Exchange after exchange, for as long as both sides go on. Raises OSError, TimeoutError, h11.ProtocolError."""
         try:
+            await self._reach()
             while await self._exchange():
                 self._client.http.start_next_cycle()
                 self._server.http.start_next_cycle()
-        except _Refused as refused:
-            await self.refuse(refused)
+        except Refusal as refusal:
+            await self._refuse(refusal)
 
-    async def refuse(self, refused: _Refused) -> None:
+    async def _reach(self) -> None:
+        """Begin TLS with the server. Raises Refusal, which is shown to the agent as an answer."""
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await self._server.stream.handshake()
+        except ssl.SSLCertVerificationError as error:
+            why = f"{self._place} has no certificate that is good for it: {error.verify_message}."
+            raise Refusal(502, "Bad Certificate", why) from None
+        except (OSError, TimeoutError):
+            raise Refusal(502, "No TLS", f"{self._place} does not speak TLS, or has broken it off.") from None
+
+    async def _refuse(self, refusal: Refusal) -> None:
         """Answer the agent, if it is not being answered already; nothing more is taken from it."""
         if self._client.http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            return
-        body = f"agentrpc: {refused}\n".encode()
+            raise ConnectionAbortedError
+        body = f"{refusal.text}\n".encode()
         headers = [
-            ("content-type", "text/plain; charset=utf-8"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
         ]
-        await self._client.send(
-            h11.Response(status_code=refused.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()
-        )
+        response = h11.Response(status_code=refusal.status, headers=headers, reason=refusal.summary.encode())
+        await self._client.send(response, h11.Data(data=body), h11.EndOfMessage())
 
     async def _exchange(self) -> bool:
         """One request and its answer; whether another may follow."""
@@ -223,26 +229,25 @@ class _Tunnel:
         injection = await self._admit(request)
         mask = Mask(injection.secrets)
         await self._server.send(self._outward(request, injection))
-        taking = asyncio.create_task(self._take_body())
-        answering = asyncio.create_task(self._answer(request, mask))
+        taking = asyncio.create_task(self._take_body(), name="take-body")
+        answering = asyncio.create_task(self._answer(request, mask), name="answer")
         try:
             await asyncio.wait({taking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 taking.result()
             switched = await answering
         finally:
-            taking.cancel()
-            answering.cancel()
-            await asyncio.gather(taking, answering, return_exceptions=True)
+            await end_tasks([taking, answering])
         if switched:
             await self._relay(mask)
+            return False
         return self._client.done and self._server.done
 
     async def _next_request(self) -> h11.Request | None:
-        """The next request of the agent; None: there will be none, of either side's will."""
-        event = asyncio.create_task(self._client.event(_IDLE_SECONDS))
-        # A server that ends an idle connection ends that of the agent, which then knows that it has to make a new one.
-        silence = asyncio.create_task(self._server.stream.read())
+        """The next request of the agent; None: there will be none, by the will of either side."""
+        event = asyncio.create_task(self._client.event(_IDLE_SECONDS), name="next-request")
+        # A server that ends an idle connection ends that of the agent too, which then makes another.
+        silence = asyncio.create_task(self._server.stream.read(), name="silence")
         try:
             await asyncio.wait({event, silence}, return_when=asyncio.FIRST_COMPLETED)
             if silence.done() or not event.done():
@@ -250,35 +255,38 @@ class _Tunnel:
             request = event.result()
             return request if isinstance(request, h11.Request) else None
         except h11.RemoteProtocolError as error:
-            raise _Refused(error.error_status_hint, f"this is not a request of HTTP/1.1: {error}") from None
+            raise Refusal(
+                error.error_status_hint, "Bad Request", f"That is no request of HTTP/1.1: {error}."[:300]
+            ) from None
         finally:
-            event.cancel()
-            silence.cancel()
-            await asyncio.gather(event, silence, return_exceptions=True)
+            await end_tasks([event, silence])
 
     # ---- Requests ----
 
     async def _admit(self, request: h11.Request) -> Injection:
-        """Judge a request, and find what is to be added to it. Raises _Refused."""
+        """Judge a request, and find what is to be added to it. Raises Refusal."""
         if request.http_version not in {b"1.0", b"1.1"}:
-            raise _Refused(505, "only HTTP/1.1 is spoken here")
+            raise Refusal(505, "HTTP/1.1 Only", "Only HTTP/1.1 is spoken to hosts that have a credential.")
         if request.method in _REFUSED_METHODS:
-            raise _Refused(405, f"{request.method.decode()} does not go together with credentials")
+            method = request.method.decode()
+            raise Refusal(405, "Method Not Allowed", f"{method} is not passed on to hosts that have a credential.")
         headers = dict(request.headers)
         own_form = request.target.startswith(b"/") or (request.method == b"OPTIONS" and request.target == b"*")
-        named = headers.get(b"host", self._authority.encode()).lower()
-        if not own_form or named not in {self._authority.encode(), f"{self._host}:{self._port}".encode()}:
-            raise _Refused(421, f"this connection is for {self._authority}, and the request for another host")
+        named = headers.get(b"host", self._place.encode()).lower()
+        if not own_form or named not in {self._place.encode(), f"{self._host}:{self._port}".encode()}:
+            told = f"This connection is for {self._place}, and the request names another host: make one for that."
+            raise Refusal(421, "Misdirected Request", told)
         if b"transfer-encoding" in headers and (b"content-length" in headers or request.http_version == b"1.0"):
-            raise _Refused(400, "nobody can tell how long the body of this request is")
+            raise Refusal(400, "Bad Request", "A request has a length or is chunked, and not both.")
         try:
             injection = await self._credentials.take(self._host, self._port)
         except AgentRpcError as error:
             log.warning("credential_not_added", host=self._host, reason=error.reason)
-            raise _Refused(503, "the credential for this host cannot be read now") from None
+            raise _UNREADABLE from None
         if injection is None:
-            raise _Refused(403, f"the session has no credential for {self._authority} any more: connect again")
-        self._on_use(injection.credential)
+            told = f"This session has no credential for {self._place} any more: connect again, and go without."
+            raise Refusal(403, "Credential Gone", told)
+        self._on_credential(injection.credential)
         return injection
 
     def _outward(self, request: h11.Request, injection: Injection) -> h11.Request:
@@ -286,9 +294,11 @@ class _Tunnel:
         name, value = (text.encode() for text in injection.header)
         # Servers that hand headers on as variables take `X_Key` for `X-Key`.
         replaced = {_folded(name), b"host", b"accept-encoding"}
-        kept = [(key, text) for key, text in _end_to_end(request) if _folded(key) not in replaced]
+        kept = [(key, text) for key, text in end_to_end(request, set()) if _folded(key) not in replaced]
         # What is packed cannot be looked through.
-        fresh = [(b"Host", self._authority.encode()), (name, value), (b"Accept-Encoding", b"identity")]
+        fresh = [(b"Host", self._place.encode()), (name, value), (b"Accept-Encoding", b"identity")]
+        if b"chunked" in _tokens(request, b"transfer-encoding"):
+            fresh.append((b"Transfer-Encoding", b"chunked"))
         if b"websocket" in _tokens(request, b"upgrade") and b"upgrade" in _tokens(request, b"connection"):
             fresh += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
         return h11.Request(method=request.method, target=request.target, headers=[*fresh, *kept])
@@ -297,7 +307,7 @@ class _Tunnel:
         """Pass the body on, and see then whether the agent waits for its answer.
 
         Raises:
-            _Refused: This is no body.
+            Refusal: This is no body.
             OSError: The agent has gone.
         """
         client = self._client
@@ -306,16 +316,18 @@ class _Tunnel:
                 if not isinstance(event, h11.Data):
                     raise ConnectionResetError("the agent has gone in the middle of a request")
                 # A server that has heard enough answers and closes: what it has said counts.
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     await self._server.send(h11.Data(data=bytes(event.data)))
         except h11.RemoteProtocolError as error:
-            raise _Refused(error.error_status_hint, f"this is not a body of HTTP/1.1: {error}") from None
-        with contextlib.suppress(OSError):
+            raise Refusal(
+                error.error_status_hint, "Bad Request", f"That is no body of HTTP/1.1: {error}."[:300]
+            ) from None
+        with suppress(OSError):
             await self._server.send(h11.EndOfMessage())
         data = await client.stream.read()
         if not data:
             raise ConnectionResetError("the agent has gone")
-        # What it asks next is taken up when it is answered.
+        # What it asks next is taken up when this is answered.
         client.http.receive_data(data)
 
     # ---- Answers ----
@@ -329,17 +341,16 @@ class _Tunnel:
                 if isinstance(event, h11.InformationalResponse):
                     switched = event.status_code == 101
                     if request.http_version == b"1.1":
-                        headers = _masked(event.headers.raw_items() if switched else [], mask)
+                        headers = _masked(event.headers.raw_items() if switched else response_headers(event), mask)
                         await client.send(h11.InformationalResponse(status_code=event.status_code, headers=headers))
                     if switched:
                         return True
                 elif isinstance(event, h11.Response):
-                    headers = _masked(_end_to_end(event), mask)
+                    headers = _masked(response_headers(event), mask)
                     if event.http_version == b"1.0" or b"close" in _tokens(event, b"connection"):
                         headers.append((b"Connection", b"close"))
-                    await client.send(
-                        h11.Response(status_code=event.status_code, headers=headers, reason=mask.whole(event.reason))
-                    )
+                    reason = mask.whole(event.reason)
+                    await client.send(h11.Response(status_code=event.status_code, headers=headers, reason=reason))
                 elif isinstance(event, h11.Data):
                     if piece := mask.feed(bytes(event.data)):
                         await client.send(h11.Data(data=piece))
@@ -348,31 +359,30 @@ class _Tunnel:
                     return False
                 else:
                     raise ConnectionResetError("the server has gone in the middle of an answer")
-        except h11.RemoteProtocolError:
-            raise _Refused(502, f"{self._authority} has answered what is not HTTP/1.1") from None
+        except h11.RemoteProtocolError as error:
+            told = f"{self._place} has not answered in HTTP/1.1: {error}."[:300]
+            raise Refusal(502, "Bad Answer", mask.whole(told.encode()).decode(errors="replace")) from None
 
     async def _relay(self, mask: Mask) -> None:
-        """Pass on what both sides say in a protocol that is not looked into: nothing is added to it any more."""
-        ways = [
-            asyncio.create_task(_pass_on(self._client, self._server, lambda data: data)),
-            asyncio.create_task(_pass_on(self._server, self._client, mask.whole)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+        """Pass on what both sides say in a protocol that is not looked into: nothing is added to it."""
+        async with asyncio.timeout(_RELAY_SECONDS) as limit:
 
+            async def pass_on(source: _Peer, target: _Peer, change: Callable[[bytes], bytes]) -> None:
+                data, _ = source.http.trailing_data
+                while True:
+                    await target.stream.write(change(data))
+                    if not (data := await source.stream.read()):
+                        return
+                    limit.reschedule(asyncio.get_running_loop().time() + _RELAY_SECONDS)
 
-async def _pass_on(source: _Peer, target: _Peer, change: Callable[[bytes], bytes]) -> None:
-    data, _ = source.http.trailing_data
-    while True:
-        if data:
-            await target.stream.write(change(data))
-        data = await source.stream.read()
-        if not data:
-            return
+            ways = [
+                asyncio.create_task(pass_on(self._client, self._server, lambda data: data), name="relay-out"),
+                asyncio.create_task(pass_on(self._server, self._client, mask.whole), name="relay-in"),
+            ]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await end_tasks(ways)
 
 
 def _folded(name: bytes) -> bytes:
@@ -382,15 +392,6 @@ def _folded(name: bytes) -> bytes:
 def _tokens(message: h11.Request | h11.Response, name: bytes) -> set[bytes]:
     """The words of a header that is a list, in lower case."""
     return {word.strip().lower() for key, value in message.headers if key == name for word in value.split(b",")}
-
-
-def _end_to_end(message: h11.Request | h11.Response) -> _Headers:
-    """Headers that are not only for one connection; how long the body is they say in one way at most."""
-    framing = {b"content-length", b"transfer-encoding"}
-    dropped = _HOP_BY_HOP | (_tokens(message, b"connection") - framing)
-    if isinstance(message, h11.Response) and _tokens(message, b"transfer-encoding"):
-        dropped |= framing
-    return [(raw, value) for raw, value in message.headers.raw_items() if raw.lower() not in dropped]
 
 
 def _masked(headers: _Headers, mask: Mask) -> _Headers:

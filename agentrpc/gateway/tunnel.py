@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["Stream", "Tally", "abort", "tunnel"]
+__all__ = ["Stream", "Tally", "abort", "linger", "tunnel"]
 
 _PIECE = 256 * 1024
 _READ = 64 * 1024
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 4 * 1024 * 1024
 # SO_LINGER with no time: closing sends a reset, so that the other side sees a broken stream and not an end.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -76,6 +78,17 @@ def abort(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.close()
+
+
+async def linger(sock: socket.socket) -> None:
+    """Let a client read its answer before the connection is closed: unread bytes would make that a reset."""
+    loop = asyncio.get_running_loop()
+    left = _LINGER_BYTES
+    with suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0 and (data := await loop.sock_recv(sock, 64 * 1024)):
+                left -= len(data)
 
 
 async def tunnel(client: Stream, server: Stream, tally: Tally, *, idle: float) -> None:

@@ -1,7 +1,7 @@
 """The certificate authority of a deployment, by whose certificates the egress proxy ends TLS for named hosts.
 
 Made once, by whichever worker needs it first, and kept sealed in the store, so that all have the same. Only sandboxes
-trust it, and only those of sessions with credentials. It has no name constraints: which hosts there will be nobody knows
+trust it, and only those of sessions with credentials. It has no name constraints: nobody knows which hosts there will be
 when it is made, and whoever has its key sits between these sandboxes and the network already.
 """
 
@@ -81,9 +81,9 @@ async def load_authority(database: Database, box: SecretBox) -> CertificateAutho
         certificate, key = _make()
         async with database.transaction() as tx:
             row = await keep_authority(tx, certificate, box.seal(key, _PLACE))
-    key = serialization.load_der_private_key(box.open(row.key, _PLACE), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return CertificateAuthority(x509.load_der_x509_certificate(row.certificate), key)
+    private = serialization.load_der_private_key(box.open(row.key, _PLACE), password=None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return CertificateAuthority(x509.load_der_x509_certificate(row.certificate), private)
 
 
 def _make() -> tuple[bytes, bytes]:
@@ -121,9 +121,7 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
+def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         key_cert_sign=key_cert_sign,

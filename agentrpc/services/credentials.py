@@ -7,7 +7,8 @@ import hmac
 from uuid import UUID
 
 from agentrpc import clock
-from agentrpc.domain.credentials import KINDS, HostPattern, check_value, secret_field, without_value
+from agentrpc.domain.credentials import KINDS, check_value, read_host_pattern, secret_field, without_value
+from agentrpc.domain.network import check_destination
 from agentrpc.domain.principal import Principal, Role
 from agentrpc.errors import InvalidArgument, ResourceExhausted
 from agentrpc.names import credential_name, parse_credential, parse_user, user_name
@@ -197,7 +198,7 @@ def _check(credential: credential_pb2.Credential, value: str) -> None:
     faults.check(1 <= len(hosts) <= _MAX_HOSTS, "credential.hosts", f"must have 1 to {_MAX_HOSTS} entries")
     for at, host in enumerate(hosts[:_MAX_HOSTS]):
         try:
-            HostPattern.parse(host)
+            read_host_pattern(host)
         except ValueError as error:
             faults.add(f"credential.hosts[{at}]", f"{host[:80]!r}: {error}")
     for field, description in check_value(credential, value):
@@ -208,7 +209,7 @@ def _check(credential: credential_pb2.Credential, value: str) -> None:
 def _set(row: CredentialRow, wanted: credential_pb2.Credential) -> None:
     """Put what callers set into a row, but the value."""
     row.display_name, row.description = wanted.display_name, wanted.description
-    row.shared, row.hosts = wanted.shared, list(wanted.hosts)
+    row.shared, row.hosts = wanted.shared, [str(check_destination(host)) for host in wanted.hosts]
     row.kind = without_value(wanted).SerializeToString(deterministic=True)
 
 

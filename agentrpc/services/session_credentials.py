@@ -1,4 +1,4 @@
-"""Credentials in the options of sessions, agents and tasks: checked when stored, when a process starts, and at each use.
+"""Credentials in options of sessions, agents and tasks: checked when stored, when a process starts, and at each use.
 
 What decides is the store at that moment: whether the session is this worker's, whether its owner may still use the
 credential, what its hosts and its value are. Nothing is kept between two requests.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from agentrpc.domain.credentials import HostPattern, header_of, secrets_of
+from agentrpc.domain.credentials import header_of, overlap, read_host_pattern, secrets_of
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, NotFound
 from agentrpc.names import credential_name, parse_credential
@@ -36,7 +36,7 @@ async def check_credentials(
         InvalidArgument: FIELD_INVALID: one is not there, or not his to use, or two name the same host.
     """
     faults = Faults()
-    known: list[tuple[str, HostPattern]] = []
+    known = []
     for at, name in enumerate(options.credentials):
         where = f"{path}.credentials[{at}]"
         try:
@@ -44,8 +44,8 @@ async def check_credentials(
         except NotFound as error:
             faults.add(where, error.message)
             continue
-        patterns = [HostPattern.parse(host) for host in row.hosts]
-        others = [other for other, host in known if any(host.overlaps(pattern) for pattern in patterns)]
+        patterns = [read_host_pattern(host) for host in row.hosts]
+        others = [other for other, host in known if any(overlap(host, pattern) for pattern in patterns)]
         if others:
             faults.add(where, f"{name} and {others[0]} are for the same host: name one of them")
         known += [(name, pattern) for pattern in patterns]
@@ -94,14 +94,14 @@ class SessionCredentials:
         for wanted in self._wanted:
             if wanted not in usable:
                 raise FailedPrecondition(
-                    f"the session names {credential_name(wanted)}, which was deleted or is not shared with its owner any "
-                    "more: change the session's credentials",
+                    f"the session names {credential_name(wanted)}, which was deleted or is not shared with its owner "
+                    "any more: change the session's credentials",
                     reason="NOT_FOUND",
                 )
             self._value(usable[wanted])
 
-    async def covers(self, host: str, port: int) -> bool:
-        """Whether one of them is for this host. Raises StoreUnavailable."""
+    async def covers(self, host: str, port: int | None = None) -> bool:
+        """Whether one of them is for this host, at this port or at any. Raises StoreUnavailable."""
         return await self._find(host, port) is not None
 
     async def take(self, host: str, port: int) -> Injection | None:
@@ -120,12 +120,13 @@ class SessionCredentials:
         header = header_of(credential_pb2.Credential.FromString(found.kind), value)
         return Injection(credential_name(found.id), header, secrets_of(header[1], value))
 
-    async def _find(self, host: str, port: int) -> UsableCredential | None:
+    async def _find(self, host: str, port: int | None) -> UsableCredential | None:
         usable = await self._usable()
         # Its owner may have given one a host of another since: the first that is named has it.
         for wanted in self._wanted:
             found = usable.get(wanted)
-            if found is not None and any(HostPattern.parse(text).covers(host, port) for text in found.hosts):
+            patterns = [] if found is None else map(read_host_pattern, found.hosts)
+            if any(pattern.fits(host, port or pattern.port or 0) for pattern in patterns):
                 return found
         return None
 

@@ -186,7 +186,7 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
     faults.check(len(set(names)) == len(names), f"{path}.credentials", "names one twice")
     for name in names:
         good = bool(CREDENTIAL.fullmatch(name))
-        faults.check(good, f"{path}.credentials", f"must be names such as credentials/{{credential}}, not {name[:80]!r}")
+        faults.check(good, f"{path}.credentials", f"{name[:80]!r} is not of the form credentials/{{credential}}")
     if options.output_schema_json:
         faults.bytes(f"{path}.output_schema_json", options.output_schema_json, _MAX_SCHEMA)
         json_object(f"{path}.output_schema_json", options.output_schema_json)

@@ -61,6 +61,6 @@ class Vault:
         return self._upstream
 
     async def _trusted(self) -> str:
-        """PEM of all whom the programs in a sandbox with credentials trust: the same, and the deployment's authority."""
+        """PEM of those whom programs in a sandbox with credentials trust: the same, and the deployment's authority."""
         known = map(ssl.DER_cert_to_PEM_cert, self.upstream().get_ca_certs(binary_form=True))
         return "".join([*known, (await self.authority()).pem])
