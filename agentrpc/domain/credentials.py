@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 from agentrpc.domain.network import Destination, check_destination
 from agentrpc.v1 import credential_pb2
@@ -11,10 +12,10 @@ from agentrpc.v1 import credential_pb2
 __all__ = [
     "HTTPS_PORT",
     "KINDS",
+    "HostIndex",
     "Mask",
     "check_value",
     "header_of",
-    "overlap",
     "read_host_pattern",
     "secret_field",
     "secrets_of",
@@ -42,6 +43,7 @@ _MIN_MASKED = 8
 # ---- Where ----
 
 
+@lru_cache(maxsize=4096)
 def read_host_pattern(text: str) -> Destination:
     """`host` or `*.host`, each with `:port`: 443 without one.
 
@@ -56,15 +58,33 @@ def read_host_pattern(text: str) -> Destination:
     return found if found.port is not None else replace(found, port=HTTPS_PORT)
 
 
-def overlap(one: Destination, other: Destination) -> bool:
-    """Whether there is a host that both patterns name."""
-    if one.port != other.port:
-        return False
-    hosts = sorted((one, other), key=lambda pattern: len(pattern.host), reverse=True)
-    longer, shorter = hosts
-    if longer.host == shorter.host:
-        return longer.subdomains == shorter.subdomains
-    return shorter.subdomains and longer.host.endswith(f".{shorter.host}")
+class HostIndex:
+    """Which credential is for which hosts, as far as no two are for the same."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[tuple[str, int | None], str] = {}
+        self._subdomains: dict[tuple[str, int | None], str] = {}
+        # For each name, one that has a host or subdomains somewhere below it.
+        self._below: dict[tuple[str, int | None], str] = {}
+
+    def add(self, credential: str, pattern: Destination) -> str | None:
+        """Note where a credential is added. Another one, if that is for one of these hosts already."""
+        place, parents = (pattern.host, pattern.port), _parents(pattern)
+        others = [self._subdomains.get(parent) for parent in parents]
+        if pattern.subdomains:
+            others += [self._subdomains.get(place), self._below.get(place)]
+            self._subdomains[place] = credential
+        else:
+            others.append(self._hosts.get(place))
+            self._hosts[place] = credential
+        for parent in parents:
+            self._below[parent] = credential
+        return next((other for other in others if other not in {None, credential}), None)
+
+
+def _parents(pattern: Destination) -> list[tuple[str, int | None]]:
+    labels = pattern.host.split(".")
+    return [(".".join(labels[at:]), pattern.port) for at in range(1, len(labels))]
 
 
 # ---- What ----

@@ -1,8 +1,8 @@
 """The certificate authority of a deployment, by whose certificates the egress proxy ends TLS for named hosts.
 
 Made once, by whichever worker needs it first, and kept sealed in the store, so that all have the same. Only sandboxes
-trust it, and only those of sessions with credentials. It has no name constraints: nobody knows which hosts there will be
-when it is made, and whoever has its key sits between these sandboxes and the network already.
+trust it, and only those of sessions with credentials. It has no name constraints: when it is made nobody knows which
+hosts there will be, and whoever has its key sits between these sandboxes and the network already.
 """
 
 from datetime import timedelta

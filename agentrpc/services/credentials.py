@@ -33,7 +33,7 @@ from agentrpc.v1 import credential_pb2, credential_service_pb2
 __all__ = ["Credentials", "load_credential"]
 
 _MAX_CREDENTIALS = 200
-_MAX_HOSTS = 100
+_MAX_HOSTS = 50
 _SETTABLE = ("display_name", "description", "shared", "hosts", *KINDS)
 
 

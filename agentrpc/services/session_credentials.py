@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from agentrpc.domain.credentials import header_of, overlap, read_host_pattern, secrets_of
+from agentrpc.domain.credentials import HostIndex, header_of, read_host_pattern, secrets_of
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, NotFound
 from agentrpc.names import credential_name, parse_credential
@@ -36,7 +36,7 @@ async def check_credentials(
         InvalidArgument: FIELD_INVALID: one is not there, or not his to use, or two name the same host.
     """
     faults = Faults()
-    known = []
+    index = HostIndex()
     for at, name in enumerate(options.credentials):
         where = f"{path}.credentials[{at}]"
         try:
@@ -44,11 +44,10 @@ async def check_credentials(
         except NotFound as error:
             faults.add(where, error.message)
             continue
-        patterns = [read_host_pattern(host) for host in row.hosts]
-        others = [other for other, host in known if any(overlap(host, pattern) for pattern in patterns)]
-        if others:
-            faults.add(where, f"{name} and {others[0]} are for the same host: name one of them")
-        known += [(name, pattern) for pattern in patterns]
+        for host in row.hosts:
+            if (other := index.add(name, read_host_pattern(host))) is not None:
+                faults.add(where, f"{name} and {other} are both for {host}, or a part of it: name one of them")
+                break
     faults.done()
 
 
