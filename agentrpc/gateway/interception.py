@@ -11,7 +11,7 @@ import asyncio
 import os
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -29,11 +29,13 @@ from agentrpc.gateway.tls import TlsStream
 from agentrpc.gateway.tunnel import Stream, linger
 from agentrpc.services.certificate_authority import LEAF_LIFE, CertificateAuthority
 from agentrpc.services.session_credentials import Injection, SessionCredentials
+from agentrpc.services.vault import Vault
 
-__all__ = ["Interceptor", "ServerContexts"]
+__all__ = ["Interceptor", "Interceptors", "ServerContexts"]
 
 log = structlog.get_logger()
 
+Relay: TypeAlias = Callable[[Stream, Route], Awaitable[None]]
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _MAX_CONTEXTS = 256
@@ -124,7 +126,7 @@ class Interceptor:
     contexts: ServerContexts
     upstream: ssl.SSLContext
 
-    async def relay(self, host: str, port: int) -> "Callable[[Stream, Route], Any] | None":
+    async def relay(self, host: str, port: int) -> Relay | None:
         """What carries a connection to a host that a credential is for. Raises OSError when nobody can tell."""
         try:
             return self._carry if await self.credentials.covers(host, port) else None
@@ -162,6 +164,24 @@ class Interceptor:
             route.tally.received += server.received
             await client.close()
             await server.close()
+
+
+class Interceptors:
+    """Makes those of all sessions of a worker.
+
+    Args:
+        vault: The worker's.
+    """
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._contexts: ServerContexts | None = None
+
+    async def of(self, credentials: SessionCredentials) -> Interceptor:
+        """For the process that has these credentials. Raises as `Vault.authority`."""
+        authority = await self._vault.authority()
+        self._contexts = self._contexts or ServerContexts(authority)
+        return Interceptor(credentials, self._contexts, self._vault.upstream())
 
 
 _UNREADABLE = Refusal(503, "Credential Not Readable", "The credential for this host cannot be read now: try later.")

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 # Records have at most 16 KiB: as many at once as have come.
 _READ = 16 * 1024
-_MOST = 256 * 1024
+_MOST = 64 * 1024
 
 
 class TlsStream:
