@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,6 +18,8 @@ from agentrpc.cli import processes
 from agentrpc.cli.main import app
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
+from agentrpc.gateway.egress import EgressProxy, EgressShare
+from agentrpc.gateway.interception import intercepting
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.handover import environment_for, is_private, take_over
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
@@ -111,7 +114,7 @@ class UseCases:
         self.files = Files(database, settings)
         self.archives = Archives(database, settings, doorbell)
         self.mcp_servers = McpServers(database, doorbell, settings)
-        self.mcp_checks = McpChecks(database, settings)
+        self.mcp_checks = McpChecks(database, settings, intercepting(EgressProxy))
         self.credentials = Credentials(database, settings)
         self.webhooks = Webhooks(database, doorbell, settings)
         self.webhook_deliveries = WebhookDeliveries(database, settings)
@@ -218,9 +221,10 @@ async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> N
             betas=settings.agent_betas,
             body_memory=settings.gateway_memory,
         )
+        egress = intercepting(partial(EgressProxy, share=EgressShare(settings.max_processes)))
         jobs = Jobs(process.use_cases.jobs())
         worker = WorkerProcess(
-            settings, process.database, process.bus, isolation, gateway, process.bell.ring, report, jobs
+            settings, process.database, process.bus, isolation, gateway, egress, process.bell.ring, report, jobs
         )
         await worker.start()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stopped.wait())

@@ -7,6 +7,7 @@ and tracebacks.
 import re
 from datetime import timedelta
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -143,6 +144,23 @@ class Settings(BaseSettings):
         default=1024**3, ge=512 * 1024**2, description="Address space that rendering a report may use."
     )
     cli_path: Path | None = Field(default=None, description="Another CLI than the one in the SDK's wheel.")
+
+    # The network of agents.
+    network_mode: Literal["NONE", "LISTED", "PUBLIC"] = Field(
+        default="PUBLIC", description="What agents may reach whose options do not say it: see docs/isolation.md."
+    )
+    network_ceiling: Literal["NONE", "LISTED", "PUBLIC"] = Field(
+        default="PUBLIC", description="The most that options may ask for."
+    )
+    network_denied: tuple[str, ...] = Field(
+        default=(),
+        description="A JSON list of destinations that no agent reaches, such as `*.example.com`, `203.0.113.0/24` or "
+        "`example.com:25`.",
+    )
+    network_private: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description="A JSON list of networks such as `10.1.0.0/16` that agents may reach though they are not public.",
+    )
 
     # The model.
     default_model: str = "claude-sonnet-5"
@@ -305,6 +323,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
+        modes = ("NONE", "LISTED", "PUBLIC")
+        if modes.index(self.network_mode) > modes.index(self.network_ceiling):
+            msg = "network_mode is more than network_ceiling"
+            raise ValueError(msg)
         if (self.tls_cert is None) != (self.tls_key is None):
             msg = "tls_cert and tls_key go together: set both or neither"
             raise ValueError(msg)

@@ -35,6 +35,11 @@ from agentrpc.store.schema import migrate
 _numbers = itertools.count()
 
 
+def pytest_asyncio_loop_factories(item):
+    """The event loops under which a module's tests run: `LOOPS` of the module, where it has them."""
+    return getattr(item.module, "LOOPS", {"asyncio": asyncio.new_event_loop})
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL with a migrated template; TEST_DATABASE_URL names another server."""

@@ -24,6 +24,7 @@ from claude_agent_sdk import (
 from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
+from agentrpc.claude.listeners import Listeners, WaysOut
 from agentrpc.claude.options import agent_environment, agent_options, trust_environment
 from agentrpc.claude.revival import OpenCall
 from agentrpc.claude.tools import Tool, ToolServers
@@ -80,9 +81,10 @@ class AgentSpec:
         resume: Whether there is a transcript to go on from.
         options: The session's options, with the model set.
         paths: The session's folders, made.
-        gateway_url: The model gateway.
+        gateway_url: The model gateway, as the CLI finds it.
         token: The run token for it.
         isolation: How the tree is kept apart.
+        ways_out: Serves what leads out of a fenced tree, until it has ended. None: nothing does.
         gate: Judges every call.
         models: What the CLI is to take for its aliases of models, such as `opus`.
         on_transcript: Gets (subpath, lines); must only enqueue.
@@ -108,6 +110,7 @@ class AgentSpec:
     on_transcript: Callable[[str, list[bytes]], None]
     load_transcript: Callable[[], Awaitable[Sequence[tuple[str, bytes]]]] = _nothing
     on_fault: Callable[[str], None] = lambda _: None
+    ways_out: WaysOut | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     carry: OpenCall | None = None
     mcp_urls: Mapping[str, str] = field(default_factory=dict)
@@ -131,11 +134,13 @@ class AgentProcess:
         channel: Channel,
         gatekeeper: Gatekeeper,
         servers: ToolServers,
+        ways: contextlib.AsyncExitStack,
     ) -> None:
         self._client = client
         self._channel = channel
         self._gatekeeper = gatekeeper
         self._servers = servers
+        self._ways = ways
         self._prompts = 0
         self._stopping: asyncio.Task[StopReceipt] | None = None
 
@@ -156,7 +161,7 @@ class AgentProcess:
         cli = (spec.cli_path or bundled_cli()).resolve()
         if not cli.is_file():
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
-        environment = agent_environment(spec.paths, spec.gateway_url, spec.token, spec.models)
+        environment = agent_environment(spec.paths, spec.isolation, spec.gateway_url, spec.token, spec.models)
         if spec.authorities:
             environment |= trust_environment(spec.paths.write_option("authorities.pem", spec.authorities))
         script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
@@ -179,10 +184,16 @@ class AgentProcess:
         ask = [spec.carry.tool_name] if spec.carry is not None else []
         options = agent_options(spec.options, spec.paths, rest, spec.mcp_urls, ask=ask)
         servers = ToolServers(spec.tools, gatekeeper.redeem)
-        channel = Channel(options)
+        ways = contextlib.AsyncExitStack()
+
+        async def lead_out(listeners: Listeners) -> None:
+            assert spec.ways_out is not None
+            await ways.enter_async_context(spec.ways_out(listeners))
+
+        channel = Channel(options, lead_out if spec.isolation.fenced and spec.ways_out is not None else None)
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.
         client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), channel)
-        agent = cls(client, channel, gatekeeper, servers)
+        agent = cls(client, channel, gatekeeper, servers, ways)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -196,6 +207,7 @@ class AgentProcess:
             await servers.stop()
             await asyncio.gather(connecting, return_exceptions=True)
             await channel.close()
+            await ways.aclose()
             if isinstance(error, (AgentStartError, asyncio.CancelledError)):
                 raise
             detail = f"{type(error).__name__}: {error}; {agent.stderr_tail}"
@@ -297,6 +309,7 @@ class AgentProcess:
         self._servers.close()
         receipt = await stop_tree(pid)
         receipt = replace(receipt, confirmed=await self._servers.stop() and receipt.confirmed)
+        await self._ways.aclose()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await self._client.disconnect()

@@ -13,13 +13,15 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
 from claude_agent_sdk import ClaudeAgentOptions, CLIConnectionError, ProcessError, Transport
 from claude_agent_sdk._internal.transport.subprocess_cli import SubprocessCLITransport
+
+from agentrpc.claude.listeners import Handover, Listeners
 
 __all__ = ["BrokenFrameError", "Channel", "frames_of"]
 
@@ -49,14 +51,19 @@ class Channel(Transport):
 
     Args:
         options: The same as the client's.
+        on_listening: Gets what leads out of the CLI's own network. None: it has none, or nothing does.
     """
 
-    def __init__(self, options: ClaudeAgentOptions) -> None:
+    def __init__(
+        self, options: ClaudeAgentOptions, on_listening: Callable[[Listeners], Awaitable[None]] | None = None
+    ) -> None:
         # The SDK asks for permission prompts itself, but not on behalf of a transport that it is given.
         sdk = SubprocessCLITransport(_no_prompt(), replace(options, permission_prompt_tool_name="stdio"))
         self._command = sdk._build_command()
         self._cwd = options.cwd
         self._max_line = options.max_buffer_size or _MAX_LINE
+        self._on_listening = on_listening
+        self._handover = Handover(needed=False)
         self._process: asyncio.subprocess.Process | None = None
         self._input: asyncio.StreamWriter | None = None
         self._output: socket.socket | None = None
@@ -82,8 +89,13 @@ class Channel(Transport):
 
     async def connect(self) -> None:
         """Start the CLI. A cancellation does not cut that off: half made, a process has no pid to end it by."""
+        self._handover = Handover(needed=self._on_listening is not None)
         self._spawning = asyncio.create_task(self._spawn(), name="spawn-agent")
         await asyncio.shield(self._spawning)
+        with contextlib.closing(self._handover):
+            listeners = await self._handover.listeners()
+        if listeners is not None and self._on_listening is not None:
+            await self._on_listening(listeners)
 
     async def _spawn(self) -> None:
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
@@ -94,9 +106,8 @@ class Channel(Transport):
             _, self._input = await asyncio.open_unix_connection(sock=said)
             asyncio.get_running_loop().add_reader(self._errors, self._hear_errors)
             theirs[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-            # The launcher clears the environment: there is none to begin with.
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], cwd=self._cwd, env={}
+            self._process = await self._handover.spawn(
+                *self._command, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], cwd=self._cwd
             )
         finally:
             for end in theirs:
@@ -158,6 +169,7 @@ class Channel(Transport):
                 asyncio.get_running_loop().remove_reader(end)
                 end.close()
         self._output = self._errors = None
+        self._handover.close()
         self._wake()
 
     def read_messages(self) -> AsyncIterator[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """How a CLI's process tree is launched apart from everything else, measured and ended.
 
-Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment and enters a
-bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities, system folders and /proc
-read-only, only the session's folders writable, nothing else of the host visible. Where an operator has chosen so, a
-child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing of it survives, and keeps
-nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret goes by
-files with mode 0600, never by argv.
+Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment, leaves the network
+(`fence.py`) and enters a bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities,
+system folders and /proc read-only, only the session's folders writable, nothing else of the host visible. Where an
+operator has chosen so, a child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing
+of it survives, and keeps nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`).
+Whatever is secret goes by files with mode 0600, never by argv.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ _SHELL_FILES = (
 _SHELL_FOLDERS = ("shell-snapshots", "session-env")
 # In every system's list of users: some programs refuse to work for an unknown one.
 _NOBODY = "65534"
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_FENCE, _SUPERVISOR = Path(__file__).with_name("fence.py"), Path(__file__).with_name("supervisor.py")
 
 
 class IsolationError(RuntimeError):
@@ -79,6 +79,11 @@ class Isolation(StrEnum):
     def level(self) -> str:
         """A value of `agentrpc.v1.Session.IsolationLevel` without its prefix."""
         return "SANDBOX" if self is Isolation.BUBBLEWRAP else "NONE"
+
+    @property
+    def fenced(self) -> bool:
+        """Whether a process tree has a network of its own, with two ways out (`listeners.py`)."""
+        return self is Isolation.BUBBLEWRAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,7 @@ def _bubblewrap_trouble() -> str | None:
         with tempfile.TemporaryFile() as file:
             file.write(program)
             file.seek(0)
-            command = [binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES]
+            command = [*_apart(), "", binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES]
             done = subprocess.run(  # noqa: S603
                 [*command, "--seccomp", str(file.fileno()), "true"],
                 capture_output=True,
@@ -189,6 +194,11 @@ def _bubblewrap_trouble() -> str | None:
     return None
 
 
+def _apart() -> list[str]:
+    """What leaves the network, before a descriptor for its ways out, and a command."""
+    return [sys.executable, "-I", "-S", str(_FENCE)]
+
+
 def _identity() -> list[str]:
     # What root's agents make belongs to root outside, as if there were no namespace. Inside they are nobody.
     return ["--uid", _NOBODY, "--gid", _NOBODY] if os.geteuid() == 0 else []
@@ -200,7 +210,7 @@ def write_launcher(
     cli: Path,
     environment: Mapping[str, str],
 ) -> Path:
-    """Write the script that the SDK runs as its CLI.
+    """Write the script that the SDK runs as its CLI. A fenced one is started with a `Handover`, or nothing leads out.
 
     Args:
         paths: The session's folders.
@@ -217,7 +227,8 @@ def write_launcher(
         # `env -i` first: in /proc the wrapper must not show the environment of the worker.
         body = (
             f"exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\n"
-            f'exec env -i {bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
+            f'exec env -i {shlex.join(_apart())} "$HANDOVER" '
+            f'{bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
         )
     else:
         plan = {

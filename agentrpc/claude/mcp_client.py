@@ -24,6 +24,7 @@ from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
+from agentrpc.claude.listeners import Handover, WaysOut
 from agentrpc.claude.options import plain_environment
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.errors import AgentRpcError
@@ -70,6 +71,7 @@ class Ground:
         lasting: For as long as it is used, instead of a look: the folder stays, and what comes is bounded for a message
             only.
         on_start: Told the process of a program.
+        ways_out: Serves what leads out of a fenced program, for as long as it is there. None: nothing does.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Ground:
     resolve: Callable[[str, int], Awaitable[list[str]]]
     lasting: bool = False
     on_start: Callable[[int], None] = lambda _: None
+    ways_out: WaysOut | None = None
 
 
 @dataclass(slots=True)
@@ -173,17 +176,29 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
     paths = SessionPaths(ground.folder, ground.folder / "workspace")
     paths.create()
     paths.workspace.mkdir(mode=0o700, exist_ok=True)
-    script = write_launcher(paths, ground.isolation, _SHELL, {**plain_environment(paths), **stdio.env})
-    process = await asyncio.create_subprocess_exec(
-        str(script),
-        *("-c", 'exec "$0" "$@"', stdio.command, *stdio.args),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={},
-        start_new_session=True,
-        limit=_MAX_LINE,
-    )
+    environment = {**plain_environment(paths, ground.isolation), **stdio.env}
+    script = write_launcher(paths, ground.isolation, _SHELL, environment)
+    handover = Handover(needed=ground.isolation.fenced and ground.ways_out is not None)
+    with contextlib.closing(handover):
+        process = await handover.spawn(
+            str(script),
+            *("-c", 'exec "$0" "$@"', stdio.command, *stdio.args),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=_MAX_LINE,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            streams = await stack.enter_async_context(_talking(process, ground, stderr))
+            if (listeners := await handover.listeners()) is not None and ground.ways_out is not None:
+                await stack.enter_async_context(ground.ways_out(listeners))
+            yield streams
+
+
+@contextlib.asynccontextmanager
+async def _talking(process: asyncio.subprocess.Process, ground: Ground, stderr: bytearray) -> AsyncIterator[Streams]:
+    """Carries messages to a program and back, and ends it."""
     ground.on_start(process.pid)
     came, read = anyio.create_memory_object_stream[SessionMessage | Exception](16)
     write, to_send = anyio.create_memory_object_stream[SessionMessage](0)

@@ -12,7 +12,8 @@ from typing import Any
 import claude_agent_sdk
 from claude_agent_sdk import ClaudeAgentOptions
 
-from agentrpc.claude.launcher import SessionPaths
+from agentrpc.claude.fence import PROXY
+from agentrpc.claude.launcher import Isolation, SessionPaths
 from agentrpc.v1 import common_pb2, session_pb2
 
 __all__ = ["agent_environment", "agent_options", "plain_environment", "trust_environment"]
@@ -52,12 +53,25 @@ _EFFORTS = {
     session_pb2.EFFORT_MAX: "max",
 }
 # Our gate asks, and our sandbox holds: the CLI's own sandbox is off, and allows nothing that has not been asked about.
-_SETTINGS: dict[str, Any] = {"sandbox": {"enabled": False, "autoAllowBashIfSandboxed": False}}
+# Before WebFetch it would ask the provider about the domain, past the gateway.
+_SETTINGS: dict[str, Any] = {
+    "sandbox": {"enabled": False, "autoAllowBashIfSandboxed": False},
+    "skipWebFetchPreflight": True,
+}
+# What leads out of a network of its own, for curl, git, pip, npm, cargo, Go, Node's fetch and the CLI. Some read only
+# the small names, some only the large ones. Not by SOCKS: not everybody has what that needs.
+_WAYS_OUT = {
+    "HTTP_PROXY": "http://{}:{}".format(*PROXY),
+    "HTTPS_PROXY": "http://{}:{}".format(*PROXY),
+    "ALL_PROXY": "http://{}:{}".format(*PROXY),
+    "NO_PROXY": "localhost,127.0.0.1,::1",
+}
+_PROXIES = {**_WAYS_OUT, **{name.lower(): value for name, value in _WAYS_OUT.items()}, "NODE_USE_ENV_PROXY": "1"}
 # A line holds a whole message with its pictures; the SDK's limit of 1 MiB would end the reader.
 _MAX_LINE = 64 * 1024 * 1024
 
 
-def plain_environment(paths: SessionPaths) -> dict[str, str]:
+def plain_environment(paths: SessionPaths, isolation: Isolation) -> dict[str, str]:
     """What the environment of every program in a sandbox holds."""
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -67,13 +81,16 @@ def plain_environment(paths: SessionPaths) -> dict[str, str]:
         "USER": "agent",
         "HOME": str(paths.home),
         "PWD": str(paths.workspace),
+        **(_PROXIES if isolation.fenced else {}),
     }
 
 
-def agent_environment(paths: SessionPaths, gateway_url: str, token: str, models: Mapping[str, str]) -> dict[str, str]:
+def agent_environment(
+    paths: SessionPaths, isolation: Isolation, gateway_url: str, token: str, models: Mapping[str, str]
+) -> dict[str, str]:
     """All that the agent's environment holds. `models`: by alias, what the CLI is to take for it."""
     return {
-        **plain_environment(paths),
+        **plain_environment(paths, isolation),
         "CLAUDE_CONFIG_DIR": str(paths.config),
         "ANTHROPIC_BASE_URL": gateway_url,
         "ANTHROPIC_AUTH_TOKEN": token,

@@ -79,10 +79,25 @@ def event_line(event: event_pb2.Event) -> Text | None:
     if kind == "approval_resolved":
         state = approval_pb2.Approval.State.Name(event.approval_resolved.state).removeprefix("STATE_")
         return Text(f"  {state.lower()}", "dim")
+    if kind == "network_access":
+        return _access(event.network_access)
     if said := _said(event):
         mark, text = said
         return Text.assemble((f"{mark} ", "yellow"), shown(text))
     return None
+
+
+def _access(access: event_pb2.NetworkAccess) -> Text:
+    where = f"{access.host}:{access.port}"
+    if access.further_destinations:
+        where = f"{access.further_destinations} or more further destinations"
+    elif access.decision == access.DECISION_DENIED:
+        where += f" refused: {access.rule}"
+    if access.HasField("traffic"):
+        sent, received = access.traffic.bytes_sent, access.traffic.bytes_received
+        where += f", {access.traffic.connections} times, {sent} bytes there, {received} back"
+    denied = access.decision == access.DECISION_DENIED
+    return Text.assemble(("⊘ " if denied else "↗ ", "yellow" if denied else "dim"), shown(where, "dim"))
 
 
 def _said(event: event_pb2.Event) -> tuple[str, str] | None:

@@ -249,7 +249,7 @@ class NetworkPolicy:
         """What can be said before anybody has looked a host up. None: decided on the address."""
         literal = _literal(host)
         verdict = self._listed(host, port, () if literal is None else _forms(literal))
-        return verdict if verdict is not None and not verdict.allowed else None
+        return None if verdict.allowed else verdict
 
     def by_address(self, host: str, port: int, address: str) -> Verdict:
         """Whether a connection to an address, which a host has, is allowed."""

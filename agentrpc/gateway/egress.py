@@ -93,7 +93,8 @@ class EgressProxy:
 
     Args:
         policy: What it may reach.
-        report: Called at the first connection to each new host and port that is allowed, and that is denied.
+        report: Called at the first connection to each new host and port that is allowed, and that is denied, and
+            whenever a credential is added to a request.
         share: Of all sessions of the worker.
         intercept: Asked about each tunnel and each request.
         waits: How long nothing may happen.

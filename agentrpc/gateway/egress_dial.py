@@ -98,7 +98,7 @@ class Book:
     """All destinations of a session, bounded in number: an agent may name millions.
 
     Args:
-        report: Called with each that is new, and again when another credential is added there.
+        report: Called with each that is new, and whenever a credential is added to a request.
     """
 
     def __init__(self, report: Callable[[Access], None]) -> None:
@@ -121,9 +121,8 @@ class Book:
 
     def note_credential(self, tally: _Tally, credential: str) -> None:
         """A credential was added to a request."""
-        if tally.credential != credential:
-            tally.credential = credential
-            self._report(tally.access())
+        tally.credential = credential
+        self._report(tally.access())
 
     def totals(self) -> list[Access]:
         """All of them, in the order in which they came."""
@@ -270,8 +269,9 @@ class Dialer:
 
     def _check_peer(self, sock: socket.socket, allowed: list[str]) -> None:
         """Raise OSError for a connection that leads to another address than those, or to this machine."""
-        peer, own = sock.getpeername()[0], sock.getsockname()[0]
-        if peer not in allowed or (peer == own and self._policy.private_range(peer) is None):
+        peer, own = (place[0].partition("%")[0] for place in (sock.getpeername(), sock.getsockname()))
+        elsewhere = ipaddress.ip_address(peer) not in map(ipaddress.ip_address, allowed)
+        if elsewhere or (peer == own and self._policy.private_range(peer) is None):
             log.error("egress_led_elsewhere", peer=peer)
             raise OSError
 

@@ -49,7 +49,7 @@ class Intake:
         self._waiting: deque[tuple[str, int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def body(self, request: web.Request, token: str) -> AsyncIterator[bytes]:
+    async def body(self, request: web.BaseRequest, token: str) -> AsyncIterator[bytes]:
         """The body of a request, whose place is kept until this ends.
 
         Raises:
@@ -75,7 +75,7 @@ class Intake:
                 del self._calls[token]
 
     @staticmethod
-    async def _read(request: web.Request) -> bytes:
+    async def _read(request: web.BaseRequest) -> bytes:
         data = bytearray()
         try:
             async with asyncio.timeout(_SECONDS):

@@ -11,7 +11,7 @@ import asyncio
 import os
 import ssl
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,19 +23,18 @@ from agentrpc import clock
 from agentrpc.domain.credentials import HTTPS_PORT, Mask
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
+from agentrpc.gateway.egress import EgressProxy, Relay
 from agentrpc.gateway.egress_dial import Refusal, Route
 from agentrpc.gateway.egress_http import MAX_HEAD, end_to_end, response_headers
 from agentrpc.gateway.tls import TlsStream
 from agentrpc.gateway.tunnel import Stream, linger
 from agentrpc.services.certificate_authority import LEAF_LIFE, CertificateAuthority
 from agentrpc.services.session_credentials import Injection, SessionCredentials
-from agentrpc.services.vault import Vault
 
-__all__ = ["Interceptor", "Interceptors", "ServerContexts"]
+__all__ = ["Interceptor", "ServerContexts", "intercepting"]
 
 log = structlog.get_logger()
 
-Relay: TypeAlias = Callable[[Stream, Route], Awaitable[None]]
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _MAX_CONTEXTS = 256
@@ -86,6 +85,20 @@ def _server_context(host: str, certificate: bytes) -> ssl.SSLContext:
 
     context.sni_callback = check_name
     return context
+
+
+def intercepting(make: Callable[..., EgressProxy]) -> Callable[..., EgressProxy]:
+    """The same maker of proxies, that takes `credentials` too: a proxy with some adds them."""
+    contexts: dict[CertificateAuthority, ServerContexts] = {}
+
+    def made(*given: Any, credentials: SessionCredentials | None = None, **named: Any) -> EgressProxy:  # noqa: ANN401
+        if credentials is None:
+            return make(*given, **named)
+        # A worker has one authority, and one cache for all sessions.
+        known = contexts.setdefault(credentials.authority, ServerContexts(credentials.authority))
+        return make(*given, intercept=Interceptor(credentials, known, credentials.upstream), **named)
+
+    return made
 
 
 class _Peer:
@@ -164,24 +177,6 @@ class Interceptor:
             route.tally.received += server.received
             await client.close()
             await server.close()
-
-
-class Interceptors:
-    """Makes those of all sessions of a worker.
-
-    Args:
-        vault: The worker's.
-    """
-
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
-        self._contexts: ServerContexts | None = None
-
-    async def of(self, credentials: SessionCredentials) -> Interceptor:
-        """For the process that has these credentials. Raises as `Vault.authority`."""
-        authority = await self._vault.authority()
-        self._contexts = self._contexts or ServerContexts(authority)
-        return Interceptor(credentials, self._contexts, self._vault.upstream())
 
 
 _UNREADABLE = Refusal(503, "Credential Not Readable", "The credential for this host cannot be read now: try later.")

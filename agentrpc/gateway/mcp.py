@@ -65,7 +65,7 @@ class McpRoutes:
         for task in self._under_way.pop(key, ()):
             task.cancel()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request below the prefix."""
         key = request.path.removeprefix(PREFIX)
         endpoint = self._open.get(key)
@@ -87,7 +87,7 @@ class McpRoutes:
         finally:
             under_way.discard(task)
 
-    async def _post(self, request: web.Request, key: str, endpoint: McpEndpoint) -> web.StreamResponse:
+    async def _post(self, request: web.BaseRequest, key: str, endpoint: McpEndpoint) -> web.StreamResponse:
         if request.method != "POST":
             return web.Response(status=405)
         if request.content_length is not None and request.content_length > _MAX_MESSAGE:
@@ -126,7 +126,7 @@ async def _one(answer: Any) -> AsyncIterator[dict[str, Any]]:  # noqa: ANN401 - 
     yield await answer
 
 
-async def _events(request: web.Request, messages: AsyncIterator[dict[str, Any]]) -> web.StreamResponse:
+async def _events(request: web.BaseRequest, messages: AsyncIterator[dict[str, Any]]) -> web.StreamResponse:
     """Messages as events. The beginning is sent at once: a call may take longer than the CLI waits for that."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
     await response.prepare(request)

@@ -1,17 +1,17 @@
-"""A proxy on loopback between the CLI and the provider.
+"""What the CLI finds in place of the provider, and in place of MCP servers.
 
-Keeps promises 3 and 6: an agent holds a run token that is good for this worker's gateway only, while a run of its
-session is under way and for as long as the worker's lease; the provider key is added here and is in no agent
-environment, file, log or event. What is asked is judged (`requests.py`) and counted against the bounds of the run,
-whoever in the sandbox asks; answers pass as they come, and usage is read from them on the way.
+Keeps promises 3 and 6: each process has a door of its own, which others cannot reach where it is fenced in. Its run
+token is good at that door only, while a run of its session is under way and for as long as the worker's lease; the
+provider key is added here and is in no agent environment, file, log or event. What is asked is judged (`requests.py`)
+and counted against the bounds of the run, whoever in the sandbox asks; answers pass as they come, and usage is read
+from them on the way.
 """
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
-from uuid import UUID
 
 import aiohttp
 import structlog
@@ -25,7 +25,7 @@ from agentrpc.gateway.mcp import PREFIX, McpEndpoint, McpRoutes
 from agentrpc.gateway.meter import Meter
 from agentrpc.gateway.requests import Asked, Forbidden, check_betas, read_body
 
-__all__ = ["ModelGateway"]
+__all__ = ["Door", "ModelGateway"]
 
 log = structlog.get_logger()
 
@@ -47,17 +47,8 @@ _DROP_DOWN = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
-    """What a run token stands for."""
-
-    session_id: UUID
-    may_call: Callable[[], bool]
-    under_way: Callable[[], RunAllowance | None]
-
-
 class ModelGateway:
-    """The proxy.
+    """The way to the provider.
 
     Args:
         upstream_url: A Messages-compatible endpoint.
@@ -83,15 +74,11 @@ class ModelGateway:
             self._auth = {"authorization": f"Bearer {api_key or 'none'}"}
         self._betas = tuple(betas)
         self._intake = Intake(body_memory)
-        self._mcp = McpRoutes(self._intake)
-        self._grants: dict[str, _Grant] = {}
-        self._under_way: dict[str, set[asyncio.Task[Any]]] = {}
         self._client: aiohttp.ClientSession | None = None
-        self._runner: web.AppRunner | None = None
-        self.url = ""
+        self._doors: set[Door] = set()
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Serve; `url` says where."""
+    async def start(self) -> None:
+        """Be ready for doors."""
         self._client = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=600),
             connector=aiohttp.TCPConnector(limit=0),
@@ -99,84 +86,29 @@ class ModelGateway:
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=256 * 1024,
         )
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        self.url = f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """End it, with all calls under way."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        for door in list(self._doors):
+            await door.close()
         if self._client is not None:
             await self._client.close()
 
-    def issue(
-        self, session_id: UUID, may_call: Callable[[], bool], under_way: Callable[[], RunAllowance | None]
-    ) -> str:
-        """A new run token.
+    def open(self, may_call: Callable[[], bool], under_way: Callable[[], RunAllowance | None]) -> "Door":
+        """A new door.
 
         Args:
-            session_id: The session that it is for.
             may_call: False once the worker's lease is over or the session is not its any more.
             under_way: What the run under way may ask; None while there is none.
         """
-        token = f"run-{secrets.token_urlsafe(32)}"
-        self._grants[token] = _Grant(session_id, may_call, under_way)
-        return token
+        door = Door(self, self._intake, may_call, under_way, self._doors.discard)
+        self._doors.add(door)
+        return door
 
-    def cut(self, token: str) -> None:
-        """Abort the calls under way with a token."""
-        for task in self._under_way.pop(token, ()):
-            task.cancel()
-
-    def revoke(self, token: str) -> None:
-        """End a token; calls under way with it are aborted."""
-        self._grants.pop(token, None)
-        self.cut(token)
-
-    def open_mcp(self, endpoint: McpEndpoint) -> str:
-        """A new address, at which the CLI finds an MCP server."""
-        return self.url + self._mcp.open(endpoint)
-
-    def close_mcp(self, url: str) -> None:
-        """End an address, and what is under way there."""
-        self._mcp.close(url.removeprefix(self.url))
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if request.method in {"HEAD", "GET"} and request.path == "/":
-            return web.Response()
-        if request.path.startswith(PREFIX):
-            return await self._mcp.handle(request)
-        response = await self._judge(request)
-        REQUESTS.labels(str(response.status)).inc()
-        return response
-
-    async def _judge(self, request: web.Request) -> web.StreamResponse:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
-        # A token is 256 random bits: a look-up by hash tells nothing useful by its time.
-        grant = self._grants.get(token)
-        allowance = grant.under_way() if grant is not None else None
-        if grant is None or allowance is None:
-            return _refusal(401, "authentication_error", "the run token is missing, wrong, or its run is over")
-        if (request.method, request.path) not in _ROUTES:
-            return _refusal(404, "not_found_error", "the gateway passes on Messages requests only")
-        if not grant.may_call():
-            return _refusal(403, "permission_error", "this worker does not hold the session any more")
-        task = asyncio.current_task()
-        assert task is not None
-        under_way = self._under_way.setdefault(token, set())
-        under_way.add(task)
-        try:
-            return await self._take_in(request, token, grant, allowance)
-        finally:
-            under_way.discard(task)
-
-    async def _take_in(
-        self, request: web.Request, token: str, grant: _Grant, allowance: RunAllowance
+    async def ask(
+        self, request: web.BaseRequest, token: str, allowance: RunAllowance, under_way: Callable[[], bool]
     ) -> web.StreamResponse:
+        """Judge a request that came with a good token, and pass it on. `under_way`: whether its run still is."""
         try:
             check_betas(request.headers.getall("anthropic-beta", ()), allowance, self._betas)
             if request.method == "GET":
@@ -184,7 +116,7 @@ class ModelGateway:
             async with self._intake.body(request, token) as body:
                 asked = read_body(body, allowance)
                 del body
-                if grant.under_way() is not allowance:
+                if not under_way():
                     return _refusal(401, "authentication_error", "the run is over")
                 if request.path == _COUNT:
                     return await self._forward(request, asked, allowance)
@@ -198,7 +130,7 @@ class ModelGateway:
         except IntakeFull:
             return _refusal(529, "overloaded_error", "too many requests are under way: trying again may help")
 
-    async def _metered(self, request: web.Request, asked: Asked, allowance: RunAllowance) -> web.StreamResponse:
+    async def _metered(self, request: web.BaseRequest, asked: Asked, allowance: RunAllowance) -> web.StreamResponse:
         """Pass a request on under the bounds of its run."""
         try:
             amount = allowance.reserve(asked.model, len(asked.body), asked.max_tokens)
@@ -228,7 +160,7 @@ class ModelGateway:
                     allowance.give_back_server_tool(name)
 
     async def _forward(
-        self, request: web.Request, asked: Asked | None, allowance: RunAllowance, meter: Meter | None = None
+        self, request: web.BaseRequest, asked: Asked | None, allowance: RunAllowance, meter: Meter | None = None
     ) -> web.StreamResponse:
         assert self._client is not None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _DROP_UP}
@@ -274,7 +206,93 @@ class ModelGateway:
         return body.replace(self._key.encode(), b"[key]") if self._key else body
 
 
-def _cut(request: web.Request, started: web.StreamResponse) -> web.StreamResponse:
+class Door:
+    """Where one process finds the gateway and MCP servers. Made by `ModelGateway.open`.
+
+    Attributes:
+        token: The run token.
+    """
+
+    def __init__(
+        self,
+        gateway: ModelGateway,
+        intake: Intake,
+        may_call: Callable[[], bool],
+        under_way: Callable[[], RunAllowance | None],
+        on_close: Callable[["Door"], None],
+    ) -> None:
+        self.token = f"run-{secrets.token_urlsafe(32)}"
+        self._gateway = gateway
+        self._mcp = McpRoutes(intake)
+        self._may_call = may_call
+        self._allowance = under_way
+        self._on_close = on_close
+        self._revoked = False
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._runner: web.ServerRunner | None = None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept what comes there until `close`, which closes it too."""
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    def open_mcp(self, endpoint: McpEndpoint) -> str:
+        """A new path, at which the CLI finds an MCP server."""
+        return self._mcp.open(endpoint)
+
+    def close_mcp(self, path: str) -> None:
+        """End a path, and what is under way there."""
+        self._mcp.close(path)
+
+    def cut(self) -> None:
+        """Abort the calls under way with the token."""
+        for task in self._under_way:
+            task.cancel()
+
+    def revoke(self) -> None:
+        """End the token; calls under way with it are aborted."""
+        self._revoked = True
+        self.cut()
+
+    async def close(self) -> None:
+        """End it, with all that is under way."""
+        self.revoke()
+        self._on_close(self)
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method in {"HEAD", "GET"} and request.path == "/":
+            return web.Response()
+        if request.path.startswith(PREFIX):
+            return await self._mcp.handle(request)
+        response = await self._judge(request)
+        REQUESTS.labels(str(response.status)).inc()
+        return response
+
+    async def _judge(self, request: web.BaseRequest) -> web.StreamResponse:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+        good = not self._revoked and secrets.compare_digest(given.encode(errors="replace"), self.token.encode())
+        allowance = self._allowance() if good else None
+        if allowance is None:
+            return _refusal(401, "authentication_error", "the run token is missing, wrong, or its run is over")
+        if (request.method, request.path) not in _ROUTES:
+            return _refusal(404, "not_found_error", "the gateway passes on Messages requests only")
+        if not self._may_call():
+            return _refusal(403, "permission_error", "this worker does not hold the session any more")
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        try:
+            return await self._gateway.ask(request, self.token, allowance, lambda: self._allowance() is allowance)
+        finally:
+            self._under_way.discard(task)
+
+
+def _cut(request: web.BaseRequest, started: web.StreamResponse) -> web.StreamResponse:
     """Break an answer off that has begun, so that the CLI sees a broken stream and not an end."""
     if request.transport is not None:
         request.transport.abort()

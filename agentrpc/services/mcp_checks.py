@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,16 +14,18 @@ import structlog
 
 from agentrpc import clock
 from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.listeners import Listeners
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.addresses import resolver
 from agentrpc.services.mcp_servers import full_config
+from agentrpc.services.network import EgressMaker, NetworkRules
 from agentrpc.services.secrets import SecretBox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
-from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
+from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
 if TYPE_CHECKING:
     from agentrpc.claude.mcp_client import Found, Ground
@@ -55,13 +59,16 @@ class McpChecks:
     Args:
         database: The store.
         settings: The settings.
+        egress: Makes what leads out of where programs are.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, egress: EgressMaker) -> None:
         self._database = database
         self._settings = settings
         self._box = SecretBox(settings.secret_keys)
         self._folder = settings.data_dir.resolve() / "mcp-checks"
+        self._egress = egress
+        self._network = NetworkRules(settings)
         self._lease = timedelta(seconds=settings.mcp_check_timeout) + _MARGIN
 
     async def drain(self) -> int:
@@ -121,7 +128,18 @@ class McpChecks:
         isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(self._folder / str(clock.uuid7()), isolation, resolve)
+        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, ways_out=self._ways_out)
+
+    @asynccontextmanager
+    async def _ways_out(self, listeners: Listeners) -> AsyncIterator[None]:
+        """To what a session may reach whose options do not say it."""
+        listeners.gateway.close()
+        proxy = self._egress(self._network.policy(session_pb2.NetworkOptions()), report=lambda _: None)
+        try:
+            await proxy.serve(listeners.proxy)
+            yield
+        finally:
+            await proxy.close()
 
     async def _record(self, server_id: UUID, lease: UUID, outcome: _Outcome) -> None:
         async with self._database.transaction() as tx:

@@ -5,6 +5,7 @@ credential, what its hosts and its value are. Nothing is kept between two reques
 """
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,6 +14,7 @@ from agentrpc.domain.credentials import HostIndex, header_of, read_host_pattern,
 from agentrpc.domain.principal import Principal
 from agentrpc.errors import FailedPrecondition, NotFound
 from agentrpc.names import credential_name, parse_credential
+from agentrpc.services.certificate_authority import CertificateAuthority
 from agentrpc.services.credentials import load_credential
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.tool_callers import Caller
@@ -73,15 +75,29 @@ class SessionCredentials:
         caller: The session, as this worker holds it.
         box: Opens values.
         names: What its options name.
-        trusted: PEM of those whom its sandbox has to trust for it.
+        authority: Issues the certificates by which its sandbox is spoken to.
+        upstream: Whom the servers have to be certified by that get them.
     """
 
-    def __init__(self, caller: Caller, box: SecretBox, names: Sequence[str], trusted: str) -> None:
-        self.trusted = trusted
+    def __init__(
+        self,
+        caller: Caller,
+        box: SecretBox,
+        names: Sequence[str],
+        authority: CertificateAuthority,
+        upstream: ssl.SSLContext,
+    ) -> None:
+        self.authority = authority
+        self.upstream = upstream
         self._caller = caller
         self._box = box
         self._wanted = [parse_credential(name) for name in names]
         self._turns = asyncio.Semaphore(_LOOKUPS)
+
+    def trusted(self) -> str:
+        """PEM of those whom programs in its sandbox have to trust: the same as `upstream`, and the authority."""
+        known = map(ssl.DER_cert_to_PEM_cert, self.upstream.get_ca_certs(binary_form=True))
+        return "".join([*known, self.authority.pem])
 
     async def check(self) -> None:
         """Whether all of them can be used now.

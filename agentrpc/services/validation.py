@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from agentrpc.domain.mcp_config import url_is_redacted
+from agentrpc.domain.network import check_destination
 from agentrpc.domain.rule_syntax import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
 from agentrpc.names import CREDENTIAL, MCP_SERVER, MEMORY_STORE
@@ -50,6 +51,7 @@ _DATABASE = re.compile(r"[a-z0-9_-]{1,63}")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAX_NAMESPACES = 100
 _MAX_ROWS = 10_000
+_MAX_DESTINATIONS = 1000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_*.-]{1,200}")
 _KINDS = {field.name: field.number for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 
@@ -181,6 +183,7 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
         wait = options.approval_timeout
         faults.duration(f"{path}.approval_timeout", wait, timedelta(seconds=1), timedelta(days=30))
     _servers(options, faults, f"{path}.mcp_servers")
+    _network(options.network, faults, f"{path}.network")
     names = options.credentials
     faults.check(len(names) <= _MAX_CREDENTIALS, f"{path}.credentials", f"may have at most {_MAX_CREDENTIALS} entries")
     faults.check(len(set(names)) == len(names), f"{path}.credentials", "names one twice")
@@ -190,6 +193,22 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
     if options.output_schema_json:
         faults.bytes(f"{path}.output_schema_json", options.output_schema_json, _MAX_SCHEMA)
         json_object(f"{path}.output_schema_json", options.output_schema_json)
+
+
+def _network(options: session_pb2.NetworkOptions, faults: Faults, path: str) -> None:
+    for field in ("allowed", "denied"):
+        destinations = getattr(options, field)
+        few = len(destinations) <= _MAX_DESTINATIONS
+        faults.check(few, f"{path}.{field}", f"may have at most {_MAX_DESTINATIONS} destinations")
+        for index, text in enumerate(destinations[:_MAX_DESTINATIONS]):
+            try:
+                check_destination(text)
+            except ValueError as error:
+                faults.add(f"{path}.{field}[{index}]", f"{text[:80]!a}: {error}")
+    listed = options.mode == options.MODE_LISTED
+    faults.check(listed or not options.allowed, f"{path}.allowed", "goes with MODE_LISTED only: set that as the mode")
+    some = not listed or bool(options.allowed)
+    faults.check(some, f"{path}.allowed", "is required with MODE_LISTED: name what may be reached, or use MODE_NONE")
 
 
 def check_rules(rules: Sequence[str], faults: Faults, path: str, *, allow: bool) -> None:

@@ -28,7 +28,7 @@ PROCESS_START_COLD: ProcessStart
 PROCESS_START_RESUMED: ProcessStart
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "session_pause_changed", "user_message", "assistant_message", "message_completed", "messages_retracted", "conversation_rewound", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "session_grant_revoked", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
+    __slots__ = ("sequence", "time", "run", "parent_tool_use_id", "text_delta", "thinking_delta", "tool_input_delta", "message_started", "thinking_progress", "tool_call_progress", "subtask_progress", "activity_changed", "hook_progress", "run_started", "run_state_changed", "run_ended", "session_pause_changed", "user_message", "assistant_message", "message_completed", "messages_retracted", "conversation_rewound", "tool_call_started", "tool_call_finished", "approval_requested", "approval_resolved", "session_grant_revoked", "agent_initialized", "session_state_changed", "context_compacted", "conversation_reset", "model_changed", "model_call_retried", "rate_limit_changed", "notice", "network_access", "subtask_started", "subtask_updated", "subtask_ended", "hook_started", "hook_finished", "raw_frame")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Event(_message.Message):
     MODEL_CALL_RETRIED_FIELD_NUMBER: _ClassVar[int]
     RATE_LIMIT_CHANGED_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_ACCESS_FIELD_NUMBER: _ClassVar[int]
     SUBTASK_STARTED_FIELD_NUMBER: _ClassVar[int]
     SUBTASK_UPDATED_FIELD_NUMBER: _ClassVar[int]
     SUBTASK_ENDED_FIELD_NUMBER: _ClassVar[int]
@@ -105,13 +106,14 @@ class Event(_message.Message):
     model_call_retried: ModelCallRetried
     rate_limit_changed: RateLimitChanged
     notice: Notice
+    network_access: NetworkAccess
     subtask_started: SubtaskStarted
     subtask_updated: SubtaskUpdated
     subtask_ended: SubtaskEnded
     hook_started: HookStarted
     hook_finished: HookFinished
     raw_frame: RawFrame
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., session_pause_changed: _Optional[_Union[SessionPauseChanged, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., conversation_rewound: _Optional[_Union[ConversationRewound, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., session_grant_revoked: _Optional[_Union[SessionGrantRevoked, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., run: _Optional[str] = ..., parent_tool_use_id: _Optional[str] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., thinking_delta: _Optional[_Union[ThinkingDelta, _Mapping]] = ..., tool_input_delta: _Optional[_Union[ToolInputDelta, _Mapping]] = ..., message_started: _Optional[_Union[MessageStarted, _Mapping]] = ..., thinking_progress: _Optional[_Union[ThinkingProgress, _Mapping]] = ..., tool_call_progress: _Optional[_Union[ToolCallProgress, _Mapping]] = ..., subtask_progress: _Optional[_Union[SubtaskProgress, _Mapping]] = ..., activity_changed: _Optional[_Union[ActivityChanged, _Mapping]] = ..., hook_progress: _Optional[_Union[HookProgress, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., session_pause_changed: _Optional[_Union[SessionPauseChanged, _Mapping]] = ..., user_message: _Optional[_Union[UserMessage, _Mapping]] = ..., assistant_message: _Optional[_Union[AssistantMessage, _Mapping]] = ..., message_completed: _Optional[_Union[MessageCompleted, _Mapping]] = ..., messages_retracted: _Optional[_Union[MessagesRetracted, _Mapping]] = ..., conversation_rewound: _Optional[_Union[ConversationRewound, _Mapping]] = ..., tool_call_started: _Optional[_Union[ToolCallStarted, _Mapping]] = ..., tool_call_finished: _Optional[_Union[ToolCallFinished, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_resolved: _Optional[_Union[ApprovalResolved, _Mapping]] = ..., session_grant_revoked: _Optional[_Union[SessionGrantRevoked, _Mapping]] = ..., agent_initialized: _Optional[_Union[AgentInitialized, _Mapping]] = ..., session_state_changed: _Optional[_Union[SessionStateChanged, _Mapping]] = ..., context_compacted: _Optional[_Union[ContextCompacted, _Mapping]] = ..., conversation_reset: _Optional[_Union[ConversationReset, _Mapping]] = ..., model_changed: _Optional[_Union[ModelChanged, _Mapping]] = ..., model_call_retried: _Optional[_Union[ModelCallRetried, _Mapping]] = ..., rate_limit_changed: _Optional[_Union[RateLimitChanged, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., network_access: _Optional[_Union[NetworkAccess, _Mapping]] = ..., subtask_started: _Optional[_Union[SubtaskStarted, _Mapping]] = ..., subtask_updated: _Optional[_Union[SubtaskUpdated, _Mapping]] = ..., subtask_ended: _Optional[_Union[SubtaskEnded, _Mapping]] = ..., hook_started: _Optional[_Union[HookStarted, _Mapping]] = ..., hook_finished: _Optional[_Union[HookFinished, _Mapping]] = ..., raw_frame: _Optional[_Union[RawFrame, _Mapping]] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("message_id", "block_index", "offset", "text")
@@ -512,6 +514,41 @@ class Notice(_message.Message):
     code: str
     text: str
     def __init__(self, level: _Optional[_Union[Notice.Level, str]] = ..., code: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class NetworkAccess(_message.Message):
+    __slots__ = ("host", "port", "decision", "rule", "traffic", "further_destinations", "credential")
+    class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DECISION_UNSPECIFIED: _ClassVar[NetworkAccess.Decision]
+        DECISION_ALLOWED: _ClassVar[NetworkAccess.Decision]
+        DECISION_DENIED: _ClassVar[NetworkAccess.Decision]
+    DECISION_UNSPECIFIED: NetworkAccess.Decision
+    DECISION_ALLOWED: NetworkAccess.Decision
+    DECISION_DENIED: NetworkAccess.Decision
+    class Traffic(_message.Message):
+        __slots__ = ("connections", "bytes_sent", "bytes_received")
+        CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+        BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+        BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+        connections: int
+        bytes_sent: int
+        bytes_received: int
+        def __init__(self, connections: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ...) -> None: ...
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_DESTINATIONS_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    decision: NetworkAccess.Decision
+    rule: str
+    traffic: NetworkAccess.Traffic
+    further_destinations: int
+    credential: str
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., decision: _Optional[_Union[NetworkAccess.Decision, str]] = ..., rule: _Optional[str] = ..., traffic: _Optional[_Union[NetworkAccess.Traffic, _Mapping]] = ..., further_destinations: _Optional[int] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class SubtaskStarted(_message.Message):
     __slots__ = ("subtask_id", "tool_use_id", "type", "subagent", "description", "background", "parent_subtask_id")

@@ -143,7 +143,7 @@ class SessionGrant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rule: _Optional[str] = ..., approval: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SessionOptions(_message.Message):
-    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "credentials")
+    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "network", "credentials")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class SessionOptions(_message.Message):
     APPROVAL_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     RECOVERY_POLICY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
     model: str
     system_prompt: SystemPrompt
@@ -177,8 +178,29 @@ class SessionOptions(_message.Message):
     approval_timeout: _duration_pb2.Duration
     recovery_policy: RecoveryPolicy
     checkpoints: bool
+    network: NetworkOptions
     credentials: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., credentials: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., network: _Optional[_Union[NetworkOptions, _Mapping]] = ..., credentials: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class NetworkOptions(_message.Message):
+    __slots__ = ("mode", "allowed", "denied")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[NetworkOptions.Mode]
+        MODE_NONE: _ClassVar[NetworkOptions.Mode]
+        MODE_LISTED: _ClassVar[NetworkOptions.Mode]
+        MODE_PUBLIC: _ClassVar[NetworkOptions.Mode]
+    MODE_UNSPECIFIED: NetworkOptions.Mode
+    MODE_NONE: NetworkOptions.Mode
+    MODE_LISTED: NetworkOptions.Mode
+    MODE_PUBLIC: NetworkOptions.Mode
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    DENIED_FIELD_NUMBER: _ClassVar[int]
+    mode: NetworkOptions.Mode
+    allowed: _containers.RepeatedScalarFieldContainer[str]
+    denied: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, mode: _Optional[_Union[NetworkOptions.Mode, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., denied: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SystemPrompt(_message.Message):
     __slots__ = ("custom", "append")

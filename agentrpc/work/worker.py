@@ -1,4 +1,4 @@
-"""The worker process: the model gateway on loopback, the session host, jobs, the doorbell that wakes them, a reaper."""
+"""The worker process: the model gateway, the session host, jobs, the doorbell that wakes them, a reaper."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,9 +7,10 @@ from typing import Protocol
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.launcher import Isolation
 from agentrpc.ending import end_tasks
+from agentrpc.services.network import EgressMaker
+from agentrpc.services.network import Gateway as SessionGateway
 from agentrpc.services.reaper import Reaper
 from agentrpc.services.session_host.host import SessionHost
-from agentrpc.services.session_host.process import TokenIssuer
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.work.broker import answer_bell
@@ -19,11 +20,11 @@ from agentrpc.work.parent import Report
 __all__ = ["Gateway", "WorkerProcess"]
 
 
-class Gateway(TokenIssuer, Protocol):
+class Gateway(SessionGateway, Protocol):
     """The model gateway, as far as the process has to start and stop it."""
 
     async def start(self) -> None:
-        """Serve on loopback."""
+        """Be ready."""
         ...
 
     async def stop(self) -> None:
@@ -40,6 +41,7 @@ class WorkerProcess:
         bus: Signals and the live tail.
         isolation: How process trees are kept apart.
         gateway: The agents' way to a model.
+        egress: Makes their way to everything else.
         ring_any: Tells some worker that there may be work.
         report: Tells the worker's parent who it is and when to kill it.
         jobs: What it does besides.
@@ -52,13 +54,14 @@ class WorkerProcess:
         bus: Bus,
         isolation: Isolation,
         gateway: Gateway,
+        egress: EgressMaker,
         ring_any: Callable[[], Awaitable[None]],
         report: Report,
         jobs: Jobs,
     ) -> None:
         self._settings = settings
         self._gateway = gateway
-        self._host = SessionHost(database, bus, settings, gateway, isolation, report)
+        self._host = SessionHost(database, bus, settings, gateway, egress, isolation, report)
         self._reaper = Reaper(database, ring_any, settings)
         self._jobs = jobs
         self._tasks: list[asyncio.Task[None]] = []

@@ -5,7 +5,7 @@ import json
 
 import uvloop
 
-from scripts.benches import durability, runs, schedule, streams
+from scripts.benches import durability, fence, runs, schedule, streams
 from scripts.benches.frame import medians
 
 BENCHES = {
@@ -19,6 +19,7 @@ BENCHES = {
     "cancel": durability.cancel,
     "sessions": durability.sessions,
     "schedule": schedule.schedule,
+    "fence": fence.fence,
 }
 # Of what takes minutes. The median of three for the others.
 _RUNS = {"sessions": 1}

@@ -79,7 +79,9 @@ async def held(edge, session, names=None):
     async with edge.database.connection() as connection:
         epoch = await connection.fetchval("SELECT epoch FROM session_heads WHERE session_id = $1", session_id)
     caller = Caller(edge.database, session_id, epoch)
-    return SessionCredentials(caller, SecretBox(edge.settings.secret_keys), names or session.options.credentials, "")
+    return SessionCredentials(
+        caller, SecretBox(edge.settings.secret_keys), names or session.options.credentials, None, None
+    )
 
 
 async def taken(edge, session, host="git.example.com", port=443):
@@ -352,5 +354,5 @@ async def test_a_process_without_credentials_gets_nothing_and_one_with_them_whom
     session = await client.create_session(naming(await create(client)))
     caller = Caller(edge.database, parse_session(session.name), 0)
     opened = await vault.open(caller, session.options)
-    assert opened.trusted.endswith((await vault.authority()).pem)
-    assert opened.trusted.count("BEGIN CERTIFICATE") > 1
+    assert opened.trusted().endswith(opened.authority.pem)
+    assert opened.trusted().count("BEGIN CERTIFICATE") > 1

@@ -22,7 +22,7 @@ from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
 from tests.e2e.talk import bash
-from tests.isolations import bubblewrap, isolations
+from tests.isolations import bubblewrap, isolations, reaching
 
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
 COMMIT = "git -c user.name=a -c user.email=a@b commit -qm first"
@@ -83,8 +83,7 @@ def cli(paths, model):
         session_id = clock.uuid7()
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False, paths=paths,
-            options=session_pb2.SessionOptions(model="claude-sonnet-5"), gateway_url=model.url, token="t",
-            isolation=isolation, gate=allow, on_transcript=lambda *_: None,
+            options=session_pb2.SessionOptions(model="claude-sonnet-5"), token="t", **reaching(model.url, isolation), gate=allow, on_transcript=lambda *_: None,
         )  # fmt: skip
         agent = await AgentProcess.start(spec, timeout=60)
         try:

@@ -9,7 +9,7 @@ from agentrpc.services.session_host.mcp import SessionMcp
 from agentrpc.v1 import session_pb2
 
 
-class Gateway:
+class Door:
     """Keeps what was opened."""
 
     def __init__(self):
@@ -17,24 +17,28 @@ class Gateway:
 
     def open_mcp(self, endpoint):
         self.endpoint = endpoint
-        return "http://127.0.0.1:9/mcp/x"
+        return "/mcp/x"
 
-    def close_mcp(self, url):
+    def close_mcp(self, path):
         self.endpoint = None
 
 
 @pytest.fixture
 def opened(tmp_path):
     """An endpoint whose server notes what it is sent, what was asked of the gate, and what the gate says."""
-    gateway, sent, taken, allowed = Gateway(), [], [], [True]
+    door, sent, taken, allowed = Door(), [], [], [True]
 
     def take(name, given):
         taken.append((name, given))
         return allowed[0]
 
-    mcp = SessionMcp(gateway, SimpleNamespace(allow_private_addresses=False), Isolation.SUBREAPER, take)
+    mcp = SessionMcp(
+        SimpleNamespace(allow_private_addresses=False), Isolation.SUBREAPER, SimpleNamespace(serving_program=None), take
+    )
     server = session_pb2.McpServer(name="s", http=session_pb2.McpRemote(url="http://127.0.0.1:9/"))
-    mcp.open(session_pb2.SessionOptions(mcp_servers=[server]), SimpleNamespace(mcp=tmp_path))
+    options = session_pb2.SessionOptions(mcp_servers=[server])
+    urls = mcp.open(options, SimpleNamespace(mcp=tmp_path), door, "http://127.0.0.1:9")
+    assert urls == {"s": "http://127.0.0.1:9/mcp/x"}
 
     class Bridge:
         async def ask(self, message, headers):
@@ -48,8 +52,8 @@ def opened(tmp_path):
         async def tell(self, message, headers):
             sent.append(message)
 
-    gateway.endpoint._bridge = Bridge()
-    return SimpleNamespace(endpoint=gateway.endpoint, sent=sent, taken=taken, allowed=allowed)
+    door.endpoint._bridge = Bridge()
+    return SimpleNamespace(endpoint=door.endpoint, sent=sent, taken=taken, allowed=allowed)
 
 
 def call(**params):

@@ -25,7 +25,7 @@ from agentrpc.claude.version import cli_version
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
-from tests.isolations import usable_isolation
+from tests.isolations import reaching
 
 FRAMES = Path(__file__).parent.parent / "frames"
 GOLDEN = FRAMES / "transcripts"
@@ -77,8 +77,7 @@ class Recorder:
             Conversation(stored).write(self.paths, claude_session_id, carry=carry)
         self._spec = AgentSpec(
             session_id=session_id, claude_session_id=claude_session_id, resume=bool(stored), cli_path=cli, carry=carry,
-            options=session_pb2.SessionOptions(), paths=self.paths, gateway_url=url, token="t",
-            isolation=usable_isolation(), gate=self._judge,
+            options=session_pb2.SessionOptions(), paths=self.paths, token="t", gate=self._judge, **reaching(url),
             on_transcript=lambda subpath, some: self.lines.extend((subpath, line) for line in some),
             on_fault=pytest.fail,
         )  # fmt: skip

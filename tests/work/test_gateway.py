@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 
 import aiohttp
 import psutil
@@ -30,10 +31,14 @@ async def gateway(model):
     await gateway.stop()
 
 
-def issue(gateway, **bounds):
-    """A token of a run that is under way, and what it may ask."""
+async def opened(gateway, may_call=lambda: True, under_way=None, **bounds):
+    """A door for a run that is under way, and what it may ask."""
     allowance = RunAllowance(("m",), **bounds)
-    return gateway.issue(clock.uuid7(), lambda: True, lambda: allowance), allowance
+    door = gateway.open(may_call, under_way or (lambda: allowance))
+    listener = socket.create_server(("127.0.0.1", 0))
+    door.url = "http://{}:{}".format(*listener.getsockname())
+    await door.serve(listener)
+    return door, allowance
 
 
 def body(text, stream=False, **more):
@@ -47,57 +52,58 @@ def body(text, stream=False, **more):
     }
 
 
-async def ask(gateway, token, text="[[text: hi]]", headers=None, **more):
+async def ask(door, text="[[text: hi]]", headers=None, token=None, **more):
+    token = door.token if token is None else token
     headers = {**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
     async with (
         aiohttp.ClientSession() as client,
-        client.post(f"{gateway.url}/v1/messages?beta=true", json=body(text, **more), headers=headers) as response,
+        client.post(f"{door.url}/v1/messages?beta=true", json=body(text, **more), headers=headers) as response,
     ):
         return response.status, await response.text(), response.headers
 
 
 async def test_tokens_and_leases(gateway):
     allowed, under_way = True, RunAllowance(("m",))
-    token = gateway.issue(clock.uuid7(), lambda: allowed, lambda: under_way)
-    status, text, headers = await ask(gateway, token)
+    door, _ = await opened(gateway, lambda: allowed, lambda: under_way)
+    status, text, headers = await ask(door)
     assert status == 200
     assert "hi" in text
     assert "sk-provider" not in text + str(headers)
-    assert (await ask(gateway, ""))[0] == 401
-    assert (await ask(gateway, "run-other"))[0] == 401
+    assert (await ask(door, token=""))[0] == 401
+    assert (await ask(door, token="run-other"))[0] == 401
     allowed = False
-    assert (await ask(gateway, token))[0] == 403
+    assert (await ask(door))[0] == 403
     allowed, run = True, under_way
     under_way = None
-    assert (await ask(gateway, token))[0] == 401
+    assert (await ask(door))[0] == 401
     under_way = run
-    assert (await ask(gateway, token))[0] == 200
-    gateway.revoke(token)
-    assert (await ask(gateway, token))[0] == 401
+    assert (await ask(door))[0] == 200
+    door.revoke()
+    assert (await ask(door))[0] == 401
 
 
 async def test_errors_pass_and_a_lost_provider_is_overload(gateway, model):
-    token, _ = issue(gateway)
-    status, _, headers = await ask(gateway, token, "[[error: 429 retry_after=7]]")
+    door, _ = await opened(gateway)
+    status, _, headers = await ask(door, "[[error: 429 retry_after=7]]")
     assert (status, headers["retry-after"]) == (429, "7")
     async with (
         aiohttp.ClientSession() as client,
-        client.get(f"{gateway.url}/v1/files", headers={"authorization": f"Bearer {token}"}) as response,
+        client.get(f"{door.url}/v1/files", headers={"authorization": f"Bearer {door.token}"}) as response,
     ):
         assert response.status == 404
     await model.stop()
-    assert (await ask(gateway, token))[0] == 529
+    assert (await ask(door))[0] == 529
 
 
 async def test_the_first_bytes_do_not_wait_for_the_last_and_usage_is_read(gateway):
-    token, _ = issue(gateway)
+    door, _ = await opened(gateway)
     before = TOKENS.labels("m", "output")._value.get()
     async with (
         aiohttp.ClientSession() as client,
         client.post(
-            f"{gateway.url}/v1/messages",
+            f"{door.url}/v1/messages",
             json=body("[[text: a b c d e f]]\n[[stall: 2]]\n[[usage: input=3 output=41]]", stream=True),
-            headers={"authorization": f"Bearer {token}"},
+            headers={"authorization": f"Bearer {door.token}"},
         ) as response,
     ):
         began = clock.monotonic()
@@ -108,10 +114,10 @@ async def test_the_first_bytes_do_not_wait_for_the_last_and_usage_is_read(gatewa
 
 
 async def test_revoking_cuts_calls_under_way(gateway):
-    token, _ = issue(gateway)
-    asking = asyncio.create_task(ask(gateway, token, "[[delay: 30]]"))
+    door, _ = await opened(gateway)
+    asking = asyncio.create_task(ask(door, "[[delay: 30]]"))
     await asyncio.sleep(0.3)
-    gateway.revoke(token)
+    door.revoke()
     with pytest.raises(aiohttp.ClientError):
         await asyncio.wait_for(asking, 5)
 
@@ -129,7 +135,7 @@ async def test_a_key_in_an_error_body_is_taken_out():
     gateway = ModelGateway(upstream_url=f"http://127.0.0.1:{runner.addresses[0][1]}", api_key="sk-leaky")
     await gateway.start()
     try:
-        status, text, _ = await ask(gateway, issue(gateway)[0])
+        status, text, _ = await ask((await opened(gateway))[0])
         assert status == 400
         assert "sk-leaky" not in text
     finally:
@@ -162,10 +168,10 @@ def test_usage_is_read_once_wherever_the_stream_is_cut(size):
 
 
 async def test_requests_beyond_the_turns_of_the_run_are_refused_and_errors_are_no_turns(gateway):
-    token, allowance = issue(gateway, max_turns=2)
+    door, allowance = await opened(gateway, max_turns=2)
     allowance.prompt_given()
-    assert (await ask(gateway, token, "[[error: 500]]"))[0] == 500
-    statuses = [await ask(gateway, token) for _ in range(51)]
+    assert (await ask(door, "[[error: 500]]"))[0] == 500
+    statuses = [await ask(door) for _ in range(51)]
     good = sum(status == 200 for status, _, _ in statuses)
     assert good == 8
     status, text, headers = statuses[-1]
@@ -176,43 +182,43 @@ async def test_requests_beyond_the_turns_of_the_run_are_refused_and_errors_are_n
     # What the gate lets pass has turns of its own; a message of a caller is answered too.
     allowance.call_begun("Agent")
     allowance.call_begun("Bash")
-    assert [(await ask(gateway, token))[0] for _ in range(101)].count(200) == 100
+    assert [(await ask(door))[0] for _ in range(101)].count(200) == 100
 
 
 async def test_many_at_once_stay_within_the_bound(gateway):
-    token, allowance = issue(gateway, max_turns=1)
-    asked = await asyncio.gather(*[ask(gateway, token, "[[delay: 0.2]]") for _ in range(40)])
+    door, allowance = await opened(gateway, max_turns=1)
+    asked = await asyncio.gather(*[ask(door, "[[delay: 0.2]]") for _ in range(40)])
     assert sum(status == 200 for status, _, _ in asked) == 6
     assert allowance.tokens["m"]["output_tokens"] > 0
 
 
 async def test_what_costs_too_much_is_refused(gateway):
-    token, allowance = issue(gateway, max_cost=0.01)
+    door, allowance = await opened(gateway, max_cost=0.01)
     # Nobody knows the price of `m`: it counts as the dearest one.
-    assert (await ask(gateway, token, "[[usage: input=10 output=200]]"))[0] == 200
+    assert (await ask(door, "[[usage: input=10 output=200]]"))[0] == 200
     assert allowance.cost == pytest.approx(10 * 15e-6 + 200 * 75e-6)
-    status, text, headers = await ask(gateway, token)
+    status, text, headers = await ask(door)
     assert (status, headers["x-should-retry"]) == (429, "false")
     assert "max_cost_usd" in text
     assert allowance.exceeded == "cost"
 
 
 async def test_an_answer_that_costs_too_much_is_cut(gateway):
-    token, allowance = issue(gateway, max_cost=0.01)
+    door, allowance = await opened(gateway, max_cost=0.01)
     with pytest.raises(aiohttp.ClientPayloadError):
-        await ask(gateway, token, "[[deltas: 20000]]\n[[slow: 1]]", stream=True)
+        await ask(door, "[[deltas: 20000]]\n[[slow: 1]]", stream=True)
     assert allowance.cost >= 0.01
     assert allowance.exceeded == "cost"
     assert allowance.tokens["m"]["output_tokens"] < 20000
 
 
 async def test_who_hangs_up_has_used_what_he_asked(gateway):
-    token, allowance = issue(gateway, max_turns=1, max_cost=5)
+    door, allowance = await opened(gateway, max_turns=1, max_cost=5)
     for _ in range(6):
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ask(gateway, token, "[[delay: 30]]"), 0.3)
+            await asyncio.wait_for(ask(door, "[[delay: 30]]"), 0.3)
     async with asyncio.timeout(10):
-        while (await ask(gateway, token))[0] != 429:
+        while (await ask(door))[0] != 429:
             pass
     assert allowance.tokens["m"]["input_tokens"] > 0
 
@@ -251,11 +257,11 @@ FETCHED = {"type": "document", "source": {"type": "url", "url": "http://evil.exa
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 async def test_what_a_session_does_not_have_is_refused(gateway, model, more, named, path):
-    token, _ = issue(gateway)
+    door, _ = await opened(gateway)
     async with (
         aiohttp.ClientSession() as client,
         client.post(
-            gateway.url + path, json=body("[[text: hi]]", **more), headers={"authorization": f"Bearer {token}"}
+            door.url + path, json=body("[[text: hi]]", **more), headers={"authorization": f"Bearer {door.token}"}
         ) as response,
     ):
         assert response.status in {400, 404}
@@ -279,10 +285,12 @@ async def test_what_a_session_does_not_have_is_refused(gateway, model, more, nam
     ],
 )
 async def test_other_ways_to_write_it_do_not_pass(gateway, model, text):
-    token, _ = issue(gateway)
+    door, _ = await opened(gateway)
     async with (
         aiohttp.ClientSession() as client,
-        client.post(f"{gateway.url}/v1/messages", data=text, headers={"authorization": f"Bearer {token}"}) as response,
+        client.post(
+            f"{door.url}/v1/messages", data=text, headers={"authorization": f"Bearer {door.token}"}
+        ) as response,
     ):
         assert response.status in {400, 404}
     assert model.requests == 0
@@ -306,10 +314,11 @@ async def test_what_counts_here_counts_there():
             text = text.replace(
                 '"x"', '"tools": [{"type": "mcp_toolset", "type": "custom", "input_schema": {"b": 1.0}}], "x"'
             )
-            headers = {"authorization": f"Bearer {issue(gateway)[0]}"}
+            door, _ = await opened(gateway)
+            headers = {"authorization": f"Bearer {door.token}"}
             async with (
                 aiohttp.ClientSession() as client,
-                client.post(f"{gateway.url}/v1/messages", data=text, headers=headers) as response,
+                client.post(f"{door.url}/v1/messages", data=text, headers=headers) as response,
             ):
                 assert response.status == 200
         finally:
@@ -328,23 +337,23 @@ async def test_the_betas_of_the_cli_pass_and_others_are_named(gateway):
         "advanced-tool-use-2025-11-20,thinking-display-updates-2026-08-18,"
         "web-search-results-only-2026-11-15"
     )
-    token, allowance = issue(gateway)
-    assert (await ask(gateway, token, headers={"anthropic-beta": own}))[0] == 200
+    door, allowance = await opened(gateway)
+    assert (await ask(door, headers={"anthropic-beta": own}))[0] == 200
     for beta in ("mcp-client-2025-11-20", "code-execution-2025-08-25", "fast-mode-2026-02-01", "context-1m-2025-08-07"):
-        status, text, _ = await ask(gateway, token, headers={"Anthropic-Beta": f"{own}, {beta}"})
+        status, text, _ = await ask(door, headers={"Anthropic-Beta": f"{own}, {beta}"})
         assert status == 400
         assert f"Unexpected value(s) `{beta}` for the `anthropic-beta` header" in text
     allowance.long_context = True
-    assert (await ask(gateway, token, headers={"anthropic-beta": "context-1m-2025-08-07"}))[0] == 200
+    assert (await ask(door, headers={"anthropic-beta": "context-1m-2025-08-07"}))[0] == 200
 
 
 async def test_a_search_passes_once_for_each_call_that_was_allowed(gateway):
-    token, allowance = issue(gateway)
+    door, allowance = await opened(gateway)
     search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
-    assert (await ask(gateway, token, **search))[0] == 400
+    assert (await ask(door, **search))[0] == 400
     allowance.call_begun("WebSearch")
-    assert (await ask(gateway, token, **search))[0] == 200
-    assert (await ask(gateway, token, **search))[0] == 400
+    assert (await ask(door, **search))[0] == 200
+    assert (await ask(door, **search))[0] == 400
 
 
 async def test_a_search_that_the_provider_has_not_answered_may_be_tried_again():
@@ -357,28 +366,28 @@ async def test_a_search_that_the_provider_has_not_answered_may_be_tried_again():
         gateway = ModelGateway(upstream_url=url, api_key="k")
         await gateway.start()
         try:
-            token, allowance = issue(gateway)
+            door, allowance = await opened(gateway)
             allowance.call_begun("WebSearch")
             search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
-            assert [(await ask(gateway, token, **search))[0] for _ in range(4)] == [529, 500, 200, 400]
+            assert [(await ask(door, **search))[0] for _ in range(4)] == [529, 500, 200, 400]
         finally:
             await gateway.stop()
 
 
 async def test_arguments_that_look_like_a_url_source_pass(gateway):
-    token, _ = issue(gateway)
+    door, _ = await opened(gateway)
     called = {"type": "tool_use", "id": "t", "name": "x", "input": {"source": {"type": "url", "url": "http://x"}}}
     messages = [{"role": "user", "content": "[[text: hi]]"}, {"role": "assistant", "content": [called]}]
-    assert (await ask(gateway, token, messages=messages))[0] == 200
+    assert (await ask(door, messages=messages))[0] == 200
 
 
 # ---- Bodies ----
 
 
-async def hold(gateway, token, declared, sent):
+async def hold(door, declared, sent):
     """A connection that has sent a part of its body and says no more; its answer so far."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]))
+    head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {door.token}\r\n"
     head += f"content-length: {declared}\r\n\r\n" if declared else "transfer-encoding: chunked\r\n\r\n"
     writer.write(head.encode())
 
@@ -394,10 +403,10 @@ async def hold(gateway, token, declared, sent):
 
 @pytest.mark.parametrize("declared", [True, False])
 async def test_bodies_beyond_the_bound_are_refused_before_they_are_in_memory(gateway, declared):
-    token, _ = issue(gateway)
+    door, _ = await opened(gateway)
     process = psutil.Process()
     before = process.memory_info().rss
-    held = [await hold(gateway, token, 240 * 2**20 if declared else 0, 240 * 2**20) for _ in range(8)]
+    held = [await hold(door, 240 * 2**20 if declared else 0, 240 * 2**20) for _ in range(8)]
     peak = 0
     try:
         async with asyncio.timeout(60):
@@ -415,11 +424,11 @@ async def test_bodies_beyond_the_bound_are_refused_before_they_are_in_memory(gat
 
 
 async def test_who_holds_bodies_back_keeps_nobody_else_waiting(gateway):
-    token, _ = issue(gateway)
-    held = [await hold(gateway, token, 32 * 2**20, 2**20) for _ in range(8)]
+    door, _ = await opened(gateway)
+    held = [await hold(door, 32 * 2**20, 2**20) for _ in range(8)]
     try:
-        other, _ = issue(gateway)
-        status, _, _ = await asyncio.wait_for(ask(gateway, other), 10)
+        other, _ = await opened(gateway)
+        status, _, _ = await asyncio.wait_for(ask(other), 10)
         assert status == 200
     finally:
         for _, writer, task in held:

@@ -46,7 +46,7 @@ class Actor:
 @pytest.fixture
 async def host(database, bus, settings, monkeypatch):
     monkeypatch.setattr(module, "SessionActor", Actor)
-    return module.SessionHost(database, bus, settings, SimpleNamespace(), Isolation.SUBREAPER)
+    return module.SessionHost(database, bus, settings, SimpleNamespace(), None, Isolation.SUBREAPER)
 
 
 def claims(count):

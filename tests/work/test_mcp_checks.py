@@ -17,6 +17,7 @@ from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.client import RpcError
 from agentrpc.embedded.servers import free_port
+from agentrpc.gateway.egress import EgressProxy
 from agentrpc.services.addresses import any_addresses, public_addresses
 from agentrpc.services.mcp_checks import McpChecks
 from agentrpc.store.mcp_servers import claim_check
@@ -231,7 +232,7 @@ async def working(edge, **changes):
 
     async def loop():
         while True:
-            await McpChecks(edge.database, edge.settings.model_copy(update=changes)).drain()
+            await McpChecks(edge.database, edge.settings.model_copy(update=changes), EgressProxy).drain()
             await asyncio.sleep(0.05)
 
     task = asyncio.create_task(loop())
@@ -244,7 +245,7 @@ async def working(edge, **changes):
 
 async def test_a_new_server_is_checked_and_its_tools_are_listed(client, edge):
     made = await create(client, "time", stdio=session_pb2.McpStdio(command=str(TIME)))
-    assert await McpChecks(edge.database, edge.settings).drain() == 1
+    assert await McpChecks(edge.database, edge.settings, EgressProxy).drain() == 1
     health = (await get(client, made.name)).health
     assert (health.state, health.tool_count, health.server_name) == (HEALTH.STATE_HEALTHY, 2, "mcp-time")
     assert health.latency.ToTimedelta() > timedelta(0)
@@ -252,7 +253,7 @@ async def test_a_new_server_is_checked_and_its_tools_are_listed(client, edge):
     found = await client.call(client.mcp_servers.ListMcpServerTools, request)
     assert {tool.name for tool in found.tools} == {"get_current_time", "convert_time"}
     # Not again before its time.
-    assert await McpChecks(edge.database, edge.settings).drain() == 0
+    assert await McpChecks(edge.database, edge.settings, EgressProxy).drain() == 0
     request.cached = False
     check = mcp_server_service_pb2.CheckMcpServerRequest(name=made.name)
     async with working(edge):
@@ -270,7 +271,7 @@ async def test_what_goes_wrong_is_told_without_secrets(client, edge):
     stdio = program(code)
     stdio.env["KEY"] = secret
     made = await create(client, "bad", stdio=stdio)
-    await McpChecks(edge.database, edge.settings).drain()
+    await McpChecks(edge.database, edge.settings, EgressProxy).drain()
     health = (await get(client, made.name)).health
     assert health.state == HEALTH.STATE_UNHEALTHY
     assert "no good: ***" in health.error
@@ -282,13 +283,13 @@ async def test_what_goes_wrong_is_told_without_secrets(client, edge):
 
 async def test_a_check_of_what_was_before_does_not_count(client, edge):
     made = await create(client, "slow", stdio=program("input(); import time; time.sleep(60)"))
-    checking = asyncio.create_task(McpChecks(edge.database, edge.settings).drain())
+    checking = asyncio.create_task(McpChecks(edge.database, edge.settings, EgressProxy).drain())
     async with asyncio.timeout(30):
         await leased(edge)
     made.config.stdio.CopyFrom(program(SMALL))
     request = mcp_server_service_pb2.UpdateMcpServerRequest(mcp_server=made)
     await client.call(client.mcp_servers.UpdateMcpServer, request)
-    await McpChecks(edge.database, edge.settings).drain()
+    await McpChecks(edge.database, edge.settings, EgressProxy).drain()
     assert (await get(client, made.name)).health.state == HEALTH.STATE_HEALTHY
     checking.cancel()
     await asyncio.gather(checking, return_exceptions=True)
@@ -306,7 +307,7 @@ async def leased(edge):
 
 async def test_a_worker_that_stops_gives_back_and_one_that_dies_loses_its_lease(client, edge):
     await create(client, "slow", stdio=program("input(); import time; time.sleep(60)"))
-    checking = asyncio.create_task(McpChecks(edge.database, edge.settings).drain())
+    checking = asyncio.create_task(McpChecks(edge.database, edge.settings, EgressProxy).drain())
     async with asyncio.timeout(30):
         await leased(edge)
     assert await claim_check(edge.database, timedelta(seconds=60)) is None
@@ -323,7 +324,7 @@ async def test_a_worker_that_stops_gives_back_and_one_that_dies_loses_its_lease(
 async def test_two_workers_check_each_once(client, edge):
     for number in range(6):
         await create(client, str(number), stdio=program(SMALL))
-    counts = await asyncio.gather(*[McpChecks(edge.database, edge.settings).drain() for _ in range(2)])
+    counts = await asyncio.gather(*[McpChecks(edge.database, edge.settings, EgressProxy).drain() for _ in range(2)])
     assert sum(counts) == 6
     request = mcp_server_service_pb2.ListMcpServersRequest(states=[HEALTH.STATE_HEALTHY])
     assert len((await client.call(client.mcp_servers.ListMcpServers, request)).mcp_servers) == 6
@@ -332,7 +333,7 @@ async def test_two_workers_check_each_once(client, edge):
 async def test_private_addresses_are_refused_by_checks(client, edge):
     made = await create(client, "here", http=session_pb2.McpRemote(url="http://localhost:1/mcp"))
     settings = edge.settings.model_copy(update={"allow_private_addresses": False})
-    await McpChecks(edge.database, settings).drain()
+    await McpChecks(edge.database, settings, EgressProxy).drain()
     assert "not public" in (await get(client, made.name)).health.error
 
 

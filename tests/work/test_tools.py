@@ -14,7 +14,7 @@ from agentrpc.claude.tools import MAX_RESULT, Tool, ToolError, ToolServers, sche
 from agentrpc.domain.gate import Verdict
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.v1 import session_pb2
-from tests.isolations import usable_isolation
+from tests.isolations import reaching
 
 WORD = schema({"word": {"type": "string"}}, required=["word"])
 
@@ -79,7 +79,7 @@ async def talk(tmp_path, model):
         )
         spec = AgentSpec(
             session_id=session_id, claude_session_id=str(session_id), resume=False, options=options, paths=paths,
-            gateway_url=model.url, token="t", isolation=usable_isolation(), gate=judge,
+            token="t", gate=judge, **reaching(model.url),
             on_transcript=lambda *_: None, on_fault=pytest.fail, tools={"own": tools},
         )  # fmt: skip
         agent = await AgentProcess.start(spec, timeout=60)

@@ -186,6 +186,7 @@ class SessionActor:
             self._process.end_run()
             self.run = None
             self._writer.run_id = None
+            self._process.run_ended()
             self.idle_since = time.monotonic()
 
     async def _guarded(

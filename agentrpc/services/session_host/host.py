@@ -22,11 +22,12 @@ from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
+from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
-from agentrpc.services.session_host.process import Environment, TokenIssuer
+from agentrpc.services.session_host.process import Environment
 from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.services.vault import Vault
@@ -73,7 +74,8 @@ class SessionHost:
         database: The store.
         bus: Signals and the live tail.
         settings: How many, how long.
-        tokens: The model gateway.
+        gateway: The model gateway.
+        egress: Makes what leads out of agents' own networks.
         isolation: How process trees are kept apart.
         report: Gets this worker's id, and when its parent has to kill it, by `clock.boottime`.
     """
@@ -83,7 +85,8 @@ class SessionHost:
         database: Database,
         bus: Bus,
         settings: Settings,
-        tokens: TokenIssuer,
+        gateway: Gateway,
+        egress: EgressMaker,
         isolation: Isolation,
         report: Callable[[UUID, float], None] = lambda *_: None,
     ) -> None:
@@ -109,7 +112,8 @@ class SessionHost:
             database,
             bus,
             settings,
-            tokens,
+            gateway,
+            egress,
             isolation,
             workspaces,
             self._toolbox,

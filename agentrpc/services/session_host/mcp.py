@@ -8,17 +8,20 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import structlog
 
 from agentrpc.claude.launcher import Isolation, SessionPaths
 from agentrpc.domain.mcp_config import secret_values
-from agentrpc.services.addresses import resolver
+from agentrpc.services.addresses import Resolver, resolver
+from agentrpc.services.network import McpDoor
+from agentrpc.services.session_host.network import SessionNetwork
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
 
-__all__ = ["McpGateway", "SessionMcp"]
+__all__ = ["SessionMcp"]
 
 log = structlog.get_logger()
 
@@ -36,53 +39,44 @@ _READ = "ReadMcpResourceTool"
 _MAX_WORDS = 500
 
 
-class McpGateway(Protocol):
-    """The gateway, as far as servers need it."""
-
-    def open_mcp(self, endpoint: Any) -> str:  # noqa: ANN401 - of gateway.mcp.McpEndpoint
-        """A new address."""
-        ...
-
-    def close_mcp(self, url: str) -> None:
-        """End an address."""
-        ...
-
-
 class SessionMcp:
     """Those of one process.
 
     Args:
-        gateway: Where the CLI finds them.
         settings: The settings.
         isolation: How programs are kept apart.
+        network: What leads out of where programs are.
         take: Whether a call of a tool with this input may be made now; uses up what the gate has let pass.
     """
 
     def __init__(
         self,
-        gateway: McpGateway,
         settings: Settings,
         isolation: Isolation,
+        network: SessionNetwork,
         take: Callable[[str, Mapping[str, Any]], bool],
     ) -> None:
-        self._gateway = gateway
+        self._door: McpDoor | None = None
         self._settings = settings
         self._isolation = isolation
+        self._network = network
         self._take = take
         self._endpoints: dict[str, _Endpoint] = {}
 
-    def open(self, options: session_pb2.SessionOptions, paths: SessionPaths) -> dict[str, str]:
-        """Make the addresses of those servers that the CLI must not reach itself, by name.
+    def open(self, options: session_pb2.SessionOptions, paths: SessionPaths, door: McpDoor, url: str) -> dict[str, str]:
+        """Make the addresses, below that of the door, of those servers that the CLI must not reach itself, by name.
 
         These are all that are somewhere else, and programs that are given secrets.
         """
-        urls = {}
+        self._door, urls = door, {}
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
-                endpoint = _Endpoint(self, server, paths, self._settings, self._isolation)
-                urls[server.name] = url = self._gateway.open_mcp(endpoint)
-                self._endpoints[url] = endpoint
+                resolve = resolver(allow_private=self._settings.allow_private_addresses)
+                endpoint = _Endpoint(self, server, paths.mcp / server.name, self._isolation, resolve, self._network)
+                path = door.open_mcp(endpoint)
+                urls[server.name] = url + path
+                self._endpoints[path] = endpoint
         return urls
 
     def memory(self) -> int:
@@ -104,8 +98,9 @@ class SessionMcp:
     async def close(self) -> None:
         """End them all, with their programs."""
         endpoints, self._endpoints = self._endpoints, {}
-        for url in endpoints:
-            self._gateway.close_mcp(url)
+        for path in endpoints:
+            if self._door is not None:
+                self._door.close_mcp(path)
         await asyncio.gather(*[endpoint.close() for endpoint in endpoints.values()])
 
 
@@ -116,9 +111,10 @@ class _Endpoint:
         self,
         session: SessionMcp,
         server: session_pb2.McpServer,
-        paths: SessionPaths,
-        settings: Settings,
+        folder: Path,
         isolation: Isolation,
+        resolve: Resolver,
+        network: SessionNetwork,
     ) -> None:
         # Half a second to load, and most sessions have none.
         from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
@@ -128,8 +124,9 @@ class _Endpoint:
         self._name = server.name
         self._secrets = secret_values(server)
         self._gone = McpGone
-        resolve = resolver(allow_private=settings.allow_private_addresses)
-        self._bridge = McpBridge(server, Ground(paths.mcp / server.name, isolation, resolve), self._report)
+        self._bridge = McpBridge(
+            server, Ground(folder, isolation, resolve, ways_out=network.serving_program), self._report
+        )
 
     def memory(self) -> int:
         return self._bridge.memory()

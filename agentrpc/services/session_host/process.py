@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -28,11 +28,13 @@ from agentrpc.domain.model_calls import RunAllowance, allowance, family_models
 from agentrpc.domain.rules import EXIT_PLAN
 from agentrpc.errors import FailedPrecondition
 from agentrpc.names import session_name
+from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
-from agentrpc.services.session_host.mcp import McpGateway, SessionMcp
+from agentrpc.services.session_host.mcp import SessionMcp
+from agentrpc.services.session_host.network import SessionNetwork
 from agentrpc.services.tool_callers import Caller
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.services.vault import Vault
@@ -42,36 +44,13 @@ from agentrpc.store.log import read_transcript
 from agentrpc.telemetry import AGENT_PROCESSES
 from agentrpc.v1 import common_pb2, event_pb2, session_pb2
 
-__all__ = ["Environment", "SessionProcess", "TokenIssuer"]
+__all__ = ["Environment", "SessionProcess"]
 
 log = structlog.get_logger()
 
 # Ids of calls in lines of a transcript: of the block that asks, and of the result.
 _STATE = "session_state_changed"
 _CALL_IDS = re.compile(rb'"(?:tool_use_)?id":"([^"]{1,200})"')
-
-
-class TokenIssuer(McpGateway, Protocol):
-    """The model gateway, as far as a session needs it."""
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        ...
-
-    def issue(
-        self, session_id: UUID, may_call: Callable[[], bool], under_way: Callable[[], RunAllowance | None]
-    ) -> str:
-        """A run token that is good while `may_call` says so, for what the run under way may ask."""
-        ...
-
-    def cut(self, token: str) -> None:
-        """Abort the calls under way with a token."""
-        ...
-
-    def revoke(self, token: str) -> None:
-        """End a token, and the calls under way with it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +60,8 @@ class Environment:
     database: Database
     bus: Bus
     settings: Settings
-    tokens: TokenIssuer
+    gateway: Gateway
+    egress: EgressMaker
     isolation: Isolation
     workspaces: WorkspaceStore
     toolbox: Toolbox
@@ -153,11 +133,13 @@ class SessionProcess:
         self._on_fault = on_fault
         self._agent: AgentProcess | None = None
         self._options = b""
-        self._token: str | None = None
+        self._network = SessionNetwork(
+            environment.gateway, environment.egress, environment.settings, environment.isolation, hold.writer.put
+        )
         self._run_id: UUID | None = None
         self._may_ask: RunAllowance | None = None
         self._allowance = RunAllowance(())
-        self._mcp = SessionMcp(environment.tokens, environment.settings, environment.isolation, self._take)
+        self._mcp = SessionMcp(environment.settings, environment.isolation, self._network, self._take)
         self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
@@ -215,13 +197,18 @@ class SessionProcess:
         else:
             self._run_id, self._allowance = run_id, fresh
         self._may_ask = self._allowance
+        self._network.record.run_begun()
 
     def end_run(self) -> RunAllowance:
         """No model may be asked until the next run, and what is asked now is cut off. What the run has used."""
         self._may_ask = None
-        if self._token is not None:
-            self._env.tokens.cut(self._token)
+        self._network.cut()
+        self._network.record.run_ends()
         return self._allowance
+
+    def run_ended(self) -> None:
+        """Nothing that comes now is of a run."""
+        self._network.record.run_ended()
 
     async def _judge(self, call: ToolCall) -> Verdict:
         verdict = await self._gate(call)
@@ -256,8 +243,8 @@ class SessionProcess:
             step: With `carry`: make that call and nothing else. No model is called, and only its result is kept.
 
         Raises:
-            AgentStartError: The CLI is missing, crashed or hung, or a registered MCP server is gone. Nothing of it is
-                left.
+            AgentStartError: The CLI is missing, crashed or hung, a registered MCP server is gone, or its network cannot
+                be kept apart as it has to be. Nothing of it is left.
         """
         wanted = options.SerializeToString(deterministic=True)
         with _disk():
@@ -288,29 +275,30 @@ class SessionProcess:
             self._step = _Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
         self._writing = False
         may_call = (lambda: False) if step else self._may_begin
-        self._token = self._env.tokens.issue(self._session_id, may_call, lambda: self._may_ask)
         self._tickets = Tickets()
         try:
+            door = await self._network.open(used.network, credentials, may_call, lambda: self._may_ask)
             spec = AgentSpec(
                 session_id=self._session_id,
                 claude_session_id=claude_session_id,
                 resume=bool(conversation),
                 options=used,
                 paths=self._paths,
-                gateway_url=self._env.tokens.url,
-                token=self._token,
+                gateway_url=self._network.url,
+                token=door.token,
                 isolation=self._env.isolation,
                 gate=self._judge,
                 models=family_models(used.model, self._env.settings.agent_models),
                 on_transcript=self._keep,
                 on_fault=self._fault,
+                ways_out=self._network.serving_cli,
                 load_transcript=self._load,
                 carry=carry,
                 cli_path=self._env.settings.cli_path,
-                mcp_urls=self._mcp.open(used, self._paths),
+                mcp_urls=self._mcp.open(used, self._paths, door, self._network.url),
                 tools=self._env.toolbox.tools(used, self._caller),
                 tickets=self._tickets,
-                authorities=credentials.trusted if credentials is not None else "",
+                authorities=credentials.trusted() if credentials is not None else "",
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with _disk():
@@ -318,9 +306,8 @@ class SessionProcess:
                     spec, timeout=self._env.settings.agent_start_timeout, on_abandoned=self._on_abandoned
                 )
         except BaseException:
-            self._env.tokens.revoke(self._token)
-            self._token = None
             await self._mcp.close()
+            await self._network.close()
             raise
         self.forget_turns()
         self._agent, self._options = agent, wanted
@@ -481,15 +468,14 @@ class SessionProcess:
     async def _stop(self, grace: float) -> StopReceipt:
         agent, self._agent = self._agent, None
         pump, self._pump = self._pump, None
-        token, self._token = self._token, None
-        if token is not None:
-            self._env.tokens.revoke(token)
+        self._network.revoke()
         # Without a process: what became of the last one that was stopped while it started.
         receipt, self._abandoned = self._abandoned, StopReceipt(0, 0.0, confirmed=True)
         if agent is not None:
             AGENT_PROCESSES.dec()
             receipt = await agent.stop(grace=grace)
             await self._mcp.close()
+            await self._network.close()
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):
