@@ -1,6 +1,10 @@
 """CredentialService: what callers may set, see and use."""
 
 import asyncio
+import base64
+import json
+import os
+import sys
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -356,3 +360,41 @@ async def test_a_process_without_credentials_gets_nothing_and_one_with_them_whom
     opened = await vault.open(caller, session.options)
     assert opened.trusted().endswith(opened.authority.pem)
     assert opened.trusted().count("BEGIN CERTIFICATE") > 1
+
+
+async def test_the_command_reads_a_value_and_never_prints_it(client, edge, tmp_path):
+    await client.login("ann", "password")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AGENTRPC_TOKEN": client._token}
+
+    async def command(*words, given=""):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agentrpc", "--server", edge.address, *words, env=environment,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate(given.encode())
+        assert TOKEN not in (out + err).decode()
+        return process.returncode, out.decode(), err.decode()
+
+    status, out, err = await command(
+        "credentials", "create", "a", "--kind", "git", "--host", "git.example.com", given=f"{TOKEN}\n"
+    )
+    assert status == 0, err
+    name = json.loads(out)["name"]
+    status, out, err = await command("sessions", "create", "--credential", name.removeprefix("credentials/"))
+    assert status == 0, err
+    session = await client.get_session(json.loads(out)["name"])
+    assert list(session.options.credentials) == [name]
+    basic = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+    assert await taken(edge, session) == ("Authorization", f"Basic {basic}")
+    file = tmp_path / "token"
+    file.write_text("of-today\n")
+    status, _, err = await command("credentials", "update", name, "--secret-file", str(file), "--host", "x.example.com")
+    assert status == 0, err
+    basic = base64.b64encode(b"x-access-token:of-today").decode()
+    assert await taken(edge, session, "x.example.com") == ("Authorization", f"Basic {basic}")
+    status, out, err = await command("credentials", "list")
+    assert (status, name in out, "x.example.com" in out) == (0, True, True), err
+    assert (await command("credentials", "create", "a", "--kind", "cookie", given="x"))[0] == 2
+    assert (await command("credentials", "create", "a", "--kind", "header", given="x"))[0] == 2
+    assert (await command("credentials", "delete", name))[0] == 0
+    assert await names(client) == []
