@@ -154,8 +154,8 @@ def _basic(username: str, password: str) -> str:
 
 
 def secrets_of(header_value: str, value: str) -> list[bytes]:
-    """What must not come back in an answer: the value, and what was made of it for the header."""
-    found = {value, header_value, header_value.partition(" ")[2]}
+    """What must not come back in an answer: the value, and what was made of it for the header, without its scheme."""
+    found = {value, header_value.partition(" ")[2]}
     return sorted((text.encode() for text in found if len(text.encode()) >= _MIN_MASKED), key=len, reverse=True)
 
 
