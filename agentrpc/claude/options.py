@@ -100,9 +100,12 @@ def agent_environment(
 
 
 def trust_environment(bundle: Path) -> dict[str, str]:
-    """What has programs trust the authorities in a PEM file: OpenSSL and Go, curl, git, Python, cargo, Node."""
-    names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CARGO_HTTP_CAINFO")
-    return {name: str(bundle) for name in (*names, "NODE_EXTRA_CA_CERTS")}
+    """What has programs trust the authorities in a PEM file: OpenSSL and Go, curl, git, Python, cargo, Node and npm."""
+    names = (
+        *("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CARGO_HTTP_CAINFO"),
+        *("NODE_EXTRA_CA_CERTS", "npm_config_cafile"),
+    )
+    return {name: str(bundle) for name in names}
 
 
 def agent_options(
