@@ -40,8 +40,7 @@ ENV PATH=/opt/agentrpc/bin:$PATH \
 USER agentrpc
 VOLUME /var/lib/agentrpc
 EXPOSE 7400
-# Every process serves its metrics, within its container only, which agents of a worker share; one that does not answer is
-# not healthy.
+# Every process serves its metrics, within its container only; one that does not answer is not healthy.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9400/metrics', timeout=2)"]
 ENTRYPOINT ["agentrpc"]

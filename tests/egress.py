@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import uvloop
 
@@ -89,6 +90,7 @@ async def egress(
     *,
     share: EgressShare | None = None,
     waits: Waits | None = None,
+    wrap: Callable[[socket.socket], socket.socket] = lambda listener: listener,
     **more: object,
 ) -> AsyncIterator[Door]:
     reports: list[Access] = []
@@ -96,7 +98,7 @@ async def egress(
     proxy = EgressProxy(rules or policy(), report=reports.append, share=share, waits=waits, **more)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
-    await proxy.serve(listener)
+    await proxy.serve(wrap(listener))
     try:
         yield Door(proxy, port, reports)
     finally:
@@ -154,6 +156,11 @@ def saying(answer: bytes, heads: list[bytes] | None = None) -> Handler:
         writer.write(answer)
 
     return handle
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 async def until(done: Callable[[], bool], seconds: float = 30) -> None:

@@ -256,10 +256,6 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
         hidden = ["--tmpfs", entry.path, "--remount-ro", entry.path]
         arguments += hidden if entry.is_dir(follow_symlinks=False) else ["--ro-bind", "/dev/null", entry.path]
     arguments += [*_DEVICES, "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
-    # The resolver's file is often a link into /run.
-    resolver = Path("/etc/resolv.conf").resolve()
-    if resolver.is_relative_to("/run") and resolver.exists():
-        arguments += ["--ro-bind", str(resolver), str(resolver)]
     arguments += ["--ro-bind", str(cli), str(cli)]
     for folder in (paths.home, paths.config, paths.workspace):
         arguments += ["--bind", str(folder), str(folder)]

@@ -24,7 +24,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway import egress_socks
 from agentrpc.gateway.egress_dial import CONNECTIONS, Access, Book, Dialer, Lookups, Refusal, Route
 from agentrpc.gateway.egress_http import HttpClient
-from agentrpc.gateway.tunnel import Stream, abort, linger, tunnel
+from agentrpc.gateway.tunnel import Pace, Stream, abort, linger, tunnel
 from agentrpc.services.addresses import any_addresses
 from agentrpc.turns import Turns
 
@@ -114,6 +114,7 @@ class EgressProxy:
         self._waits = waits or Waits()
         self._book = Book(report)
         self._dialer = Dialer(policy, self._book, self._share.lookups)
+        self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -219,7 +220,7 @@ class EgressProxy:
             await relay(client, route)
             return
         try:
-            await tunnel(client, route.stream, route.tally, idle=self._waits.tunnel)
+            await tunnel(client, route.stream, route.tally, idle=self._waits.tunnel, pace=self._pace)
         except OSError:
             abort(route.stream.sock)
             raise

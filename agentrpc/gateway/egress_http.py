@@ -15,11 +15,14 @@ import h11
 from agentrpc.domain.network import read_authority
 from agentrpc.ending import end_tasks
 from agentrpc.gateway.egress_dial import Dialer, Refusal, Route
-from agentrpc.gateway.tunnel import Stream, abort
+from agentrpc.gateway.tunnel import Source, Stream, abort
 
-__all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "response_headers"]
+__all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "next_event", "response_headers"]
 
 MAX_HEAD = 64 * 1024
+# `h11` reads the lines of a head, or of what follows chunks, all at once: so many keep the loop for less than a
+# millisecond.
+_MAX_LINES = 200
 _URL = re.compile(r"(?i:http)://(?P<authority>[^/?]*)(?P<path>[^#]*)")
 # What belongs to one connection (RFC 9110, section 7.6.1), and what `h11` writes anew.
 _HOP = {
@@ -98,17 +101,20 @@ class HttpClient:
             raise Refusal(
                 408, "Request Timeout", f"The head of a request has to come within {self._head:g} seconds."
             ) from None
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in {b"1.0", b"1.1"}:
+            raise Refusal(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.1.")
+        return event
 
     async def _next(self) -> h11.Event:
         """The next event of the client."""
         try:
-            return await _next(self._http, self._client)
+            return await next_event(self._http, self._client)
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
-                raise Refusal(
-                    431, "Headers Too Large", f"The head of a request may have at most {MAX_HEAD} bytes."
-                ) from None
+                limit = f"A request may have at most {MAX_HEAD} bytes and {_MAX_LINES} lines of headers."
+                raise Refusal(431, "Headers Too Large", limit) from None
             hint = f"That is no request of HTTP/1.1 that this proxy understands: {error}."
             raise Refusal(400, "Bad Request", hint[:300]) from None
 
@@ -213,6 +219,8 @@ class _Exchange:
                 return
             async with asyncio.timeout(self._idle):
                 event = await body()
+            # A body may be of a million chunks that are here already.
+            await asyncio.sleep(0)
             if isinstance(event, h11.EndOfMessage):
                 event = h11.EndOfMessage()
 
@@ -220,10 +228,11 @@ class _Exchange:
         try:
             while True:
                 async with asyncio.timeout(self._idle):
-                    event = await _next(self._upstream, self._route.stream, self._count)
+                    event = await next_event(self._upstream, self._route.stream, self._count)
                     if isinstance(event, h11.ConnectionClosed):
                         return
                     await self._pass_on(event)
+                await asyncio.sleep(0)
                 if isinstance(event, h11.EndOfMessage):
                     return
         except TimeoutError:
@@ -253,18 +262,32 @@ class _Exchange:
         return f"{self._route.host}:{self._route.port}"
 
 
-async def _next(http: h11.Connection, stream: Stream, count: Callable[[int], None] | None = None) -> h11.Event:
-    """The next event of either side."""
+async def next_event(http: h11.Connection, stream: Source, count: Callable[[int], None] | None = None) -> h11.Event:
+    """The next event of either side.
+
+    Args:
+        http: Its state.
+        stream: Its connection.
+        count: Told how many bytes came.
+
+    Raises:
+        h11.RemoteProtocolError: What came is not HTTP/1.1, or has more than 200 lines of headers.
+    """
     while True:
         event = http.next_event()
-        if event is h11.NEED_DATA:
-            data = await stream.read()
-            if count is not None:
-                count(len(data))
-            http.receive_data(data)
-        else:
-            assert isinstance(event, h11.Event)
+        if isinstance(event, h11.Event):
             return event
+        # What is there of a body is read at once; lines that wait for more are those of a head.
+        if http.trailing_data[0].count(b"\n") > _MAX_LINES:
+            raise h11.RemoteProtocolError(f"more than {_MAX_LINES} lines of headers", error_status_hint=431)
+        data = await stream.read()
+        lines = data.split(b"\n", _MAX_LINES)
+        if len(lines) > _MAX_LINES:
+            stream.unread(lines[-1])
+            data = data[: len(data) - len(lines[-1])]
+        if count is not None:
+            count(len(data))
+        http.receive_data(data)
 
 
 def _authority(text: bytes, default_port: int | None) -> tuple[str, int]:

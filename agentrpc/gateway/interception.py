@@ -25,7 +25,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.egress import EgressProxy, Relay
 from agentrpc.gateway.egress_dial import Refusal, Route
-from agentrpc.gateway.egress_http import MAX_HEAD, end_to_end, response_headers
+from agentrpc.gateway.egress_http import MAX_HEAD, end_to_end, next_event, response_headers
 from agentrpc.gateway.tls import TlsStream
 from agentrpc.gateway.tunnel import Stream, linger
 from agentrpc.services.certificate_authority import LEAF_LIFE, CertificateAuthority
@@ -108,12 +108,10 @@ class _Peer:
         self.stream = stream
         self.http = h11.Connection(role, max_incomplete_event_size=MAX_HEAD)
 
-    async def event(self, patience: float) -> Any:  # noqa: ANN401 - h11 has no common type of its events
+    async def event(self, patience: float) -> h11.Event:
         """The next event. Raises h11.RemoteProtocolError, OSError, TimeoutError."""
-        while (event := self.http.next_event()) is h11.NEED_DATA:
-            async with asyncio.timeout(patience):
-                self.http.receive_data(await self.stream.read())
-        return event
+        async with asyncio.timeout(patience):
+            return await next_event(self.http, self.stream)
 
     async def send(self, *events: h11.Event) -> None:
         """Send events. Raises OSError."""
@@ -343,7 +341,7 @@ class _Tunnel:
         if not data:
             raise ConnectionResetError("the agent has gone")
         # What it asks next is taken up when this is answered.
-        client.http.receive_data(data)
+        client.stream.unread(data)
 
     # ---- Answers ----
 

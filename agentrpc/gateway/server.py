@@ -34,6 +34,8 @@ FIRST_BYTE = Histogram("agentrpc_gateway_first_byte_seconds", "From an agent's r
 
 _MESSAGES = "/v1/messages"
 _COUNT = "/v1/messages/count_tokens"
+# Of one door. The CLI has a few for each subagent.
+_MAX_CONNECTIONS = 512
 _ROUTES = {("POST", _MESSAGES), ("POST", _COUNT), ("GET", "/v1/models")}
 
 # What never passes: who the agent is to us, and what belongs to one connection (RFC 9110, section 7.6.1).
@@ -206,6 +208,20 @@ class ModelGateway:
         return body.replace(self._key.encode(), b"[key]") if self._key else body
 
 
+class _Server(web.Server):
+    """Takes so many connections at once, and drops the others: descriptors are the whole worker's."""
+
+    def __call__(self) -> Any:  # noqa: ANN401 - a protocol of asyncio
+        return super().__call__() if len(self.connections) < _MAX_CONNECTIONS else _Dropped()
+
+
+class _Dropped(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
 class Door:
     """Where one process finds the gateway and MCP servers. Made by `ModelGateway.open`.
 
@@ -233,7 +249,7 @@ class Door:
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept what comes there until `close`, which closes it too."""
-        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        server = _Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()

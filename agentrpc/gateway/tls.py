@@ -39,6 +39,7 @@ class TlsStream:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._receiving: asyncio.Task[bytes] | None = None
+        self._early = b""
         self._sending = asyncio.Lock()
         self.received = self.sent = 0
 
@@ -56,6 +57,9 @@ class TlsStream:
         Raises:
             OSError: It was cut off: there may have been more.
         """
+        if self._early:
+            early, self._early = self._early, b""
+            return early
         try:
             data = await self._run(lambda: self._tls.read(_READ))
         except ssl.SSLZeroReturnError:
@@ -67,6 +71,10 @@ class TlsStream:
                 pieces.append(self._tls.read(_READ))
                 size += len(pieces[-1])
         return b"".join(pieces)
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back."""
+        self._early = data + self._early
 
     async def write(self, data: bytes) -> None:
         """Send bytes; returns when they are on their way. Raises OSError."""

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["Stream", "Tally", "abort", "linger", "tunnel"]
+__all__ = ["Pace", "Source", "Stream", "Tally", "abort", "linger", "tunnel"]
 
 _PIECE = 256 * 1024
 _READ = 64 * 1024
+# Of all tunnels of a session in one turn of the loop, each read counting as so many bytes at least.
+_OF_A_TURN = 512 * 1024
+_LEAST = 4096
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * 1024 * 1024
 # SO_LINGER with no time: closing sends a reset, so that the other side sees a broken stream and not an end.
@@ -27,6 +30,18 @@ class Tally(Protocol):
 
     sent: int
     received: int
+
+
+class Source(Protocol):
+    """What bytes come from."""
+
+    async def read(self) -> bytes:
+        """Some bytes; none at the end."""
+        ...
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back."""
+        ...
 
 
 class Stream:
@@ -91,7 +106,28 @@ async def linger(sock: socket.socket) -> None:
                 left -= len(data)
 
 
-async def tunnel(client: Stream, server: Stream, tally: Tally, *, idle: float) -> None:
+class Pace:
+    """What the tunnels of one session may move in one turn of the loop, which is everybody's."""
+
+    def __init__(self) -> None:
+        self._left = _OF_A_TURN
+
+    @property
+    def spent(self) -> bool:
+        """Whether the rest has to wait."""
+        return self._left <= 0
+
+    def spend(self, count: int) -> None:
+        """So many bytes have moved."""
+        if self._left == _OF_A_TURN:
+            asyncio.get_running_loop().call_soon(self._renew)
+        self._left -= max(count, _LEAST)
+
+    def _renew(self) -> None:
+        self._left = _OF_A_TURN
+
+
+async def tunnel(client: Stream, server: Stream, tally: Tally, *, idle: float, pace: Pace) -> None:
     """Move bytes both ways until both sides have ended. Closes neither socket.
 
     Args:
@@ -99,6 +135,7 @@ async def tunnel(client: Stream, server: Stream, tally: Tally, *, idle: float) -
         server: The other side.
         tally: Counts as bytes move.
         idle: Seconds without a byte in either direction after which it ends.
+        pace: Of all tunnels of the session.
 
     Raises:
         OSError: A side broke off.
@@ -107,35 +144,38 @@ async def tunnel(client: Stream, server: Stream, tally: Tally, *, idle: float) -
     early = client.take()
     await server.write(early)
     tally.sent += len(early)
-    await _Tunnel(client.sock, server.sock, tally, idle).run()
+    await _Tunnel(client.sock, server.sock, tally, idle, pace).run()
 
 
 class _Tunnel:
     """Both directions, and the end of them."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, tally: Tally, idle: float) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, tally: Tally, idle: float, pace: Pace) -> None:
         self._loop = asyncio.get_running_loop()
         self._tally = tally
         self._idle = idle
         self._active = self._loop.time()
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._ways = (_Way(client, server, self._sent, self._end), _Way(server, client, self._received, self._end))
+        self._ways = (
+            _Way(client, server, pace, self._sent, self._end),
+            _Way(server, client, pace, self._received, self._end),
+        )
 
     async def run(self) -> None:
-        timer = self._loop.call_later(self._idle, self._look)
+        self._timer = self._loop.call_later(self._idle, self._look)
         try:
             for way in self._ways:
                 way.start()
             await self._done
         finally:
-            timer.cancel()
+            self._timer.cancel()
             for way in self._ways:
                 way.stop()
 
     def _look(self) -> None:
         left = self._active + self._idle - self._loop.time()
-        if left > 0 and not self._done.done():
-            self._loop.call_later(left, self._look)
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
         else:
             self._end(TimeoutError("nothing moved"))
 
@@ -164,12 +204,14 @@ class _Way:
         self,
         source: socket.socket,
         sink: socket.socket,
+        pace: Pace,
         moved: Callable[[int], None],
         end: Callable[[Exception | None], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._sink = sink
+        self._pace = pace
         self._moved = moved
         self._end = end
         self._left = b""
@@ -183,9 +225,13 @@ class _Way:
         self._loop.remove_writer(self._sink)
 
     def _read(self) -> None:
+        if self._pace.spent:
+            # The loop calls again in its next turn.
+            return
         try:
             buffer = _buffer()
             count = self._source.recv_into(buffer)
+            self._pace.spend(count)
             if not count:
                 self._loop.remove_reader(self._source)
                 self._sink.shutdown(socket.SHUT_WR)

@@ -20,12 +20,12 @@ from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.addresses import resolver
 from agentrpc.services.mcp_servers import full_config
-from agentrpc.services.network import EgressMaker, NetworkRules
+from agentrpc.services.network import NO_FENCE, NOTHING_ASKED, EgressMaker, NetworkRules
 from agentrpc.services.secrets import SecretBox
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
-from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
+from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
 
 if TYPE_CHECKING:
     from agentrpc.claude.mcp_client import Found, Ground
@@ -112,7 +112,10 @@ class McpChecks:
         try:
             config = full_config(self._box, row)
             secrets = secret_values(config)
-            found = await look(config, await self._ground(), timeout=self._settings.mcp_check_timeout)
+            ground = await self._ground()
+            if config.HasField("stdio") and self._network.needs_fence(NOTHING_ASKED) and not ground.isolation.fenced:
+                raise McpConnectError(NO_FENCE)
+            found = await look(config, ground, timeout=self._settings.mcp_check_timeout)
             return _Outcome(start, clock.monotonic() - began, found)
         except McpConnectError as error:
             message = str(error)
@@ -134,7 +137,7 @@ class McpChecks:
     async def _ways_out(self, listeners: Listeners) -> AsyncIterator[None]:
         """To what a session may reach whose options do not say it."""
         listeners.gateway.close()
-        proxy = self._egress(self._network.policy(session_pb2.NetworkOptions()), report=lambda _: None)
+        proxy = self._egress(self._network.policy(NOTHING_ASKED), report=lambda _: None)
         try:
             await proxy.serve(listeners.proxy)
             yield

@@ -11,8 +11,14 @@ from agentrpc.services.session_credentials import SessionCredentials
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
 
-__all__ = ["Access", "Door", "Egress", "EgressMaker", "Gateway", "McpDoor", "NetworkRules"]
+__all__ = ["NOTHING_ASKED", "NO_FENCE", "Access", "Door", "Egress", "EgressMaker", "Gateway", "McpDoor", "NetworkRules"]
 
+# What a session asks for that says nothing.
+NOTHING_ASKED = session_pb2.NetworkOptions()
+NO_FENCE = (
+    "this worker cannot keep an agent's network apart, as the session's options or its operator ask: use a worker with "
+    "bubblewrap, or MODE_PUBLIC in options.network with nothing denied"
+)
 _ORDER = (NetworkMode.NONE, NetworkMode.LISTED, NetworkMode.PUBLIC)
 _Mode = session_pb2.NetworkOptions.Mode
 

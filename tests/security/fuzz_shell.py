@@ -3,7 +3,8 @@
     python -m tests.security.fuzz_shell --lines 1000000 --seed 7
 
 Each line runs in an empty folder, under bubblewrap where it is installed, with a PATH that holds nothing but stubs, which
-note their arguments, and wrappers such as `env` and `xargs`. Three promises are checked:
+note their arguments, and wrappers such as `env` and `xargs`. Some lines fork for as long as they may: root, whom nothing
+bounds, runs them as nobody. Three promises are checked:
 
 - what the reader is certain about holds every program that ran, with its very arguments where words are known;
 - a line that patterns allow runs nothing that no pattern allows, and writes no file that may not be written;
@@ -11,7 +12,9 @@ note their arguments, and wrappers such as `env` and `xargs`. Three promises are
 """
 
 import argparse
+import contextlib
 import fnmatch
+import os
 import random
 import re
 import shutil
@@ -33,6 +36,7 @@ ALLOWED = ("aa:*", "bb x *", "dd exact 'a b'")
 DENIED = ("cc:*", "bb push:*")
 WRITABLE = "ok"
 BATCH = 500
+_NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -385,7 +389,7 @@ class Grammar:
 # Every descendant of a line holds a pipe, so that the end of the last is seen; whatever goes on for too long is ended.
 _DRIVER = r"""
 shopt -s expand_aliases
-ulimit -t 1 -f 2000
+ulimit -t 1 -f 2000 -u 400
 _n=0
 while IFS= read -r -d '' _line; do
   cd "$1/work/$_n" || exit 9
@@ -408,16 +412,17 @@ done
 _STUB = '#!/bin/sh\nprintf \'%s\\0\' "$#" "${0##*/}" "$@" >&9\n'
 
 
-class Bash:
-    """Runs lines and tells what ran.
+class Bash(contextlib.AbstractContextManager["Bash"]):
+    """Runs lines and tells what ran."""
 
-    Args:
-        folder: A folder for its files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stubs = folder / "stubs"
+    def __init__(self) -> None:
+        # Not below a folder of pytest's, which nobody but its owner may enter.
+        self._folder = Path(tempfile.mkdtemp(prefix="fuzz-shell-"))
+        self._as_nobody: list[str] = []
+        if os.geteuid() == 0 and (setpriv := shutil.which("setpriv")):
+            self._as_nobody = [setpriv, f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+        self._give(self._folder)
+        self._stubs = self._folder / "stubs"
         self._stubs.mkdir()
         for name in STUBS:
             stub = self._stubs / name
@@ -426,27 +431,38 @@ class Bash:
         for name in WRAPPERS:
             if found := shutil.which(name):
                 (self._stubs / name).symlink_to(found)
+        self._stubs.chmod(0o755)
         self._sandboxed = shutil.which("bwrap") is not None and self._sandbox_works()
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder)
+
+    def _give(self, *paths: Path) -> None:
+        if self._as_nobody:
+            for path in paths:
+                os.chown(path, _NOBODY, _NOBODY)
 
     def _sandbox(self, folder: Path) -> list[str]:
         return [
-            str(shutil.which("bwrap")), "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--ro-bind", "/", "/", "--dev", "/dev",
+            str(shutil.which("bwrap")), "--die-with-parent", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--ro-bind", "/", "/", "--dev", "/dev",
             "--proc", "/proc", "--tmpfs", "/home", "--bind", str(folder), str(folder),
         ]  # fmt: skip
 
     def _sandbox_works(self) -> bool:
-        command = [*self._sandbox(self._folder), "/bin/true"]
+        command = [*self._as_nobody, *self._sandbox(self._folder), "/bin/true"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def run(self, lines: list[str]) -> list[tuple[list[list[str]], set[str]]]:
         """The arguments of each program that ran, and the files that are there afterwards, for each line."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        for index in range(len(lines)):
-            (folder / "work" / str(index)).mkdir(parents=True)
-        (folder / "log").mkdir()
+        self._give(folder)
+        for name in ("work", "log", *(f"work/{index}" for index in range(len(lines)))):
+            (folder / name).mkdir()
+            self._give(folder / name)
         given = "".join(f"{line.replace('/stubs/', f'{self._stubs}/')}\0" for line in lines)
         (folder / "lines").write_text(given, encoding="utf-8", errors="surrogateescape")
         command = [
+            *self._as_nobody,
             *(self._sandbox(folder) if self._sandboxed else []),
             shutil.which("bash") or "bash",
             "--norc",
@@ -463,7 +479,7 @@ class Bash:
                 stdin=given_lines,
                 env=environment,
                 capture_output=True,
-                timeout=120,
+                timeout=600,
                 check=False,
                 start_new_session=True,
             )
@@ -537,12 +553,12 @@ def _fits(form: tuple, argv: list[str]) -> bool:
     return (same or word.text.rpartition("/")[2] == argv[0]) and _fits(rest, argv[1:])
 
 
-def fuzz(lines: int, seed: int, folder: Path) -> tuple[list[Miss], dict[str, int]]:
+def fuzz(lines: int, seed: int) -> tuple[list[Miss], dict[str, int]]:
     """Run so many lines; returns what was missed, and how many lines were certain, allowed, and ran something."""
-    grammar, bash = Grammar(seed), Bash(folder)
+    grammar = Grammar(seed)
     misses: list[Miss] = []
     counts = {"lines": 0, "certain": 0, "allowed": 0, "ran": 0}
-    with ThreadPoolExecutor(2) as pool:
+    with Bash() as bash, ThreadPoolExecutor(2) as pool:
         while counts["lines"] < lines:
             batches = []
             while len(batches) < 8 and (left := lines - counts["lines"]) > 0:
@@ -571,8 +587,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     given = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        misses, counts = fuzz(given.lines, given.seed, Path(folder))
+    misses, counts = fuzz(given.lines, given.seed)
     for miss in misses[:40]:
         print(f"{miss.promise}\n    {miss.line!r}\n    ran: {miss.ran}")
     kinds = {re.sub(r"[\[{].*", "", miss.promise) for miss in misses}

@@ -9,6 +9,7 @@ import pytest
 from agentrpc.gateway import egress_dial
 from agentrpc.gateway.egress import Access, EgressShare
 from agentrpc.gateway.egress_dial import Lookups
+from agentrpc.gateway.tunnel import Pace
 from tests.egress import BOTH_LOOPS, Names, echo, egress, policy, saying, server, until
 
 LOOPS = BOTH_LOOPS
@@ -77,9 +78,22 @@ async def test_a_reader_that_does_not_read_stops_the_sender():
         reader, writer = await door.tunnel("127.0.0.1", port)
         await asyncio.wait_for(stuck.wait(), 60)
         # What the buffers of the kernel take, and nothing of it in this process but one piece.
-        assert sent < 64 * 1024 * 1024
-        assert len(await reader.readexactly(sent // 2)) == sent // 2
+        so_far = sent
+        assert so_far < 64 * 1024 * 1024
+        await reader.readexactly(2 * so_far)
         writer.close()
+
+
+async def test_tunnels_of_a_session_move_so_much_in_one_turn_of_the_loop():
+    pace = Pace()
+    while not pace.spent:
+        pace.spend(1)
+    await asyncio.sleep(0)
+    assert not pace.spent
+    pace.spend(2**40)
+    assert pace.spent
+    await asyncio.sleep(0)
+    assert not pace.spent
 
 
 async def test_plain_http_keeps_the_clients_connection_for_requests_to_any_host():
@@ -160,6 +174,21 @@ async def test_bodies_of_requests_with_a_length_and_in_chunks():
             body = pieces
         assert body == data
     assert b"chunked" not in answers[2].partition(b"\r\n\r\n")[0].lower()
+
+
+async def test_lines_of_a_body_are_no_lines_of_a_head():
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readexactly(200_000)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n" + b"X: y\r\n" * 150 + b"\r\n" + body)
+
+    async with server(handle) as port, egress() as door:
+        head = (
+            f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 200000\r\n\r\n"
+        )
+        answer = await door.ask(head.encode() + b"\r\n" * 100_000)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\n" + b"\r\n" * 100_000)
 
 
 async def test_a_client_that_waits_for_100_gets_it_from_the_server():

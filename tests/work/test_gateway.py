@@ -381,6 +381,28 @@ async def test_arguments_that_look_like_a_url_source_pass(gateway):
     assert (await ask(door, messages=messages))[0] == 200
 
 
+async def test_too_many_connections_are_dropped_and_others_go_on(gateway, monkeypatch):
+    monkeypatch.setattr("agentrpc.gateway.server._MAX_CONNECTIONS", 5)
+    door, _ = await opened(gateway)
+    place = ("127.0.0.1", int(door.url.rpartition(":")[2]))
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await asyncio.open_connection(*place) for _ in range(5)]
+        for _, writer in held:
+            stack.callback(writer.close)
+        reader, writer = await asyncio.open_connection(*place)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        other, _ = await opened(gateway)
+        assert (await ask(other))[0] == 200
+        held[0][1].close()
+        await held[0][1].wait_closed()
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    assert (await ask(door))[0] == 200
+                    break
+
+
 # ---- Bodies ----
 
 

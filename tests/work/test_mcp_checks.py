@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ from agentrpc.services.addresses import any_addresses, public_addresses
 from agentrpc.services.mcp_checks import McpChecks
 from agentrpc.store.mcp_servers import claim_check
 from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
-from tests.isolations import isolations
+from tests.isolations import bubblewrap, isolations
 
 ROOT = Path(__file__).parent.parent.parent
 TIME = Path(sys.executable).with_name("mcp-server-time")
@@ -241,6 +242,41 @@ async def working(edge, **changes):
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+REACHING = """
+import sys, urllib.request
+try:
+    urllib.request.urlopen(sys.argv[1], timeout=20)
+    sys.exit("reached")
+except OSError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@bubblewrap
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "refused: HTTP Error 403"),
+        ({"network_mode": "NONE", "network_private": (IPv4Network("127.0.0.2"),)}, "refused: HTTP Error 403"),
+        ({"network_private": (IPv4Network("127.0.0.2"),)}, "reached"),
+        ({"isolation": "subreaper"}, "reached"),
+        ({"isolation": "subreaper", "network_mode": "NONE"}, "cannot keep an agent's network apart"),
+    ],
+)
+async def test_a_program_reaches_what_the_operator_lets_everybody(client, edge, changes, said):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.2") as server:
+        port = server.sockets[0].getsockname()[1]
+        made = await create(client, "reaching", stdio=program(REACHING, f"http://127.0.0.2:{port}/"))
+        settings = edge.settings.model_copy(update={"isolation": "auto", **changes})
+        assert await McpChecks(edge.database, settings, EgressProxy).drain() == 1
+        assert said in (await get(client, made.name)).health.error
 
 
 async def test_a_new_server_is_checked_and_its_tools_are_listed(client, edge):

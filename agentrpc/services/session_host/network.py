@@ -14,7 +14,7 @@ from agentrpc.claude.fence import GATEWAY
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.listeners import Listeners
 from agentrpc.domain.model_calls import RunAllowance
-from agentrpc.services.network import Door, Egress, EgressMaker, Gateway, NetworkRules
+from agentrpc.services.network import NO_FENCE, Door, Egress, EgressMaker, Gateway, NetworkRules
 from agentrpc.services.session_credentials import SessionCredentials
 from agentrpc.services.session_host.accesses import AccessRecord
 from agentrpc.settings import Settings
@@ -22,10 +22,6 @@ from agentrpc.v1 import event_pb2, session_pb2
 
 __all__ = ["SessionNetwork"]
 
-_NO_FENCE = (
-    "this worker cannot keep an agent's network apart, as the session's options or its operator ask: use a worker with "
-    "bubblewrap, or MODE_PUBLIC in options.network with nothing denied"
-)
 _NO_CREDENTIALS = (
     "the session names credentials, and this worker cannot add them, because it does not keep an agent's network "
     "apart: use a worker with bubblewrap"
@@ -78,7 +74,7 @@ class SessionNetwork:
             AgentStartError: The process would not be fenced in, and has to be.
         """
         if not self._isolation.fenced and self._rules.needs_fence(options):
-            raise AgentStartError(_NO_FENCE)
+            raise AgentStartError(NO_FENCE)
         if not self._isolation.fenced and credentials is not None:
             raise AgentStartError(_NO_CREDENTIALS)
         policy = self._rules.policy(options)
