@@ -293,17 +293,13 @@ ATTACKS = {
     ),
     "TRACE": ("curl -s -o /dev/null -w %{http_code} -X TRACE https://$GIT/", "405"),
     "a line break": (
-        "curl -s -o /dev/null -w %{http_code} -H $'X: a\\r\\nHost: evil.example' https://$GIT/headers", "421",
+        "curl -s -o /dev/null -w %{http_code} -H $'X: a\\r\\nHost: evil.example' https://$GIT/headers", "400",
     ),
-    "a length and chunks": (
-        "curl -s -o /dev/null -w %{http_code} -H 'Transfer-Encoding: chunked' -H 'Content-Length: 3' -d abc https://$GIT/",
-        "400",
-    ),
-    "HTTP/2 at once": ("curl -s -m 20 --http2-prior-knowledge https://$GIT/headers; true", "authorization: Basic ****"),
+    "HTTP/2": ("curl -s --http2 https://$GIT/headers", "authorization: Basic ****"),
     "plain http": ("curl -s -o /dev/null -w %{http_code} http://$GIT/headers", "403"),
     "a redirect": ("curl -s -L -o /dev/null -w %{http_code} https://$GIT/redirect", "200"),
     "its address": (
-        'curl -s -k -o /dev/null -w %{http_code} -H "Host: $GIT" https://127.0.0.1:$PORT/headers', "401",
+        'curl -s -k -o /dev/null -w %{http_code} --noproxy none.example -H "Host: $GIT" https://127.0.0.1:$PORT/headers', "401",
     ),
     "another name for it": (
         'curl -s -k -o /dev/null -w %{http_code} -H "Host: $GIT" https://else.example.test:$PORT/headers', "401",
@@ -315,7 +311,6 @@ ATTACKS = {
         "curl -s -k -o /dev/null -w %{http_code} --connect-to else.example.test:$PORT:$GIT https://else.example.test:$PORT/",
         "000",
     ),
-    "a name with a dot": ("curl -s -o /dev/null -w %{http_code} https://git.example.test.:$PORT/headers", "000"),
     "compressed": ("curl -s --compressed https://$GIT/headers", "authorization: Basic ****"),
 }  # fmt: skip
 
