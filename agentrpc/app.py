@@ -19,9 +19,11 @@ from agentrpc.cli.main import app
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.egress import EgressProxy, EgressShare
+from agentrpc.gateway.interception import intercepting
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.handover import environment_for, is_private, take_over
 from agentrpc.rpc.agent_methods import agent_service, tool_group_service
+from agentrpc.rpc.credential_methods import credential_service
 from agentrpc.rpc.file_methods import archive_service, file_service
 from agentrpc.rpc.file_streams import FileStreams
 from agentrpc.rpc.hub import Hub
@@ -38,6 +40,7 @@ from agentrpc.services.agents import Agents
 from agentrpc.services.approvals import Approvals
 from agentrpc.services.archives import JOB as ARCHIVES_JOB
 from agentrpc.services.archives import Archives
+from agentrpc.services.credentials import Credentials
 from agentrpc.services.deadlines import Deadlines
 from agentrpc.services.files import Files
 from agentrpc.services.firing import Firing
@@ -111,7 +114,8 @@ class UseCases:
         self.files = Files(database, settings)
         self.archives = Archives(database, settings, doorbell)
         self.mcp_servers = McpServers(database, doorbell, settings)
-        self.mcp_checks = McpChecks(database, settings, EgressProxy)
+        self.mcp_checks = McpChecks(database, settings, intercepting(EgressProxy))
+        self.credentials = Credentials(database, settings)
         self.webhooks = Webhooks(database, doorbell, settings)
         self.webhook_deliveries = WebhookDeliveries(database, settings)
         self.reports = Reports(database, doorbell, settings)
@@ -131,6 +135,7 @@ class UseCases:
             file_service(self.files, FileStreams(streams.hub, self.files, self.accounts, self._settings)),
             archive_service(self.archives),
             mcp_server_service(self.mcp_servers),
+            credential_service(self.credentials),
             webhook_service(self.webhooks),
             report_service(self.reports, streams),
         ]
@@ -216,7 +221,7 @@ async def _work(settings: Settings, stopped: asyncio.Event, report: Report) -> N
             betas=settings.agent_betas,
             body_memory=settings.gateway_memory,
         )
-        egress = partial(EgressProxy, share=EgressShare(settings.max_processes))
+        egress = intercepting(partial(EgressProxy, share=EgressShare(settings.max_processes)))
         jobs = Jobs(process.use_cases.jobs())
         worker = WorkerProcess(
             settings, process.database, process.bus, isolation, gateway, egress, process.bell.ring, report, jobs

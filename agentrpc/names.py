@@ -10,12 +10,14 @@ from uuid import UUID
 from agentrpc.errors import InvalidArgument
 
 __all__ = [
+    "CREDENTIAL",
     "MCP_SERVER",
     "MEMORY_STORE",
     "agent_name",
     "agent_version_name",
     "approval_name",
     "archive_name",
+    "credential_name",
     "delivery_name",
     "execution_name",
     "grant_name",
@@ -27,6 +29,7 @@ __all__ = [
     "parse_agent_version",
     "parse_approval",
     "parse_archive",
+    "parse_credential",
     "parse_delivery",
     "parse_delivery_or_wildcard",
     "parse_execution",
@@ -70,6 +73,7 @@ _TOOL_GROUP = re.compile(f"toolGroups/{_ID}")
 _WEBHOOK = re.compile(f"webhooks/{_ID}")
 _DELIVERY = re.compile(f"webhooks/{_ID}/deliveries/{_ID}")
 MCP_SERVER = re.compile(f"mcpServers/{_ID}")
+CREDENTIAL = re.compile(f"credentials/{_ID}")
 
 
 def session_name(session_id: UUID) -> str:
@@ -279,6 +283,16 @@ def mcp_server_name(server_id: UUID) -> str:
 def parse_mcp_server(name: str, *, field: str = "name") -> UUID:
     """The id in `mcpServers/{mcp_server}`. Raises as `parse_session`."""
     return _match(MCP_SERVER, name, field, "mcpServers/{mcp_server}")[0]
+
+
+def credential_name(credential_id: UUID) -> str:
+    """`credentials/{credential}`."""
+    return f"credentials/{credential_id}"
+
+
+def parse_credential(name: str, *, field: str = "name") -> UUID:
+    """The id in `credentials/{credential}`. Raises as `parse_session`."""
+    return _match(CREDENTIAL, name, field, "credentials/{credential}")[0]
 
 
 def _match(pattern: re.Pattern[str], name: str, field: str, form: str) -> list[UUID]:

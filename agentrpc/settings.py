@@ -101,6 +101,11 @@ class Settings(IsolationSettings):
     allow_private_addresses: bool = Field(
         default=False, description="Whether webhooks and checks of MCP servers may call private and local addresses."
     )
+    egress_ca: Path | None = Field(
+        default=None,
+        description="PEM of further authorities by whom servers may be certified to which credentials are sent, beside "
+        "the system's.",
+    )
     mcp_check_interval: float = Field(
         default=3600, ge=0, description="How often registered MCP servers are checked unasked; 0: never."
     )

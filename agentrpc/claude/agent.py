@@ -26,7 +26,7 @@ from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
 from agentrpc.claude.listeners import Listeners, WaysOut
-from agentrpc.claude.options import agent_environment, agent_options
+from agentrpc.claude.options import agent_environment, agent_options, trust_environment
 from agentrpc.claude.revival import OpenCall
 from agentrpc.claude.tools import Tool, ToolServers
 from agentrpc.claude.transcripts import TranscriptStore
@@ -96,6 +96,7 @@ class AgentSpec:
         cli_path: Another CLI than the bundled one.
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
         tickets: Gets what the gate lets pass. For this process only.
+        authorities: PEM of those whom programs in the sandbox trust. Empty: the system's.
     """
 
     session_id: UUID
@@ -117,6 +118,7 @@ class AgentSpec:
     cli_path: Path | None = None
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
     tickets: Tickets = field(default_factory=Tickets)
+    authorities: str = ""
 
 
 def bundled_cli() -> Path:
@@ -163,6 +165,8 @@ class AgentProcess:
         if not cli.is_file():
             raise AgentStartError("the CLI is missing on the worker: reinstall claude-agent-sdk there", str(cli))
         environment = agent_environment(spec.paths, spec.isolation, spec.gateway_url, spec.token, spec.models)
+        if spec.authorities:
+            environment |= trust_environment(spec.paths.write_option("authorities.pem", spec.authorities))
         script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
         gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault, spec.tickets)
         rest: dict[str, Any] = {

@@ -6,6 +6,7 @@ Allow and deny rules never go to the CLI: the gate decides about every call. Wha
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import claude_agent_sdk
@@ -15,7 +16,7 @@ from agentrpc.claude.fence import PROXY
 from agentrpc.claude.launcher import Isolation, SessionPaths
 from agentrpc.v1 import common_pb2, session_pb2
 
-__all__ = ["agent_environment", "agent_options", "plain_environment"]
+__all__ = ["agent_environment", "agent_options", "plain_environment", "trust_environment"]
 
 # What the CLI would otherwise do besides its work: telemetry, updates, calls home, memories, scheduled wake-ups.
 _SWITCHES = {
@@ -96,6 +97,15 @@ def agent_environment(
         **{f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL": model for alias, model in models.items()},
         **_SWITCHES,
     }
+
+
+def trust_environment(bundle: Path) -> dict[str, str]:
+    """What has programs trust the authorities in a PEM file: OpenSSL and Go, curl, git, Python, cargo, Node and npm."""
+    names = (
+        *("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CARGO_HTTP_CAINFO"),
+        *("NODE_EXTRA_CA_CERTS", "npm_config_cafile"),
+    )
+    return {name: str(bundle) for name in names}
 
 
 def agent_options(

@@ -12,13 +12,14 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
 from rich.table import Column, Table
 
-from agentrpc.cli import agents, approvals, mcp_servers, schedules, talk, tasks, webhooks
+from agentrpc.cli import agents, approvals, credentials, mcp_servers, schedules, talk, tasks, webhooks
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.files import archives_app, files_app
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import level_name, print_line, state_name, wait_name
 from agentrpc.cli.reports import reports_app
+from agentrpc.cli.resources import full_name
 from agentrpc.cli.terminal import Terminal, print_warnings
 from agentrpc.client import AgentRpcClient
 from agentrpc.v1 import (
@@ -48,6 +49,7 @@ app.add_typer(archives_app, name="archives")
 tasks.register(app)
 schedules.register(app)
 app.add_typer(mcp_servers.app, name="mcp-servers")
+app.add_typer(credentials.app, name="credentials")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(reports_app, name="reports")
 
@@ -240,6 +242,7 @@ def create_session(
     isolation_level: Annotated[
         str, typer.Option(help="none, user or sandbox: runs wait for a worker that has this, or more.")
     ] = "",
+    credential: Annotated[list[str] | None, typer.Option(help="What the agent may use; may be repeated.")] = None,
 ) -> None:
     """Create a session."""
     if isolation_level not in {"", "none", "user", "sandbox"}:
@@ -249,6 +252,7 @@ def create_session(
         allowed_tools=allow or [],
         mcp_servers=builtin_servers(memory, database, system=system),
         isolation_level=f"ISOLATION_LEVEL_{isolation_level.upper() or 'UNSPECIFIED'}",
+        credentials=[full_name("credentials", name) for name in credential or []],
     )
     wanted = session_pb2.Session(display_name=display_name, options=options)
     _call(lambda client: client.create_session(wanted))

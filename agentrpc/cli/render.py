@@ -105,6 +105,8 @@ def _access(access: event_pb2.NetworkAccess) -> Text:
         where = f"{access.further_destinations} or more further destinations"
     elif access.decision == access.DECISION_DENIED:
         where += f" refused: {access.rule}"
+    if access.credential:
+        where += f" with {access.credential}"
     if access.HasField("traffic"):
         sent, received = access.traffic.bytes_sent, access.traffic.bytes_received
         where += f", {access.traffic.connections} times, {sent} bytes there, {received} back"

@@ -23,6 +23,7 @@ from agentrpc.v1 import (
     auth_pb2,
     auth_service_pb2,
     auth_service_pb2_grpc,
+    credential_service_pb2_grpc,
     event_pb2,
     file_service_pb2_grpc,
     mcp_server_service_pb2_grpc,
@@ -132,6 +133,7 @@ class AgentRpcClient:
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self.transfers = FileTransfers(self.files, self._metadata)
         self.mcp_servers = mcp_server_service_pb2_grpc.McpServerServiceStub(self._channel)
+        self.credentials = credential_service_pb2_grpc.CredentialServiceStub(self._channel)
         self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self._token = token
         self._expires = float("inf") if token else 0.0

@@ -7,7 +7,7 @@ from agentrpc.v1 import session_pb2
 __all__ = ["Level", "needed_level"]
 
 _PREFIX = "ISOLATION_LEVEL_"
-# What asks for less than these needs a network of its own, which only a sandbox has.
+# What asks for less than these needs a network of its own, which only a sandbox has; credentials are added there.
 _OPEN = {session_pb2.NetworkOptions.MODE_UNSPECIFIED, session_pb2.NetworkOptions.MODE_PUBLIC}
 
 
@@ -43,5 +43,5 @@ def needed_level(options: session_pb2.SessionOptions, minimum: Level = Level.NON
         minimum: What the operator demands of all.
     """
     network = options.network
-    bounded = network.mode not in _OPEN or network.denied
-    return max(minimum, Level.of(options.isolation_level), Level.SANDBOX if bounded else Level.NONE)
+    fenced = network.mode not in _OPEN or network.denied or options.credentials
+    return max(minimum, Level.of(options.isolation_level), Level.SANDBOX if fenced else Level.NONE)

@@ -14,7 +14,7 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import structlog
 from prometheus_client import Gauge
@@ -35,7 +35,20 @@ log = structlog.get_logger()
 OPEN = Gauge("agentrpc_egress_open_connections", "Connections of agents that are open now.")
 
 Relay: TypeAlias = Callable[[Stream, Route], Awaitable[None]]
-Intercept: TypeAlias = Callable[[str, int], Relay | None]
+
+
+class Intercept(Protocol):
+    """What takes connections over, such as one that ends TLS."""
+
+    async def relay(self, host: str, port: int) -> Relay | None:
+        """What moves the bytes of a tunnel, in place of the proxy, and counts them on `route.tally`. None: the proxy.
+
+        Raises OSError: the tunnel ends.
+        """
+
+    async def check_plain(self, host: str) -> None:
+        """Raise Refusal for a host to which no plain HTTP is passed on."""
+
 
 # Of a connection: two sockets, a second try to connect.
 _DESCRIPTORS = 4
@@ -80,10 +93,10 @@ class EgressProxy:
 
     Args:
         policy: What it may reach.
-        report: Called at the first connection to each new host and port that is allowed, and that is denied.
+        report: Called at the first connection to each new host and port that is allowed, and that is denied, and
+            whenever a credential is added to a request.
         share: Of all sessions of the worker.
-        intercept: Asked before a tunnel to a host and port is opened; what it returns moves the bytes in place of the
-            proxy (and counts them on `route.tally`), such as one that ends TLS.
+        intercept: Asked about each tunnel and each request.
         waits: How long nothing may happen.
     """
 
@@ -183,7 +196,14 @@ class EgressProxy:
             abort(client.sock)
 
     async def _http(self, client: Stream) -> None:
-        await HttpClient(client, self._dialer, self._tunnel, head=self._waits.head, idle=self._waits.exchange).serve()
+        waits = self._waits
+        await HttpClient(
+            client, self._dialer, self._tunnel, self._check_plain, head=waits.head, idle=waits.exchange
+        ).serve()
+
+    async def _check_plain(self, host: str) -> None:
+        if self._intercept is not None:
+            await self._intercept.check_plain(host)
 
     async def _socks(self, client: Stream) -> None:
         async with asyncio.timeout(self._waits.head):
@@ -195,7 +215,7 @@ class EgressProxy:
             route.stream.sock.close()
 
     async def _tunnel(self, client: Stream, route: Route) -> None:
-        relay = self._intercept(route.host, route.port) if self._intercept is not None else None
+        relay = await self._intercept.relay(route.host, route.port) if self._intercept is not None else None
         if relay is not None:
             await relay(client, route)
             return

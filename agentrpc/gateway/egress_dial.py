@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import psutil
 import structlog
@@ -58,6 +58,7 @@ class Access:
         connections: How often it was asked for.
         bytes_sent: From the agent.
         bytes_received: To the agent.
+        credential: The credential that was added to a request there last, `credentials/{credential}`. Empty: none.
     """
 
     host: str
@@ -67,6 +68,7 @@ class Access:
     connections: int
     bytes_sent: int
     bytes_received: int
+    credential: str = ""
 
 
 @dataclass(slots=True)
@@ -77,10 +79,18 @@ class _Tally:
     connections: int = 0
     sent: int = 0
     received: int = 0
+    credential: str = ""
 
     def access(self) -> Access:
         return Access(
-            self.host, self.port, self.verdict.allowed, self.verdict.rule, self.connections, self.sent, self.received
+            self.host,
+            self.port,
+            self.verdict.allowed,
+            self.verdict.rule,
+            self.connections,
+            self.sent,
+            self.received,
+            self.credential,
         )
 
 
@@ -88,7 +98,7 @@ class Book:
     """All destinations of a session, bounded in number: an agent may name millions.
 
     Args:
-        report: Called with each that is new.
+        report: Called with each that is new, and whenever a credential is added to a request.
     """
 
     def __init__(self, report: Callable[[Access], None]) -> None:
@@ -108,6 +118,11 @@ class Book:
         if new:
             self._report(tally.access())
         return tally
+
+    def note_credential(self, tally: _Tally, credential: str) -> None:
+        """A credential was added to a request."""
+        tally.credential = credential
+        self._report(tally.access())
 
     def totals(self) -> list[Access]:
         """All of them, in the order in which they came."""
@@ -132,12 +147,21 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A connection that was made."""
+    """A connection that was made.
+
+    Attributes:
+        host: As it was asked for.
+        port: Its port.
+        stream: The connection.
+        tally: Counts its bytes.
+        on_credential: To be told of each credential that is added to a request.
+    """
 
     host: str
     port: int
     stream: Stream
     tally: _Tally
+    on_credential: Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -212,7 +236,7 @@ class Dialer:
             sock.close()
             raise self._denied(host, port, Verdict(allowed=False, rule="the connection led elsewhere")) from None
         CONNECTIONS.labels("ALLOWED").inc()
-        return Route(host, port, Stream(sock), tally)
+        return Route(host, port, Stream(sock), tally, partial(self._book.note_credential, tally))
 
     async def _addresses(self, host: str, port: int) -> list[str]:
         try:

@@ -15,7 +15,7 @@ import h11
 from agentrpc.domain.network import read_authority
 from agentrpc.ending import end_tasks
 from agentrpc.gateway.egress_dial import Dialer, Refusal, Route
-from agentrpc.gateway.tunnel import Stream, abort
+from agentrpc.gateway.tunnel import Source, Stream, abort
 
 __all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "next_event", "response_headers"]
 
@@ -41,6 +41,7 @@ class HttpClient:
         client: The connection.
         dialer: Makes connections for it.
         tunnel: Moves the bytes after a CONNECT.
+        refuse: Raises Refusal for a host that plain HTTP is not passed on to.
         head: Seconds in which a request's head has to come.
         idle: Seconds without a byte after which a request ends.
     """
@@ -50,6 +51,7 @@ class HttpClient:
         client: Stream,
         dialer: Dialer,
         tunnel: Callable[[Stream, Route], Awaitable[None]],
+        refuse: Callable[[str], Awaitable[None]],
         *,
         head: float,
         idle: float,
@@ -57,6 +59,7 @@ class HttpClient:
         self._client = client
         self._dialer = dialer
         self._tunnel = tunnel
+        self._refuse = refuse
         self._head = head
         self._idle = idle
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
@@ -137,6 +140,7 @@ class HttpClient:
                 "This is a proxy: ask with CONNECT host:port, or with a whole URL of http:// that has no #.",
             )
         host, port = _authority(url["authority"].encode(), 80)
+        await self._refuse(host)
         headers = _request_headers(request, host, port)
         route = await self._dialer.connect(host, port)
         try:
@@ -258,7 +262,7 @@ class _Exchange:
         return f"{self._route.host}:{self._route.port}"
 
 
-async def next_event(http: h11.Connection, stream: Stream, count: Callable[[int], None] | None = None) -> h11.Event:
+async def next_event(http: h11.Connection, stream: Source, count: Callable[[int], None] | None = None) -> h11.Event:
     """The next event of either side.
 
     Args:

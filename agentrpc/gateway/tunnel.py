@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["Pace", "Stream", "Tally", "abort", "linger", "tunnel"]
+__all__ = ["Pace", "Source", "Stream", "Tally", "abort", "linger", "tunnel"]
 
 _PIECE = 256 * 1024
 _READ = 64 * 1024
@@ -30,6 +30,18 @@ class Tally(Protocol):
 
     sent: int
     received: int
+
+
+class Source(Protocol):
+    """What bytes come from."""
+
+    async def read(self) -> bytes:
+        """Some bytes; none at the end."""
+        ...
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back."""
+        ...
 
 
 class Stream:

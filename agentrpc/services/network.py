@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from agentrpc.domain.model_calls import RunAllowance
 from agentrpc.domain.network import Destination, NetworkMode, NetworkPolicy, check_destination
 from agentrpc.errors import FailedPrecondition, InvalidArgument
+from agentrpc.services.session_credentials import SessionCredentials
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
 
@@ -148,6 +149,11 @@ class Access(Protocol):
         ...
 
     @property
+    def credential(self) -> str:
+        """The credential that was added to a request there last; empty: none."""
+        ...
+
+    @property
     def bytes_sent(self) -> int:
         """To it."""
         ...
@@ -175,8 +181,14 @@ class Egress(Protocol):
 
 
 class EgressMaker(Protocol):
-    """Makes a proxy that decides by a policy and reports each connection."""
+    """Makes a proxy that decides by a policy, reports each connection, and adds credentials if it is given some."""
 
-    def __call__(self, policy: NetworkPolicy, *, report: Callable[[Access], None]) -> Egress:
+    def __call__(
+        self,
+        policy: NetworkPolicy,
+        *,
+        report: Callable[[Access], None],
+        credentials: SessionCredentials | None = None,
+    ) -> Egress:
         """Make one."""
         ...

@@ -13,7 +13,7 @@ from agentrpc.domain.mcp_config import url_is_redacted
 from agentrpc.domain.network import check_destination
 from agentrpc.domain.rule_syntax import parse_rule
 from agentrpc.errors import FieldViolation, InvalidArgument
-from agentrpc.names import MCP_SERVER, MEMORY_STORE
+from agentrpc.names import CREDENTIAL, MCP_SERVER, MEMORY_STORE
 from agentrpc.reports.render import RenderError, check_template
 from agentrpc.v1 import event_pb2, run_pb2, run_service_pb2, session_pb2
 
@@ -42,6 +42,7 @@ _MAX_SCHEMA = 64 * _KIB
 _MAX_LABELS = 64
 MAX_RULES = 1000
 _MAX_SERVERS = 32
+_MAX_CREDENTIALS = 16
 _MAX_TURNS = 10_000
 _MIN_BUDGET = 1024
 _LABEL_KEY = re.compile(r"[a-z0-9._/-]{1,63}")
@@ -183,6 +184,12 @@ def check_options(options: session_pb2.SessionOptions, faults: Faults, path: str
         faults.duration(f"{path}.approval_timeout", wait, timedelta(seconds=1), timedelta(days=30))
     _servers(options, faults, f"{path}.mcp_servers")
     _network(options.network, faults, f"{path}.network")
+    names = options.credentials
+    faults.check(len(names) <= _MAX_CREDENTIALS, f"{path}.credentials", f"may have at most {_MAX_CREDENTIALS} entries")
+    faults.check(len(set(names)) == len(names), f"{path}.credentials", "names one twice")
+    for name in names:
+        good = bool(CREDENTIAL.fullmatch(name))
+        faults.check(good, f"{path}.credentials", f"{name[:80]!r} is not of the form credentials/{{credential}}")
     if options.output_schema_json:
         faults.bytes(f"{path}.output_schema_json", options.output_schema_json, _MAX_SCHEMA)
         json_object(f"{path}.output_schema_json", options.output_schema_json)

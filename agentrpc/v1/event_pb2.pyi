@@ -516,7 +516,7 @@ class Notice(_message.Message):
     def __init__(self, level: _Optional[_Union[Notice.Level, str]] = ..., code: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class NetworkAccess(_message.Message):
-    __slots__ = ("host", "port", "decision", "rule", "traffic", "further_destinations")
+    __slots__ = ("host", "port", "decision", "rule", "traffic", "further_destinations", "credential")
     class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DECISION_UNSPECIFIED: _ClassVar[NetworkAccess.Decision]
@@ -540,13 +540,15 @@ class NetworkAccess(_message.Message):
     RULE_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     FURTHER_DESTINATIONS_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     decision: NetworkAccess.Decision
     rule: str
     traffic: NetworkAccess.Traffic
     further_destinations: int
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., decision: _Optional[_Union[NetworkAccess.Decision, str]] = ..., rule: _Optional[str] = ..., traffic: _Optional[_Union[NetworkAccess.Traffic, _Mapping]] = ..., further_destinations: _Optional[int] = ...) -> None: ...
+    credential: str
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., decision: _Optional[_Union[NetworkAccess.Decision, str]] = ..., rule: _Optional[str] = ..., traffic: _Optional[_Union[NetworkAccess.Traffic, _Mapping]] = ..., further_destinations: _Optional[int] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class SubtaskStarted(_message.Message):
     __slots__ = ("subtask_id", "tool_use_id", "type", "subagent", "description", "background", "parent_subtask_id")

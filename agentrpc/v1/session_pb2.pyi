@@ -145,7 +145,7 @@ class SessionGrant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rule: _Optional[str] = ..., approval: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SessionOptions(_message.Message):
-    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "network", "isolation_level")
+    __slots__ = ("model", "system_prompt", "tools", "allowed_tools", "disallowed_tools", "permission_mode", "max_turns", "max_cost_usd", "thinking", "effort", "output_schema_json", "mcp_servers", "deltas", "approval_timeout", "recovery_policy", "checkpoints", "network", "isolation_level", "credentials")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,7 @@ class SessionOptions(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
     model: str
     system_prompt: SystemPrompt
     tools: ToolSet
@@ -182,7 +183,8 @@ class SessionOptions(_message.Message):
     checkpoints: bool
     network: NetworkOptions
     isolation_level: Session.IsolationLevel
-    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., network: _Optional[_Union[NetworkOptions, _Mapping]] = ..., isolation_level: _Optional[_Union[Session.IsolationLevel, str]] = ...) -> None: ...
+    credentials: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., system_prompt: _Optional[_Union[SystemPrompt, _Mapping]] = ..., tools: _Optional[_Union[ToolSet, _Mapping]] = ..., allowed_tools: _Optional[_Iterable[str]] = ..., disallowed_tools: _Optional[_Iterable[str]] = ..., permission_mode: _Optional[_Union[_common_pb2.PermissionMode, str]] = ..., max_turns: _Optional[int] = ..., max_cost_usd: _Optional[float] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ..., effort: _Optional[_Union[Effort, str]] = ..., output_schema_json: _Optional[str] = ..., mcp_servers: _Optional[_Iterable[_Union[McpServer, _Mapping]]] = ..., deltas: _Optional[bool] = ..., approval_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recovery_policy: _Optional[_Union[RecoveryPolicy, str]] = ..., checkpoints: _Optional[bool] = ..., network: _Optional[_Union[NetworkOptions, _Mapping]] = ..., isolation_level: _Optional[_Union[Session.IsolationLevel, str]] = ..., credentials: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NetworkOptions(_message.Message):
     __slots__ = ("mode", "allowed", "denied")

@@ -9,6 +9,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.gateway.egress import EgressProxy
+from agentrpc.gateway.interception import intercepting
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.store.tables import Run, Session, SessionHead, User
@@ -62,7 +63,7 @@ async def worker(settings, database, bus, edge, tmp_path):
             stack.push_async_callback(gateway.stop)
             cli = write_cli(tmp_path / "cli-under-test") if fake else None
             changed = settings.model_copy(update={"cli_path": cli, **more})
-            host = SessionHost(database, bus, changed, gateway, EgressProxy, usable_isolation())
+            host = SessionHost(database, bus, changed, gateway, intercepting(EgressProxy), usable_isolation())
             await host.start()
             stack.push_async_callback(host.stop, 0.1)
             return host

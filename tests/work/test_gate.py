@@ -210,7 +210,8 @@ async def test_a_session_that_is_resumed_while_its_process_goes_begins_nothing(
     claim = SimpleNamespace(session=session, run=run, epoch=1, batch=0, last_sequence=0)
     workspaces = SimpleNamespace(path=lambda _: tmp_path)
     actor = SessionActor(
-        Environment(database, bus, settings, None, None, Isolation.SUBREAPER, workspaces, None, lambda: True), claim
+        Environment(database, bus, settings, None, None, Isolation.SUBREAPER, workspaces, None, None, lambda: True),
+        claim,
     )
     actor.run, actor._writer, gate = run, MagicMock(lost=actor.lost), actor._gate
     gate._writer, gate.in_transcript = Writer(), lambda _: True

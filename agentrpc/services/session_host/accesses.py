@@ -68,6 +68,8 @@ class AccessRecord:
         self._ended: dict[_Key, _Count] = {}
         self._before: dict[_Key, _Count] = {}
         self._named: set[_Key] = set()
+        # What was added there in this run.
+        self._credentials: dict[_Key, str] = {}
         # None: of those that have no events of their own.
         self._told: dict[_Key | None, _Count] = {}
         self._held: list[_Event] | None = None
@@ -77,13 +79,16 @@ class AccessRecord:
         self._live.add(proxy)
 
     def note(self, access: Access) -> None:
-        """Something has asked for a destination."""
+        """Something has asked for a destination, or a credential was added to a request to it."""
         key = _key(access)
+        if access.credential and self._credentials.get(key) != access.credential and self._is_named(key):
+            self._credentials[key] = access.credential
+            self._say(self._event(key, access.rule))
         if key in self._named:
             return
         if self._has_room(key):
             self._named.add(key)
-            self._say(_event(key, access.rule))
+            self._say(self._event(key, access.rule))
         elif None not in self._told:
             self._told[None] = _NOTHING
             self._say(_Event(further_destinations=1))
@@ -108,7 +113,7 @@ class AccessRecord:
                 further, others = further + now, others + 1
             elif self._told.get(key) != now:
                 self._told[key] = now
-                access = _event(key, now.rule)
+                access = self._event(key, now.rule)
                 access.traffic.CopyFrom(now.traffic())
                 self._say(access)
         if others and self._told.get(None) != further:
@@ -131,8 +136,14 @@ class AccessRecord:
         """The run is over: what comes now is of no run."""
         self._ended = {}
         self._before = self._counts()
-        self._named, self._told = set(), {}
+        self._named, self._told, self._credentials = set(), {}, {}
         self.run_begun()
+
+    def _is_named(self, key: _Key) -> bool:
+        """Whether a destination has events of its own; from now on it has, where there is room."""
+        if self._has_room(key):
+            self._named.add(key)
+        return key in self._named
 
     def _has_room(self, key: _Key) -> bool:
         return len(self._named) < _NAMED and key[0] != _MANY
@@ -141,6 +152,16 @@ class AccessRecord:
         counts = dict(self._ended)
         _add(counts, self._live)
         return counts
+
+    def _event(self, key: _Key, rule: str) -> _Event:
+        host, port, allowed = key
+        return _Event(
+            host=clean(host)[:_MAX_HOST],
+            port=port,
+            decision=_Event.DECISION_ALLOWED if allowed else _Event.DECISION_DENIED,
+            rule=clean(rule)[:_MAX_RULE],
+            credential=self._credentials.get(key, ""),
+        )
 
     def _say(self, access: _Event) -> None:
         if self._held is not None:
@@ -158,9 +179,3 @@ def _add(counts: dict[_Key, _Count], proxies: Iterable[Egress]) -> None:
         for access in proxy.totals():
             more = _Count(access.rule, access.connections, access.bytes_sent, access.bytes_received)
             counts[_key(access)] = counts.get(_key(access), _NOTHING) + more
-
-
-def _event(key: _Key, rule: str) -> _Event:
-    host, port, allowed = key
-    decision = _Event.DECISION_ALLOWED if allowed else _Event.DECISION_DENIED
-    return _Event(host=clean(host)[:_MAX_HOST], port=port, decision=decision, rule=clean(rule)[:_MAX_RULE])

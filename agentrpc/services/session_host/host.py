@@ -32,6 +32,7 @@ from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment
 from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
+from agentrpc.services.vault import Vault
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, note_cleaned, sessions_to_clean
@@ -121,6 +122,7 @@ class SessionHost:
             isolation,
             workspaces,
             self._toolbox,
+            Vault(database, settings),
             self._lease.valid,
             self._users,
         )

@@ -7,6 +7,7 @@ are recorded together.
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from agentrpc.claude.agent import AgentStartError
 from agentrpc.claude.fence import GATEWAY
@@ -14,11 +15,17 @@ from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.listeners import Listeners
 from agentrpc.domain.model_calls import RunAllowance
 from agentrpc.services.network import NO_FENCE, Door, Egress, EgressMaker, Gateway, NetworkRules
+from agentrpc.services.session_credentials import SessionCredentials
 from agentrpc.services.session_host.accesses import AccessRecord
 from agentrpc.settings import Settings
 from agentrpc.v1 import event_pb2, session_pb2
 
 __all__ = ["SessionNetwork"]
+
+_NO_CREDENTIALS = (
+    "the session names credentials, and this worker cannot add them, because it does not keep an agent's network "
+    "apart: use a worker with bubblewrap"
+)
 
 
 class SessionNetwork:
@@ -48,7 +55,8 @@ class SessionNetwork:
         self._egress = egress
         self._rules = NetworkRules(settings)
         self._isolation = isolation
-        self._new_proxy: Callable[[], Egress] | None = None
+        self._new_proxy: Callable[..., Egress] | None = None
+        self._credentials: SessionCredentials | None = None
         self._door: Door | None = None
         self.url = ""
         self.record = AccessRecord(put)
@@ -56,6 +64,7 @@ class SessionNetwork:
     async def open(
         self,
         options: session_pb2.NetworkOptions,
+        credentials: SessionCredentials | None,
         may_call: Callable[[], bool],
         under_way: Callable[[], RunAllowance | None],
     ) -> Door:
@@ -66,8 +75,11 @@ class SessionNetwork:
         """
         if not self._isolation.fenced and self._rules.needs_fence(options):
             raise AgentStartError(NO_FENCE)
+        if not self._isolation.fenced and credentials is not None:
+            raise AgentStartError(_NO_CREDENTIALS)
         policy = self._rules.policy(options)
-        self._new_proxy = lambda: self._egress(policy, report=self.record.note)
+        self._new_proxy = partial(self._egress, policy, report=self.record.note)
+        self._credentials = credentials
         self._door = door = self._gateway.open(may_call, under_way)
         if self._isolation.fenced:
             self.url = "http://{}:{}".format(*GATEWAY)
@@ -82,20 +94,22 @@ class SessionNetwork:
         """Serve the CLI's own network."""
         assert self._door is not None
         await self._door.serve(listeners.gateway)
-        async with self._proxied(listeners):
+        async with self._proxied(listeners, credentials=self._credentials):
             yield
 
     @asynccontextmanager
     async def serving_program(self, listeners: Listeners) -> AsyncIterator[None]:
-        """Serve that of a program beside it, which has no business with the gateway."""
+        """Serve that of a program beside it, which has no business with the gateway, and keys of its own."""
         listeners.gateway.close()
         async with self._proxied(listeners):
             yield
 
     @asynccontextmanager
-    async def _proxied(self, listeners: Listeners) -> AsyncIterator[None]:
+    async def _proxied(
+        self, listeners: Listeners, *, credentials: SessionCredentials | None = None
+    ) -> AsyncIterator[None]:
         assert self._new_proxy is not None
-        proxy = self._new_proxy()
+        proxy = self._new_proxy(credentials=credentials)
         self.record.add(proxy)
         try:
             await proxy.serve(listeners.proxy)

@@ -39,6 +39,7 @@ from agentrpc.services.session_host.mcp import SessionMcp
 from agentrpc.services.session_host.network import SessionNetwork
 from agentrpc.services.tool_callers import Caller
 from agentrpc.services.tool_servers import Toolbox
+from agentrpc.services.vault import Vault
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.log import read_transcript
@@ -66,6 +67,7 @@ class Environment:
     isolation: Isolation
     workspaces: WorkspaceStore
     toolbox: Toolbox
+    vault: Vault
     may_begin: Callable[[], bool]
     users: AgentUsers | None = None
 
@@ -252,6 +254,7 @@ class SessionProcess:
         try:
             box = SecretBox(self._env.settings.secret_keys)
             await self._hold.patiently(lambda: resolve_registered(self._env.database, box, self._session_id, used))
+            credentials = await self._hold.patiently(lambda: self._env.vault.open(self._caller, used))
         except FailedPrecondition as error:
             changed = error.reason == "STATE_INVALID"
             reason = "REASON_MCP_SERVER_CHANGED" if changed else "REASON_AGENT_START_FAILED"
@@ -267,7 +270,7 @@ class SessionProcess:
         may_call = (lambda: False) if step else self._may_begin
         self._tickets = Tickets()
         try:
-            door = await self._network.open(used.network, may_call, lambda: self._may_ask)
+            door = await self._network.open(used.network, credentials, may_call, lambda: self._may_ask)
             paths = await self._folders.take_user()
             spec = AgentSpec(
                 session_id=self._session_id,
@@ -289,6 +292,7 @@ class SessionProcess:
                 mcp_urls=self._mcp.open(used, self._paths, door, self._network.url),
                 tools=self._env.toolbox.tools(used, self._caller),
                 tickets=self._tickets,
+                authorities=credentials.trusted() if credentials is not None else "",
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with disk():
