@@ -14,7 +14,8 @@ from itertools import pairwise
 
 from agentrpc.domain.shell import Command, Script, Word, read_shell
 from agentrpc.domain.shell_builtins import changes, unseen_by
-from agentrpc.domain.shell_grammar import HIDES
+from agentrpc.domain.shell_dialects import BASHES, POSIX_SHELLS, dialect_doubt
+from agentrpc.domain.shell_grammar import HIDES, RESERVED
 
 __all__ = [
     "SHELLS",
@@ -123,7 +124,9 @@ _SSH = flags_of(
     " -O: -o: -P: -p: -Q: -R: -S: -W: -w:"
 )
 _WATCH = flags_of("-b -c -d -e -g -n: -p -t -w -x --no-title --interval: --differences")
-SHELLS = frozenset({"ash", "bash", "dash", "fish", "ksh", "mksh", "rbash", "sh", "zsh"})
+SHELLS = BASHES | POSIX_SHELLS | {
+    "csh", "elvish", "fish", "ksh", "ksh93", "lksh", "mksh", "nu", "oksh", "posh", "pwsh", "tcsh", "xonsh", "yash", "zsh",
+}  # fmt: skip
 _SHELL_FLAGS = re.compile(r"-[abefhklmnprtuvxBCEHPTi]*c[aefhmux]*|-[efuvxl]+")
 
 
@@ -186,7 +189,7 @@ def runs_of(command: Command) -> Runs:
             break
         if at and found.words[at].source in _RESERVED:
             found.doubt("a word that bash keeps for itself behind a wrapper")
-        if name == "coproc" and any(word.source in _RESERVED for word in found.words[at:]):
+        if name == "coproc" and any(word.source in RESERVED for word in found.words[at:]):
             found.doubt("coproc runs more than a simple command")
         if at and found.words[at].source == "!":
             found.programs.pop()
@@ -318,7 +321,7 @@ def _looks_into(name: str, found: _Found, at: int, depth: int) -> None:
         found.inner += [_command(arguments[index:]) for index in range(min(20, len(arguments)))]
         for word in arguments:
             if word.text is not None and " " in word.text:
-                _inner(found, word.text, depth)
+                _inner(found, word.text, depth, "sh")
     elif name == "git":
         _git(found, arguments, depth)
     found.doubt(unseen_by(name, arguments))
@@ -340,7 +343,7 @@ def _shell(name: str, found: _Found, arguments: list[Word], depth: int) -> None:
             if text not in {"--norc", "--noprofile", "--posix"}:
                 break
         elif takes_text and name != "fish":
-            _inner(found, text, depth)
+            _inner(found, text, depth, name)
             return
         else:
             break
@@ -353,14 +356,14 @@ def _text(name: str, found: _Found, arguments: list[Word], depth: int) -> None:
         _alias(found, arguments, depth)
     elif name == "ssh":
         found.doubt("ssh runs commands elsewhere")
-        _joined(name, found, _behind_options(arguments, _SSH)[1:], depth)
+        _joined(name, found, _behind_options(arguments, _SSH)[1:], depth, "sh")
     elif name in {"su", "runuser", "script"}:
         found.doubt(f"{name} runs what is not seen here")
         for word, following in pairwise(arguments):
             if word.text in {"-c", "--command"} and following.text is not None:
-                _inner(found, following.text, depth)
+                _inner(found, following.text, depth, "sh")
     elif name == "watch":
-        _joined(name, found, _behind_options(arguments, _WATCH), depth)
+        _joined(name, found, _behind_options(arguments, _WATCH), depth, "sh")
     else:
         rest = arguments[1:] if arguments and arguments[0].text == "--" else arguments
         if name == "trap":
@@ -386,17 +389,17 @@ def _behind_options(arguments: list[Word], flags: Flags) -> list[Word]:
     return rest
 
 
-def _joined(name: str, found: _Found, words: list[Word], depth: int) -> None:
+def _joined(name: str, found: _Found, words: list[Word], depth: int, shell: str = "bash") -> None:
     """Words that are run as one text."""
     if any(word.text is None or word.glob for word in words):
         found.doubt(f"{name} runs a text that is unknown")
     known = [word.text for word in words if word.text is not None]
     if known:
-        _inner(found, " ".join(known), depth)
+        _inner(found, " ".join(known), depth, shell)
 
 
-def _inner(found: _Found, text: str, depth: int) -> None:
-    """A text that is run as shell text."""
+def _inner(found: _Found, text: str, depth: int, shell: str = "bash") -> None:
+    """A text that a shell runs; without a name it is the one that runs the line."""
     if depth >= _MAX_DEPTH:
         found.doubt("shells in shells, too deeply")
         return
@@ -405,6 +408,7 @@ def _inner(found: _Found, text: str, depth: int) -> None:
         found.doubt(f"in the text that it runs: {script.why}")
     if script.calculates:
         found.doubt("in the text that it runs: it calculates with variables")
+    found.doubt(dialect_doubt(shell, text))
     found.inner += script.commands
 
 
@@ -450,11 +454,11 @@ def _git(found: _Found, arguments: list[Word], depth: int) -> None:
     if "foreach" in texts:
         behind = [text for text in texts[texts.index("foreach") + 1 :] if not text.startswith("-")]
         for text in dict.fromkeys([*behind, " ".join(behind)]):
-            _inner(found, text, depth)
+            _inner(found, text, depth, "sh")
     for at, text in enumerate(texts):
         value = _GIT_TEXT.match(text)
         if value and not {"rebase", "difftool", "filter-branch"}.isdisjoint(texts):
-            _inner(found, value[1] or next(iter(texts[at + 1 :]), ""), depth)
+            _inner(found, value[1] or next(iter(texts[at + 1 :]), ""), depth, "sh")
 
 
 _GLOBALS = {

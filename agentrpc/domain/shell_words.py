@@ -55,6 +55,7 @@ class Redirect:
 _END = frozenset(" \t\n;&|()<>")
 _PLAIN = re.compile(r"[^ \t\n;&|()<>'\"\\$`*?\[{},.~#=:]+")
 _QUOTED = re.compile(r"[^\"\\$`]+")
+_DESCRIPTOR = re.compile(r"[0-9]+|\{[A-Za-z_][A-Za-z0-9_]*\}")
 _REDIRECT = re.compile(r"([0-9]*)(&>>|&>|<<<|<>|>>|>\||>&|<&|>|<)(?!\()")
 _NAMED = re.compile(r"\$(?:[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#?$!-])")
 _ASSIGNS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\[[^\]]*\])?\+?=")
@@ -132,8 +133,9 @@ class Words:
                 items += [redirect] if redirect else []
             else:
                 at, word = self.word(following, end)
-                if re.fullmatch(r"\{[A-Za-z_][A-Za-z0-9_]*\}", word.source) and self._text[at : at + 1] in ("<", ">"):
-                    raise Unsure("a redirection that sets a variable")
+                if _DESCRIPTOR.fullmatch(word.source) and self._text[at : at + 1] in ("<", ">"):
+                    # One that sets a variable, or that the grammar has torn apart.
+                    raise Unsure("a word that bash may read as the descriptor of a redirection")
                 items.append(word)
 
     def _skip(self, at: int, end: int, *, lines: bool) -> int:

@@ -487,20 +487,20 @@ class Bash(contextlib.AbstractContextManager["Bash"]):
             msg = f"bash did not run all lines; the last was {max((int(x.name) for x in (folder / 'log').iterdir()), default=-1)}"
             raise RuntimeError(msg)
         results = [
-            (list(_logged(folder / "log" / str(index))), _files(folder / "work" / str(index)))
+            (list(self._logged(folder / "log" / str(index))), _files(folder / "work" / str(index)))
             for index in range(len(lines))
         ]
         shutil.rmtree(folder)
         return results
 
-
-def _logged(path: Path) -> Iterator[list[str]]:
-    parts = path.read_bytes().decode("utf-8", "surrogateescape").split("\0") if path.exists() else []
-    at = 0
-    while at < len(parts) - 1:
-        count = int(parts[at])
-        yield parts[at + 1 : at + 2 + count]
-        at += 2 + count
+    def _logged(self, path: Path) -> Iterator[list[str]]:
+        said = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
+        parts = said.replace(f"{self._stubs}/", "/stubs/").split("\0")
+        at = 0
+        while at < len(parts) - 1:
+            count = int(parts[at])
+            yield parts[at + 1 : at + 2 + count]
+            at += 2 + count
 
 
 def _files(folder: Path) -> set[str]:
