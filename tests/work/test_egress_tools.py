@@ -51,10 +51,15 @@ def certificate(tmp_path):
     return path
 
 
+async def away(_request):
+    raise web.HTTPFound("http://secret.test/file")
+
+
 @asynccontextmanager
 async def public(folder, certificate=None):
     """Serves the files of a folder; yields the port."""
     app = web.Application()
+    app.router.add_get("/away", away)
     app.router.add_static("/", folder)
     context = None
     if certificate is not None:
@@ -114,9 +119,11 @@ async def test_curl(tmp_path, certificate):
             done, output = await run(door, tmp_path, "curl", "-sS", "-o", "got", *options, url)
             assert done, output
             assert (tmp_path / "got").read_bytes() == (tmp_path / "file").read_bytes()
-        done, output = await run(door, tmp_path, "curl", "-sS", f"http://secret.test:{port}/file")
-        assert "secret.test:" in output
-        assert "not listed" in output
+        # Nor does another host lead there.
+        for url in (f"http://secret.test:{port}/file", f"http://public.test:{port}/away"):
+            done, output = await run(door, tmp_path, "curl", "-sSL", url)
+            assert "secret.test:" in output
+            assert "not listed" in output
         done, output = await run(door, tmp_path, "curl", "-sS", f"https://secret.test:{secure}/file")
         assert not done
         assert "403" in output
