@@ -225,8 +225,9 @@ def _behind(name: str, wrapper: _Wrapper, found: _Found, at: int) -> int | None:
     place = _options(name, _XARGS if name == "xargs" else wrapper.flags, found, at + 1)
     if place is None:
         return None
-    while wrapper.assignments and place < len(words) and re.match(r"[A-Za-z_]\w*=", words[place].source):
-        if HIDES.fullmatch(words[place].source.split("=")[0]):
+    # As the wrapper sees them: its arguments, however they were quoted.
+    while wrapper.assignments and place < len(words) and "=" in words[place].prefix:
+        if HIDES.fullmatch(words[place].prefix.split("=")[0]):
             found.doubt("it sets a variable that names commands")
         place += 1
     place += wrapper.operands

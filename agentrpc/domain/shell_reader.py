@@ -183,7 +183,8 @@ class Reader:
         parts = [child for child in node.children if child.type in kinds.REDIRECTS]
         at = node.start_byte
         for child in node.children:
-            self._gap(at, child.start_byte)
+            if "\n" in self._gap(at, child.start_byte).replace("\\\n", "") or child.type == "comment":
+                self.doubt("a redirection at the beginning of a line")
             at = child.end_byte
         if body is None:
             self._simple(parts, node)
