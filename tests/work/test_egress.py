@@ -380,11 +380,15 @@ async def test_a_relay_may_take_a_tunnel_over():
         await client.write(b"taken:" + client.take())
         route.tally.sent += 3
 
-    def intercept(host, port):
-        return relay if host == "named.test" else None
+    class Interceptor:
+        async def relay(self, host, _):
+            return relay if host == "named.test" else None
+
+        async def check_plain(self, host):
+            assert host
 
     names = Names({"named.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
-    async with server(echo) as port, egress(names=names, intercept=intercept) as door:
+    async with server(echo) as port, egress(names=names, intercept=Interceptor()) as door:
         for host, answer in (("named.test", b"taken:abc"), ("other.test", b"abc|3")):
             request = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: a\r\n\r\nabc"
             assert (await door.ask(request.encode(), end=True)).endswith(b"\r\n\r\n" + answer)
