@@ -237,6 +237,9 @@ class Reader:
     def _assignments(self, words: list[Word]) -> tuple[Assignment, ...]:
         """Take the assignments off the beginning of a command."""
         found = []
+        if any(kinds.CONTINUED.match(word.source) for word in words):
+            # It may be a name, or a word that bash keeps for itself: here it does not look like one.
+            self.doubt("a word that goes on in the next line")
         while words and (name := kinds.ASSIGNMENT.match(words[0].source)):
             value = self._value(words.pop(0), name.end())
             found.append(Assignment(name[1], value))
