@@ -203,6 +203,7 @@ async def test_what_has_had_other_defaults_is_set(tmp_path):
     assert command[command.index("--permission-mode") + 1] == "default"
     assert json.loads(command[command.index("--settings") + 1]) == {
         "sandbox": {"enabled": False, "autoAllowBashIfSandboxed": False},
+        "skipWebFetchPreflight": True,
         "permissions": {"defaultMode": "default", "ask": []},
     }
 
