@@ -30,7 +30,7 @@ from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.gateway.egress import EgressProxy
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.testkit import write_cli
-from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
+from agentrpc.v1 import event_pb2, run_pb2, session_pb2, session_service_pb2
 from tests.e2e.stacks import own_stack
 from tests.e2e.talk import bash, create, of, outputs, run, state
 from tests.isolations import bubblewrap
