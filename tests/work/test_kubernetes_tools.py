@@ -1,6 +1,7 @@
 """The Kubernetes tools against an API server over HTTP: what they show, what they refuse, and what faults come to."""
 
 import asyncio
+import gc
 import os
 import re
 import time
@@ -457,6 +458,8 @@ async def test_a_write_whose_outcome_is_unknown_is_told_and_not_made_again(tools
 
 
 async def test_a_cancelled_write_ends_before_its_cancellation(tools, api):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     writing = tools(writes=True, times=HASTY)
     api.fault("/scale$", method="PATCH", hang=True)
     call = asyncio.create_task(writing.scale_deployment(namespace="shop", name="web", replicas=3))
@@ -466,6 +469,11 @@ async def test_a_cancelled_write_ends_before_its_cancellation(tools, api):
     with pytest.raises(asyncio.CancelledError):
         await call
     assert time.monotonic() - begun > 0.2
+    # The write that has failed then is nobody's unhandled exception.
+    del call
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not complaints
 
 
 async def test_a_write_that_is_cancelled_before_it_begins_is_never_made(api, tmp_path):

@@ -317,6 +317,8 @@ class Cluster:
             try:
                 return await asyncio.shield(answer)
             except asyncio.CancelledError:
+                # Nobody waits for a failure any more; without this asyncio would report it.
+                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
                 # What has begun goes on in its thread: nobody is told that all has ended before a write has.
                 if not request.cancel() and write:
                     await asyncio.wait({answer})
