@@ -1,11 +1,11 @@
 """How a CLI's process tree is launched apart from everything else, measured and ended.
 
-Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment and enters a
-bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities, system folders and /proc
-read-only, only the session's folders writable, nothing else of the host visible. Where an operator has chosen so, a
-child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing of it survives, and keeps
-nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret goes by
-files with mode 0600, never by argv.
+Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script sets limits (`limits.py`), clears the
+environment and enters a bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities, system
+folders and /proc read-only, only the session's folders writable, nothing else of the host visible. Where an operator
+has chosen so, a child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing of it
+survives, and keeps nothing apart. In both a filter refuses system calls that no agent needs (`seccomp.py`). Whatever is
+secret goes by files with mode 0600, never by argv.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from uuid import UUID
 
 import psutil
 
+from agentrpc.claude.limits import NICE, Limits, in_memory, limited, setup_lines
 from agentrpc.claude.seccomp import seccomp_program
 from agentrpc.claude.supervisor import descendants
 from agentrpc.settings import SYSTEM_FOLDERS
@@ -173,7 +174,8 @@ def _bubblewrap_trouble() -> str | None:
         with tempfile.TemporaryFile() as file:
             file.write(program)
             file.seek(0)
-            command = [binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES]
+            # bubblewrap 0.7 brought --size.
+            command = [binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES, *in_memory(Limits())]
             done = subprocess.run(  # noqa: S603
                 [*command, "--seccomp", str(file.fileno()), "true"],
                 capture_output=True,
@@ -199,6 +201,8 @@ def write_launcher(
     isolation: Isolation,
     cli: Path,
     environment: Mapping[str, str],
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    group: Path | None = None,
 ) -> Path:
     """Write the script that the SDK runs as its CLI.
 
@@ -207,18 +211,20 @@ def write_launcher(
         isolation: How the tree is kept apart.
         cli: The real CLI.
         environment: All that the agent's environment will hold.
+        limits: How it is bounded.
+        group: The folder of the cgroup that it is to be in; None: it stays in the worker's.
     """
     program = seccomp_program()
     if isolation is Isolation.BUBBLEWRAP:
-        arguments = _bubblewrap_arguments(paths, cli, environment)
+        arguments = _bubblewrap_arguments(paths, cli, environment, limits)
         secret = _write_private(paths.launch / "bwrap.args", b"\0".join(map(os.fsencode, arguments)))
         seccomp = _write_private(paths.launch / "seccomp", program)
         bwrap = shutil.which("bwrap") or "bwrap"
         # `env -i` first: in /proc the wrapper must not show the environment of the worker.
-        body = (
-            f"exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\n"
-            f'exec env -i {bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
+        command = shlex.join(
+            ["env", "-i", *NICE, bwrap, "--args", "9", "--seccomp", "7", "--", *limited(limits, [str(cli)])]
         )
+        body = f'exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\nexec {command} "$@"\n'
     else:
         plan = {
             "cli": str(cli),
@@ -227,14 +233,15 @@ def write_launcher(
             "seccomp": base64.b64encode(program).decode(),
         }
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
-        command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
+        command = shlex.join(["env", "-i", *NICE, sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
     script = paths.launch / "cli"
-    _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
+    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group)}"
+    _write_private(script, f"{head}{body}".encode(), mode=0o700)
     return script
 
 
-def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
+def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str], limits: Limits) -> list[str]:
     arguments = [*_NAMESPACES, *_identity()]
     for path in map(Path, SYSTEM_FOLDERS):
         if path.is_symlink():
@@ -244,7 +251,7 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
     for entry in _private_entries("/etc"):
         hidden = ["--tmpfs", entry.path, "--remount-ro", entry.path]
         arguments += hidden if entry.is_dir(follow_symlinks=False) else ["--ro-bind", "/dev/null", entry.path]
-    arguments += [*_DEVICES, "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
+    arguments += [*_DEVICES, *in_memory(limits), "--tmpfs", "/run"]
     # The resolver's file is often a link into /run.
     resolver = Path("/etc/resolv.conf").resolve()
     if resolver.is_relative_to("/run") and resolver.exists():
@@ -253,7 +260,9 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
     for folder in (paths.home, paths.config, paths.workspace):
         arguments += ["--bind", str(folder), str(folder)]
     arguments += _closed_to_agents(paths)
-    arguments += ["--ro-bind", str(paths.options), str(paths.options), "--chdir", str(paths.workspace), "--clearenv"]
+    arguments += ["--ro-bind", str(paths.options), str(paths.options)]
+    # Last: nothing more is mounted below. Files there would be memory that nothing bounds.
+    arguments += ["--remount-ro", "/run", "--remount-ro", "/", "--chdir", str(paths.workspace), "--clearenv"]
     for name, value in environment.items():
         arguments += ["--setenv", name, value]
     return arguments

@@ -24,6 +24,7 @@ from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
+from agentrpc.claude.limits import Limits
 from agentrpc.claude.options import plain_environment
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.errors import AgentRpcError
@@ -70,6 +71,8 @@ class Ground:
         lasting: For as long as it is used, instead of a look: the folder stays, and what comes is bounded for a message
             only.
         on_start: Told the process of a program.
+        limits: How a program is bounded.
+        group: The folder of its cgroup; None: it has none.
     """
 
     folder: Path
@@ -77,6 +80,8 @@ class Ground:
     resolve: Callable[[str, int], Awaitable[list[str]]]
     lasting: bool = False
     on_start: Callable[[int], None] = lambda _: None
+    limits: Limits = field(default_factory=Limits)
+    group: Path | None = None
 
 
 @dataclass(slots=True)
@@ -173,7 +178,8 @@ async def _program(stdio: session_pb2.McpStdio, ground: Ground, stderr: bytearra
     paths = SessionPaths(ground.folder, ground.folder / "workspace")
     paths.create()
     paths.workspace.mkdir(mode=0o700, exist_ok=True)
-    script = write_launcher(paths, ground.isolation, _SHELL, {**plain_environment(paths), **stdio.env})
+    environment = {**plain_environment(paths), **stdio.env}
+    script = write_launcher(paths, ground.isolation, _SHELL, environment, ground.limits, ground.group)
     process = await asyncio.create_subprocess_exec(
         str(script),
         *("-c", 'exec "$0" "$@"', stdio.command, *stdio.args),
