@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +11,20 @@ from uuid import UUID
 import structlog
 
 from agentrpc import clock
-from agentrpc.claude.launcher import choose_isolation
+from agentrpc.claude.launcher import Isolation, choose_isolation
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.errors import AgentRpcError
 from agentrpc.services.addresses import resolver
 from agentrpc.services.mcp_servers import full_config
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_host.bounds import Bounded, Breach
+from agentrpc.services.session_host.usage import measure
+from agentrpc.services.session_limits import limits_of
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
-from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
+from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
 if TYPE_CHECKING:
     from agentrpc.claude.mcp_client import Found, Ground
@@ -37,6 +40,9 @@ _MARGIN = timedelta(seconds=30)
 # A worker that was killed leaves the folder of its check: removed by the next that looks.
 _OLD = 3600.0
 _REMOVE_SECONDS = 30.0
+# Between two looks at a program, and how many of them there are between two looks at its files.
+_WATCH = 0.1
+_FILES_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +104,14 @@ class McpChecks:
 
     async def _look(self, row: McpServerRow) -> _Outcome:
         # Half a second to load, and most processes never look.
-        from agentrpc.claude.mcp_client import McpConnectError, look  # noqa: PLC0415
+        from agentrpc.claude.mcp_client import McpConnectError  # noqa: PLC0415
 
         start, began = clock.utcnow(), clock.monotonic()
         secrets: list[str] = []
         try:
             config = full_config(self._box, row)
             secrets = secret_values(config)
-            found = await look(config, await self._ground(), timeout=self._settings.mcp_check_timeout)
+            found = await _bounded_look(config, await self._ground(), timeout=self._settings.mcp_check_timeout)
             return _Outcome(start, clock.monotonic() - began, found)
         except McpConnectError as error:
             message = str(error)
@@ -121,7 +127,7 @@ class McpChecks:
         isolation, _ = await asyncio.to_thread(choose_isolation, self._settings.isolation)
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(self._folder / str(clock.uuid7()), isolation, resolve)
+        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, limits=limits_of(self._settings))
 
     async def _record(self, server_id: UUID, lease: UUID, outcome: _Outcome) -> None:
         async with self._database.transaction() as tx:
@@ -143,6 +149,47 @@ class McpChecks:
                     tools=outcome.found.tools, cut=outcome.found.cut, check_time=health.check_time
                 )
                 row.tools = tools.SerializeToString()
+
+
+async def _bounded_look(server: session_pb2.McpServer, ground: "Ground", *, timeout: float) -> "Found":
+    """As `look`. A program that passes a limit is ended, and that is what is told."""
+    from agentrpc.claude.mcp_client import McpConnectError, look  # noqa: PLC0415 - as above
+
+    watching: list[asyncio.Task[Breach]] = []
+
+    def watch(pid: int) -> None:
+        sandboxed = ground.isolation is Isolation.BUBBLEWRAP
+        bounded = Bounded(ground.limits, [pid], sandboxed, [ground.folder])
+        watching.append(asyncio.create_task(_until_breach(bounded), name="mcp-limits"))
+
+    try:
+        return await look(server, replace(ground, on_start=watch), timeout=timeout)
+    except McpConnectError as error:
+        for task in watching:
+            if task.done():
+                raise McpConnectError(task.result().message) from error
+        raise
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def _until_breach(bounded: Bounded) -> Breach:
+    """Wait until process trees pass a limit, and kill them. To be cancelled when they have ended."""
+    rounds = 0
+    while True:
+        await asyncio.sleep(_WATCH)
+        look = await asyncio.to_thread(bounded.look)
+        breach = await asyncio.to_thread(bounded.breach, look)
+        rounds += 1
+        if breach is None and rounds % _FILES_ROUNDS == 0:
+            usage = await measure(bounded.folders)
+            if usage is not None and not usage.within(bounded.limits):
+                breach = usage.breach(bounded.limits)
+        if breach is not None:
+            await asyncio.to_thread(bounded.strike)
+            return breach
 
 
 def _health(outcome: _Outcome) -> mcp_server_pb2.McpServerHealth:

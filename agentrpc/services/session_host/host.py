@@ -16,6 +16,7 @@ import structlog
 
 from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
+from agentrpc.claude.cgroups import Cgroups
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.version import cli_version
 from agentrpc.claude.workspace_trees import remove_tree
@@ -24,9 +25,11 @@ from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
+from agentrpc.services.session_host.bounds import Breach
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment, TokenIssuer
+from agentrpc.services.session_host.watch import LimitWatch
 from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.settings import Settings
@@ -105,10 +108,11 @@ class SessionHost:
         )
         self._toolbox = Toolbox(settings)
         self._env = Environment(
-            database, bus, settings, tokens, isolation, workspaces, self._toolbox, self._lease.valid
+            database, bus, settings, tokens, isolation, workspaces, self._toolbox, self._lease.valid, Cgroups.find()
         )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
+        self._watch = LimitWatch(settings, self._actors, self._end_for, (self._memory.together, self._bound_memory))
         self._runs: dict[UUID, asyncio.Task[None]] = {}
         self._closing: dict[UUID, asyncio.Task[None]] = {}
         # Whether this worker may still own sessions for which it has no actor any more.
@@ -136,12 +140,14 @@ class SessionHost:
             version=__version__,
             ttl=self._settings.lease_ttl,
         )
+        await asyncio.to_thread(self._env.cgroups.prepare)
         self._lease.start()
         await self._signal_feed.subscribe(self.worker_id)
         loops = {
             "claim": self._claim_loop,
             "look": self._look_loop,
             "evict": self._evict_loop,
+            "limits": self._watch.run,
             # By itself: to remove large folders takes its time.
             "clean": self._clean_loop,
         }
@@ -150,6 +156,7 @@ class SessionHost:
             "worker_ready",
             worker=str(self.worker_id),
             isolation=str(self._env.isolation),
+            limits=self._env.cgroups.text,
             cli=".".join(map(str, self._cli)) or "unknown",
         )
 
@@ -410,10 +417,15 @@ class SessionHost:
         await self._memory.measure(self._actors)
         while excess := self._memory.pick_excess(self._actors, self._runs):
             actor, why = excess
-            running = actor.session_id in self._runs
-            log.warning("out_of_memory", session=str(actor.session_id), running=running)
-            if not await self._evict(actor) and running:
-                actor.fail("REASON_OUT_OF_MEMORY", why)
+            log.warning("out_of_memory", session=str(actor.session_id))
+            await self._end_for(actor, Breach("REASON_OUT_OF_MEMORY", why))
+
+    async def _end_for(self, actor: SessionActor, breach: Breach) -> None:
+        if actor.session_id in self._runs:
+            actor.fail(breach.reason, breach.message)
+        else:
+            # A run that begins meanwhile has done nothing yet: it gets another process.
+            await self._evict(actor)
 
     async def _evict(self, actor: SessionActor) -> bool:
         """Let an idle session go: its last transcript line is written before the lease is given back."""

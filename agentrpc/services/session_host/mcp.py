@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from agentrpc.claude.launcher import Isolation, SessionPaths
+from agentrpc.claude.limits import Limits
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.services.addresses import resolver
 from agentrpc.settings import Settings
@@ -71,23 +73,30 @@ class SessionMcp:
         self._take = take
         self._endpoints: dict[str, _Endpoint] = {}
 
-    def open(self, options: session_pb2.SessionOptions, paths: SessionPaths) -> dict[str, str]:
+    def open(
+        self,
+        options: session_pb2.SessionOptions,
+        paths: SessionPaths,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        group: Path | None = None,
+    ) -> dict[str, str]:
         """Make the addresses of those servers that the CLI must not reach itself, by name.
 
-        These are all that are somewhere else, and programs that are given secrets.
+        These are all that are somewhere else, and programs that are given secrets: bounded like the CLI, and in the
+        same cgroup.
         """
         urls = {}
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
-                endpoint = _Endpoint(self, server, paths, self._settings, self._isolation)
+                endpoint = _Endpoint(self, server, paths, self._settings, self._isolation, limits, group)
                 urls[server.name] = url = self._gateway.open_mcp(endpoint)
                 self._endpoints[url] = endpoint
         return urls
 
-    def memory(self) -> int:
-        """Bytes that their programs use."""
-        return sum(endpoint.memory() for endpoint in self._endpoints.values())
+    def roots(self) -> list[int]:
+        """The first processes of their programs."""
+        return [pid for endpoint in self._endpoints.values() if (pid := endpoint.pid) is not None]
 
     def may_call(self, server: str, message: Mapping[str, Any]) -> bool:
         """Whether a request may be passed on; uses up what the gate has let pass."""
@@ -119,6 +128,8 @@ class _Endpoint:
         paths: SessionPaths,
         settings: Settings,
         isolation: Isolation,
+        limits: Limits,
+        group: Path | None,
     ) -> None:
         # Half a second to load, and most sessions have none.
         from agentrpc.claude.mcp_bridge import McpBridge, McpGone  # noqa: PLC0415
@@ -129,10 +140,12 @@ class _Endpoint:
         self._secrets = secret_values(server)
         self._gone = McpGone
         resolve = resolver(allow_private=settings.allow_private_addresses)
-        self._bridge = McpBridge(server, Ground(paths.mcp / server.name, isolation, resolve), self._report)
+        ground = Ground(paths.mcp / server.name, isolation, resolve, limits=limits, group=group)
+        self._bridge = McpBridge(server, ground, self._report)
 
-    def memory(self) -> int:
-        return self._bridge.memory()
+    @property
+    def pid(self) -> int | None:
+        return self._bridge.pid
 
     async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         try:
