@@ -39,6 +39,7 @@ RESERVED = frozenset({
 GAP = re.compile(r"(?:[ \t\n]|(?<=[ \t\n])\\\n)*")
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]+\])?\+?)=")
 CONTINUED = re.compile(r"[^'\"$`]*\\\n")
+TORN = re.compile(r"[<>$]\\\n")
 INDEXED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./@%+,: -]*")
 # Operators of `[[ … ]]` whose operands are arithmetic.

@@ -225,6 +225,9 @@ def _behind(name: str, wrapper: _Wrapper, found: _Found, at: int) -> int | None:
     place = _options(name, _XARGS if name == "xargs" else wrapper.flags, found, at + 1)
     if place is None:
         return None
+    if name == "env" and place < len(words) and words[place].text == "-":
+        # Behind `--` too, for some.
+        place += 1
     # As the wrapper sees them: its arguments, however they were quoted.
     while wrapper.assignments and place < len(words) and "=" in words[place].prefix:
         if HIDES.fullmatch(words[place].prefix.split("=")[0]):

@@ -76,6 +76,8 @@ class Reader:
         self._root = root
         if root.has_error:
             self.doubt("bash's grammar does not cover all of it")
+        if kinds.TORN.search(self._text):
+            self.doubt("a line that goes on in the middle of a redirection or an expansion")
         found = tree_sitter.QueryCursor(query).captures(root).get("x", [])
         self._nodes = {node.start_byte: node for node in found}
         self._words = Words(self._line, {node.start_byte: node.end_byte for node in found}, self._expansion)

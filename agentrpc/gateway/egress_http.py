@@ -17,7 +17,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.gateway.egress_dial import Dialer, Refusal, Route
 from agentrpc.gateway.tunnel import Source, Stream, abort
 
-__all__ = ["MAX_HEAD", "HttpClient", "end_to_end", "next_event", "response_headers"]
+__all__ = ["MAX_HEAD", "HttpClient", "answer_to", "end_to_end", "next_event", "response_headers"]
 
 MAX_HEAD = 64 * 1024
 # `h11` reads the lines of a head, or of what follows chunks, all at once: so many keep the loop for less than a
@@ -156,13 +156,7 @@ class HttpClient:
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             abort(self._client.sock)
             return
-        body = f"{refusal.text}\n".encode()
-        headers = [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Connection", "close"),
-        ]
-        response = h11.Response(status_code=refusal.status, headers=headers, reason=refusal.summary.encode())
+        response, body = answer_to(refusal)
         head = self._http.send(response) or b""
         await self._client.write(head if self._method == b"HEAD" else head + body)
 
@@ -260,6 +254,17 @@ class _Exchange:
     @property
     def _place(self) -> str:
         return f"{self._route.host}:{self._route.port}"
+
+
+def answer_to(refusal: Refusal) -> tuple[h11.Response, bytes]:
+    """The head and the body of the proxy's own answer, after which the connection is closed."""
+    body = f"{refusal.text}\n".encode()
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    return h11.Response(status_code=refusal.status, headers=headers, reason=refusal.summary.encode()), body
 
 
 async def next_event(http: h11.Connection, stream: Source, count: Callable[[int], None] | None = None) -> h11.Event:

@@ -25,7 +25,7 @@ from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError
 from agentrpc.gateway.egress import EgressProxy, Relay
 from agentrpc.gateway.egress_dial import Refusal, Route
-from agentrpc.gateway.egress_http import MAX_HEAD, end_to_end, next_event, response_headers
+from agentrpc.gateway.egress_http import MAX_HEAD, answer_to, end_to_end, next_event, response_headers
 from agentrpc.gateway.tls import TlsStream
 from agentrpc.gateway.tunnel import Stream, linger
 from agentrpc.services.certificate_authority import LEAF_LIFE, CertificateAuthority
@@ -225,13 +225,7 @@ class _Tunnel:
         """Answer the agent, if it is not being answered already; nothing more is taken from it."""
         if self._client.http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             raise ConnectionAbortedError
-        body = f"{refusal.text}\n".encode()
-        headers = [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Connection", "close"),
-        ]
-        response = h11.Response(status_code=refusal.status, headers=headers, reason=refusal.summary.encode())
+        response, body = answer_to(refusal)
         await self._client.send(response, h11.Data(data=body), h11.EndOfMessage())
 
     async def _exchange(self) -> bool:

@@ -23,9 +23,9 @@ from agentrpc.store.memory import (
     count_stores,
     find_entries,
     find_stores,
-    lock_user,
     unknown_users,
 )
+from agentrpc.store.users import lock_user
 from agentrpc.v1 import memory_pb2, memory_service_pb2
 
 __all__ = ["Memory"]

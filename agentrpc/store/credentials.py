@@ -13,7 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from agentrpc import clock
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.keyset import beyond, in_order
-from agentrpc.store.tables import Base, User
+from agentrpc.store.tables import Base
+from agentrpc.store.users import lock_user
 
 __all__ = [
     "CREDENTIAL_ORDER",
@@ -110,7 +111,7 @@ async def lock_credential(tx: Transaction, credential_id: UUID) -> CredentialRow
 
 async def count_credentials(tx: Transaction, owner: UUID) -> int:
     """How many a user has. The user's row stays locked, so that two at once know of each other."""
-    await tx.execute(select(User.id).where(User.id == owner).with_for_update(key_share=True))
+    await lock_user(tx, owner)
     count = await tx.scalar(select(func.count()).select_from(CredentialRow).where(CredentialRow.owner == owner))
     return count or 0
 

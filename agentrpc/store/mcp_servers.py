@@ -16,7 +16,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from agentrpc.names import agent_version_name, mcp_server_name, task_name
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.keyset import beyond, in_order
-from agentrpc.store.tables import Base, User
+from agentrpc.store.tables import Base
+from agentrpc.store.users import lock_user
 
 __all__ = [
     "MCP_SERVER_ORDER",
@@ -116,7 +117,7 @@ async def find_mcp_servers(tx: Transaction, query: McpServerQuery) -> list[McpSe
 
 async def own_mcp_servers(tx: Transaction, owner: UUID) -> dict[str, McpServerRow]:
     """All servers of a user by their names. The user's row stays locked, so that two at once know of each other."""
-    await tx.execute(select(User.id).where(User.id == owner).with_for_update(key_share=True))
+    await lock_user(tx, owner)
     rows = await tx.scalars(select(McpServerRow).where(McpServerRow.owner == owner).order_by(McpServerRow.create_time))
     return {row.display_name: row for row in rows}
 

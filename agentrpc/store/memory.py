@@ -51,7 +51,6 @@ __all__ = [
     "find_version",
     "find_versions",
     "load_store",
-    "lock_user",
     "prune_versions",
     "search_entries",
     "search_vector",
@@ -173,11 +172,6 @@ class EntryQuery:
     labels: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[Any] | None = None
     limit: int = 50
-
-
-async def lock_user(tx: Transaction, user_id: UUID) -> None:
-    """Let nobody else create something of this user's before the transaction ends."""
-    await tx.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
 
 
 async def count_stores(tx: Transaction, owner: UUID) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "add_user",
     "count_users",
     "has_logged_in_from",
+    "lock_user",
     "login_state",
     "replace_password",
     "user_by_name",
@@ -33,6 +34,11 @@ async def usernames(tx: Transaction, user_ids: Sequence[UUID]) -> dict[UUID, str
     """The names of users, by their ids."""
     rows = await tx.execute(select(User.id, User.username).where(User.id.in_(user_ids)))
     return {row[0]: row[1] for row in rows}
+
+
+async def lock_user(tx: Transaction, user_id: UUID) -> None:
+    """Let nobody else create something of this user's before the transaction ends."""
+    await tx.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
 
 
 async def login_state(tx: Transaction, user_id: UUID, login_id: UUID) -> tuple[str, bool] | None:

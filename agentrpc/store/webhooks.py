@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, aliased, mapped_column
 from agentrpc.store.database import Database, Transaction
 from agentrpc.store.keyset import beyond, in_order
 from agentrpc.store.tables import Base, Session, User
+from agentrpc.store.users import lock_user
 
 __all__ = [
     "WEBHOOK_ORDER",
@@ -156,7 +157,7 @@ async def find_deliveries(tx: Transaction, query: DeliveryQuery) -> list[Deliver
 
 async def count_webhooks(tx: Transaction, owner: UUID) -> int:
     """How many webhooks a user has. The user's row stays locked, so that two at once count each other."""
-    await tx.execute(select(User.id).where(User.id == owner).with_for_update(key_share=True))
+    await lock_user(tx, owner)
     return await tx.scalar(select(func.count()).select_from(WebhookRow).where(WebhookRow.owner == owner)) or 0
 
 

@@ -30,7 +30,7 @@ from agentrpc.embedded.scripted_model import ScriptedModel
 from agentrpc.gateway.egress import EgressProxy
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.testkit import write_cli
-from agentrpc.v1 import event_pb2, session_pb2, session_service_pb2
+from agentrpc.v1 import event_pb2, run_pb2, session_pb2, session_service_pb2
 from tests.e2e.stacks import own_stack
 from tests.e2e.talk import bash, create, of, outputs, run, state
 from tests.isolations import bubblewrap
@@ -388,14 +388,17 @@ async def test_what_is_no_destination_is_refused_at_the_edge():
                 await create(client, network=session_pb2.NetworkOptions(**network))
             assert caught.value.reason == "FIELD_INVALID"
             assert f"session.options.network.{field}:" in str(caught.value)
-        # Nothing runs open that must not: neither by its options nor by the operator's.
-        for network in ({}, {"mode": "MODE_NONE"}, {"mode": "MODE_LISTED", "allowed": ["example.com"]}):
+        # Nothing runs open that must not: what the operator bounds fails, what the options bound waits for a sandbox.
+        session = await create(client, allowed_tools=["Bash"])
+        events = await run(client, session, bash("echo ran"))
+        assert state(events) == "STATE_FAILED"
+        assert "cannot keep an agent's network apart" in of(events, "run_ended")[0].error.message
+        assert not outputs(events)
+        for network in ({"mode": "MODE_NONE"}, {"mode": "MODE_LISTED", "allowed": ["example.com"]}):
             session = await create(client, allowed_tools=["Bash"], network=session_pb2.NetworkOptions(**network))
-            events = await run(client, session, bash("echo ran"))
-            assert state(events) == "STATE_FAILED"
-            error = of(events, "run_ended")[0].error
-            assert "cannot keep an agent's network apart" in error.message
-            assert not outputs(events)
+            queued = await client.create_run(session, bash("echo ran"))
+            found = await client.get_run(queued.name)
+            assert found.waiting_on.reason == run_pb2.WaitingOn.REASON_ISOLATION
 
 
 TOOLS = {

@@ -90,9 +90,17 @@ class Canary:
         class Unix(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
 
-        first = self._serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler))
-        self.port = first.server_address[1]
-        self._serve(socketserver.ThreadingTCPServer(("127.0.0.9", self.port), Handler))
+        while not self._servers:
+            first = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+            self.port = first.server_address[1]
+            try:
+                # The same port at each address, unless somebody has it there.
+                second = socketserver.ThreadingTCPServer(("127.0.0.9", self.port), Handler)
+            except OSError:
+                first.server_close()
+                continue
+            self._serve(first)
+            self._serve(second)
         with contextlib.suppress(OSError):
             self._serve(Six(("::1", self.port), Handler))
         self.allowed = self._serve(socketserver.ThreadingTCPServer((ALLOWED, 0), Allowed)).server_address[1]

@@ -136,6 +136,16 @@ def socks(proxy, host, port):
     return said.hex() if said[1:2] == b"\x00" else None
 
 
+def socks_command(proxy, number):
+    """What another command than CONNECT gets."""
+    with joined(proxy) as peer:
+        peer.sendall(b"\x05\x01\x00")
+        peer.recv(2)
+        peer.sendall(bytes([5, number, 0, 1]) + bytes(6))
+        said = peer.recv(10)
+        return said.hex() if said[1:2] == b"\x00" else None
+
+
 def unix(path):
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(WAIT)
@@ -343,21 +353,11 @@ if proxy:
 
     @attempt("through the proxy", "a UDP association by SOCKS5")
     def _():
-        with joined(proxy) as peer:
-            peer.sendall(b"\x05\x01\x00")
-            peer.recv(2)
-            peer.sendall(b"\x05\x03\x00\x01" + bytes(6))
-            said = peer.recv(10)
-            return said.hex() if said[1:2] == b"\x00" else None
+        return socks_command(proxy, 3)
 
     @attempt("through the proxy", "a port that listens, by SOCKS5 BIND")
     def _():
-        with joined(proxy) as peer:
-            peer.sendall(b"\x05\x01\x00")
-            peer.recv(2)
-            peer.sendall(b"\x05\x02\x00\x01" + bytes(6))
-            said = peer.recv(10)
-            return said.hex() if said[1:2] == b"\x00" else None
+        return socks_command(proxy, 2)
 
 
 # ---- The model gateway ----

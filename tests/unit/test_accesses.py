@@ -23,7 +23,14 @@ class Proxy:
         access = self.found.setdefault(
             (host, allowed),
             SimpleNamespace(
-                host=host, port=443, allowed=allowed, rule="PUBLIC", connections=0, bytes_sent=0, bytes_received=0
+                host=host,
+                port=443,
+                allowed=allowed,
+                rule="PUBLIC",
+                credential="",
+                connections=0,
+                bytes_sent=0,
+                bytes_received=0,
             ),
         )
         access.connections += 1

@@ -10,6 +10,8 @@ from agentrpc import clock
 from agentrpc.claude.launcher import Isolation, IsolationError, choose_isolation, isolation_of
 from agentrpc.domain.isolation import Level
 from agentrpc.embedded.scripted_model import ScriptedModel
+from agentrpc.gateway.egress import EgressProxy
+from agentrpc.gateway.interception import intercepting
 from agentrpc.gateway.server import ModelGateway
 from agentrpc.services.session_host.host import SessionHost
 from agentrpc.store import leases
@@ -161,7 +163,7 @@ async def host(settings, database, bus, edge, tmp_path):
         changed = settings.model_copy(update={"cli_path": write_cli(tmp_path / "cli-under-test")})
 
         async def start(isolation):
-            host = SessionHost(database, bus, changed, gateway, isolation)
+            host = SessionHost(database, bus, changed, gateway, intercepting(EgressProxy), isolation)
             await host.start()
             hosts.append(host)
             return host
