@@ -16,6 +16,8 @@ from cryptography.fernet import Fernet
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from agentrpc.v1.session_pb2 import ResourceLimits
+
 __all__ = ["DEFAULT_UIDS", "SYSTEM_FOLDERS", "IsolationSettings", "Settings", "get_settings"]
 
 # What agents see of the system: nothing that they must not know may be in it.
@@ -134,10 +136,13 @@ class Settings(IsolationSettings):
     replay_concurrency: int = Field(default=8, ge=1, description="Reads of logs for watchers; users take turns.")
     max_file_size: int = Field(default=512 * 1024**2, ge=1, description="Of an uploaded file.")
     max_workspace_size: int = Field(
-        default=10 * 1024**3, ge=1, description="Uploads stop there, as do downloads of folders; agents do not."
+        default=10 * 1024**3,
+        ge=1024**2,
+        description="Uploads and downloads of folders stop there, and runs fail whose agents write more; of those the "
+        "home folder counts too.",
     )
     max_workspace_entries: int = Field(
-        default=1_000_000, ge=1, description="Files, folders and links of a workspace: as max_workspace_size."
+        default=1_000_000, ge=100, description="Files, folders and links of a workspace: as max_workspace_size."
     )
     max_archive_members: int = Field(
         default=100_000, ge=1, description="Of an uploaded archive; folders that their names imply count too."
@@ -153,8 +158,31 @@ class Settings(IsolationSettings):
         description="What all process trees of one worker may use. Default: three quarters of what the machine, or the "
         "worker's cgroup, has.",
     )
+    # Of one session: what it has, unless its options.limits or session_limits says less.
     max_session_memory: int | None = Field(
-        default=None, ge=1, description="What the process tree of one session may use. Default: max_agent_memory."
+        default=None,
+        ge=1,
+        description="What the processes of one session and their /tmp may use. Default: max_agent_memory.",
+    )
+    max_session_processes: int = Field(default=1024, ge=64, description="Processes and threads of one session.")
+    max_session_cpus: float | None = Field(
+        default=None,
+        ge=0.05,
+        description="Processors that one session may use at one time, where the worker has cgroups. Unset: its share.",
+    )
+    max_session_open_files: int = Field(default=4096, ge=256, description="Open files of one process of a session.")
+    max_session_tmp: int = Field(
+        default=512 * 1024**2, ge=1024**2, description="What the /tmp of a sandbox, which is in memory, may hold."
+    )
+    session_limits: dict[str, float] = Field(
+        default_factory=dict,
+        description="Limits of sessions that set none: a JSON object of the fields of ResourceLimits, such as "
+        '{"memory_bytes": 2147483648}. Unset: the most that a session may have.',
+    )
+    min_free_space: int = Field(
+        default=256 * 1024**2,
+        ge=0,
+        description="Of the file systems that agents write to: below it the run that writes most there fails.",
     )
     approval_hold: Seconds = Field(
         default=60, description="A process whose run waits for answers longer than this goes; an answer brings it back."
@@ -313,6 +341,16 @@ class Settings(IsolationSettings):
                 raise ValueError(msg)
             if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
                 msg = f"{name}: must begin with postgresql://"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("session_limits")
+    @classmethod
+    def _known_limits(cls, value: dict[str, float]) -> dict[str, float]:
+        known = ResourceLimits.DESCRIPTOR.fields_by_name
+        for name, number in value.items():
+            if name not in known or number <= 0:
+                msg = f"{name[:80]!r} is not one of {', '.join(known)}, or not above 0"
                 raise ValueError(msg)
         return value
 

@@ -24,7 +24,8 @@ from claude_agent_sdk import (
 from agentrpc.claude.agent_users import AgentUser
 from agentrpc.claude.channel import BrokenFrameError, Channel, frames_of
 from agentrpc.claude.gatekeeper import Gatekeeper, Tickets
-from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, tree_memory, write_launcher
+from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt, stop_tree, write_launcher
+from agentrpc.claude.limits import Limits
 from agentrpc.claude.listeners import Listeners, WaysOut
 from agentrpc.claude.options import agent_environment, agent_options, trust_environment
 from agentrpc.claude.revival import OpenCall
@@ -97,6 +98,9 @@ class AgentSpec:
         tools: Tools that are run here, by the name of the option's `builtin` server that has them.
         tickets: Gets what the gate lets pass. For this process only.
         authorities: PEM of those whom programs in the sandbox trust. Empty: the system's.
+        limits: How the tree is bounded.
+        group: The folder of its cgroup; None: it has none.
+        on_begin: Told of the process before it has started: what is in it may be at work before the CLI answers.
     """
 
     session_id: UUID
@@ -119,6 +123,9 @@ class AgentSpec:
     tools: Mapping[str, Sequence[Tool]] = field(default_factory=dict)
     tickets: Tickets = field(default_factory=Tickets)
     authorities: str = ""
+    limits: Limits = field(default_factory=Limits)
+    group: Path | None = None
+    on_begin: "Callable[[AgentProcess], None]" = lambda _: None
 
 
 def bundled_cli() -> Path:
@@ -167,7 +174,9 @@ class AgentProcess:
         environment = agent_environment(spec.paths, spec.isolation, spec.gateway_url, spec.token, spec.models)
         if spec.authorities:
             environment |= trust_environment(spec.paths.write_option("authorities.pem", spec.authorities))
-        script = await asyncio.to_thread(write_launcher, spec.paths, spec.isolation, cli, environment)
+        script = await asyncio.to_thread(
+            write_launcher, spec.paths, spec.isolation, cli, environment, spec.limits, spec.group
+        )
         gatekeeper = Gatekeeper(spec.gate, spec.carry, spec.on_fault, spec.tickets)
         rest: dict[str, Any] = {
             "cli_path": str(script),
@@ -197,6 +206,7 @@ class AgentProcess:
         # The CLI finds all servers in a file, which the channel names; the SDK has to know those that run here.
         client = ClaudeSDKClient(replace(options, mcp_servers=cast("Any", servers.configs)), channel)
         agent = cls(client, channel, gatekeeper, servers, ways, spec.paths.user)
+        spec.on_begin(agent)
         connecting = asyncio.create_task(client.connect(), name="connect")
         try:
             done, _ = await asyncio.wait({connecting}, timeout=timeout)
@@ -230,10 +240,6 @@ class AgentProcess:
     def stderr_tail(self) -> str:
         """The last lines that the CLI printed, for the log."""
         return self._channel.errors()
-
-    def memory(self) -> int:
-        """Bytes that the tree uses."""
-        return tree_memory(self.pid) if self.pid is not None else 0
 
     def exhausted(self, options: session_pb2.SessionOptions) -> bool:
         """Whether another run needs another process: the CLI counts cost for its whole life, we count it for a run."""

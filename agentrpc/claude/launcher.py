@@ -1,12 +1,12 @@
 """How a CLI's process tree is launched apart from everything else, measured and ended.
 
-Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script clears the environment, leaves the network
-(`fence.py`) and enters a bubblewrap sandbox: namespaces of its own for users, processes and IPC, no capabilities,
-system folders and /proc read-only, only the session's folders writable, nothing else of the host visible. Where an
-operator has chosen so, a child subreaper (`supervisor.py`) takes its place: it holds the tree together, so that nothing
-of it survives, and keeps nothing apart, unless the tree has a user of its own (`agent_users.py`). In all of them a
-filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret goes by files with mode 0600, never
-by argv.
+Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script sets limits (`limits.py`), clears the
+environment, leaves the network (`fence.py`) and enters a bubblewrap sandbox: namespaces of its own for users, processes
+and IPC, no capabilities, system folders and /proc read-only, only the session's folders writable, nothing else of the
+host visible. Where an operator has chosen so, a child subreaper (`supervisor.py`) takes its place: it holds the tree
+together, so that nothing of it survives, and keeps nothing apart, unless the tree has a user of its own
+(`agent_users.py`). In all of them a filter refuses system calls that no agent needs (`seccomp.py`). Whatever is secret
+goes by files with mode 0600, never by argv.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ import psutil
 from pydantic import ValidationError
 
 from agentrpc.claude.agent_users import AgentUser, IsolationError, hand_over, processes_of, take_back, user_trouble
+from agentrpc.claude.limits import NICE, Limits, in_memory, limited, setup_lines
 from agentrpc.claude.seccomp import seccomp_program
 from agentrpc.claude.supervisor import descendants, has_landlock
 from agentrpc.domain.isolation import Level
@@ -233,7 +234,9 @@ def _bubblewrap_trouble() -> str | None:
         with tempfile.TemporaryFile() as file:
             file.write(program)
             file.seek(0)
-            command = [*_apart(), "", binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/", *_DEVICES]
+            # bubblewrap 0.7 brought --size.
+            command = [*_apart(), "", binary, *_NAMESPACES, *_identity(), "--ro-bind", "/", "/"]
+            command += [*_DEVICES, *in_memory(Limits())]
             done = subprocess.run(  # noqa: S603
                 [*command, "--seccomp", str(file.fileno()), "true"],
                 capture_output=True,
@@ -264,6 +267,8 @@ def write_launcher(
     isolation: Isolation,
     cli: Path,
     environment: Mapping[str, str],
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    group: Path | None = None,
 ) -> Path:
     """Write the script that the SDK runs as its CLI. A fenced one is started with a `Handover`, or nothing leads out.
 
@@ -272,6 +277,8 @@ def write_launcher(
         isolation: How the tree is kept apart.
         cli: The real CLI.
         environment: All that the agent's environment will hold.
+        limits: How it is bounded.
+        group: The folder of the cgroup that it is to be in; None: it stays in the worker's.
 
     Raises:
         IsolationError: The paths have no user, and the isolation is that.
@@ -285,16 +292,14 @@ def write_launcher(
     else:
         take_back(paths)
     if isolation is Isolation.BUBBLEWRAP:
-        arguments = _bubblewrap_arguments(paths, cli, environment)
+        arguments = _bubblewrap_arguments(paths, cli, environment, limits)
         secret = _write_private(paths.launch / "bwrap.args", b"\0".join(map(os.fsencode, arguments)))
         seccomp = _write_private(paths.launch / "seccomp", program)
         bwrap = shutil.which("bwrap") or "bwrap"
         # `env -i` first: in /proc the wrapper must not show the environment of the worker.
-        body = (
-            f"exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\n"
-            f'exec env -i {shlex.join(_apart())} "$HANDOVER" '
-            f'{bwrap} --args 9 --seccomp 7 -- {shlex.quote(str(cli))} "$@"\n'
-        )
+        head = shlex.join(["env", "-i", *NICE, *_apart()])
+        tail = shlex.join([bwrap, "--args", "9", "--seccomp", "7", "--", *limited(limits, [str(cli)])])
+        body = f'exec 9<{shlex.quote(str(secret))} 7<{shlex.quote(str(seccomp))}\nexec {head} "$HANDOVER" {tail} "$@"\n'
     else:
         plan: dict[str, Any] = {
             "cli": str(cli),
@@ -307,10 +312,11 @@ def write_launcher(
             plan["read"], plan["write"] = _reach(paths, cli)
             plan["env"] |= {"TMPDIR": str(paths.user.tmp), "CLAUDE_CODE_TMPDIR": str(paths.user.tmp)}
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
-        command = shlex.join(["env", "-i", sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
+        command = shlex.join(["env", "-i", *NICE, sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
     script = paths.launch / "cli"
-    _write_private(script, f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{body}".encode(), mode=0o700)
+    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group)}"
+    _write_private(script, f"{head}{body}".encode(), mode=0o700)
     return script
 
 
@@ -326,7 +332,7 @@ def _reach(paths: SessionPaths, cli: Path) -> tuple[list[str], list[str]]:
     return [*system, str(cli), str(paths.options)], [*own, *shared]
 
 
-def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str]) -> list[str]:
+def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[str, str], limits: Limits) -> list[str]:
     arguments = [*_NAMESPACES, *_identity()]
     for path in map(Path, SYSTEM_FOLDERS):
         if path.is_symlink():
@@ -336,12 +342,14 @@ def _bubblewrap_arguments(paths: SessionPaths, cli: Path, environment: Mapping[s
     for entry in _private_entries("/etc"):
         hidden = ["--tmpfs", entry.path, "--remount-ro", entry.path]
         arguments += hidden if entry.is_dir(follow_symlinks=False) else ["--ro-bind", "/dev/null", entry.path]
-    arguments += [*_DEVICES, "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
+    arguments += [*_DEVICES, *in_memory(limits), "--tmpfs", "/run"]
     arguments += ["--ro-bind", str(cli), str(cli)]
     for folder in (paths.home, paths.config, paths.workspace):
         arguments += ["--bind", str(folder), str(folder)]
     arguments += _closed_to_agents(paths)
-    arguments += ["--ro-bind", str(paths.options), str(paths.options), "--chdir", str(paths.workspace), "--clearenv"]
+    arguments += ["--ro-bind", str(paths.options), str(paths.options)]
+    # Last: nothing more is mounted below. Files there would be memory that nothing bounds.
+    arguments += ["--remount-ro", "/run", "--remount-ro", "/", "--chdir", str(paths.workspace), "--clearenv"]
     for name, value in environment.items():
         arguments += ["--setenv", name, value]
     return arguments

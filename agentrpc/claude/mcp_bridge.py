@@ -17,7 +17,6 @@ import anyio
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
-from agentrpc.claude.launcher import tree_memory
 from agentrpc.claude.mcp_client import Ground, McpConnectError, Streams, transport_to, words_of
 from agentrpc.v1 import session_pb2
 
@@ -69,9 +68,10 @@ class McpBridge:
         self._listening: object = None
         self._closed = False
 
-    def memory(self) -> int:
-        """Bytes that its program uses."""
-        return tree_memory(self._pid) if self._pid is not None else 0
+    @property
+    def pid(self) -> int | None:
+        """The first process of its program; None: there is none."""
+        return self._pid
 
     async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         """Send a request and wait for its answer, which has the same id.

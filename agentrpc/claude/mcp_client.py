@@ -25,6 +25,7 @@ from mcp_types import CONNECTION_CLOSED, jsonrpc_message_adapter
 from agentrpc.claude.agent_users import AgentUser, AgentUsers
 from agentrpc.claude.content import clean
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
+from agentrpc.claude.limits import Limits
 from agentrpc.claude.listeners import Handover, WaysOut
 from agentrpc.claude.options import plain_environment
 from agentrpc.claude.workspace_trees import remove_tree
@@ -74,6 +75,8 @@ class Ground:
         on_start: Told the process of a program.
         ways_out: Serves what leads out of a fenced program, for as long as it is there. None: nothing does.
         users: Has a user for each program, where the isolation is that.
+        limits: How a program is bounded.
+        group: The folder of its cgroup; None: it has none.
     """
 
     folder: Path
@@ -83,6 +86,8 @@ class Ground:
     on_start: Callable[[int], None] = lambda _: None
     ways_out: WaysOut | None = None
     users: AgentUsers | None = None
+    limits: Limits = field(default_factory=Limits)
+    group: Path | None = None
 
 
 @dataclass(slots=True)
@@ -200,7 +205,9 @@ async def _started(
     stdio: session_pb2.McpStdio, ground: Ground, paths: SessionPaths, stderr: bytearray
 ) -> AsyncIterator[Streams]:
     environment = {**plain_environment(paths, ground.isolation), **stdio.env}
-    script = await asyncio.to_thread(write_launcher, paths, ground.isolation, _SHELL, environment)
+    script = await asyncio.to_thread(
+        write_launcher, paths, ground.isolation, _SHELL, environment, ground.limits, ground.group
+    )
     handover = Handover(needed=ground.isolation.fenced and ground.ways_out is not None)
     with contextlib.closing(handover):
         process = await handover.spawn(

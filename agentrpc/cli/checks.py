@@ -40,6 +40,7 @@ def _machine() -> list[tuple[str, bool, str]]:
     else:
         found.append(("Claude CLI", False, "missing: reinstall claude-agent-sdk from a wheel"))
     found.append(("isolation", *_isolation()))
+    found.append(("limits", *_limits()))
     from agentrpc.embedded.servers import redis_binary  # noqa: PLC0415 - only here
 
     redis = redis_binary()
@@ -65,6 +66,12 @@ def _isolation() -> tuple[bool, str]:
     named = os.environ.get("AGENTRPC_ISOLATION") == isolation
     good = isolation is Isolation.BUBBLEWRAP or (isolation is Isolation.USER and named)
     return good, f"level {isolation.level.name} ({isolation}): {why}"
+
+
+def _limits() -> tuple[bool, str]:
+    from agentrpc.claude.cgroups import Cgroups  # noqa: PLC0415 - slow, only here
+
+    return True, f"of each session, for a worker that is started like this: {Cgroups.find().text}"
 
 
 def _disk(name: str, folder: Path) -> tuple[str, bool, str]:

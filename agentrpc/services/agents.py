@@ -22,6 +22,7 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.references import refuse_in_use
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_limits import check_limits
 from agentrpc.services.sessions import keep_secrets
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_options, request_uuid
@@ -70,6 +71,7 @@ class Agents:
             made = await known_request(tx, key, agent_id)
             if made is not None:
                 return _message(await load_agent(tx, principal, made))
+            check_limits(request.version.options, self._settings, path="version.options")
             await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
             self._box.seal_options(request.version.options)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")
@@ -195,6 +197,7 @@ class Agents:
             faults = Faults()
             _check_version(request.version, faults)
             faults.done()
+            check_limits(request.version.options, self._settings, path="version.options")
             await check_tools(tx, principal, request.version.options, self._settings, path="version.options")
             self._box.seal_options(request.version.options)
             groups = await refer_to_tool_groups(tx, principal, request.version.tool_groups, field="version.tool_groups")

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,13 @@ from agentrpc.services.addresses import resolver
 from agentrpc.services.mcp_servers import full_config
 from agentrpc.services.network import NO_FENCE, NOTHING_ASKED, EgressMaker, NetworkRules
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_host.bounds import Bounded, Breach
+from agentrpc.services.session_host.usage import measure
+from agentrpc.services.session_limits import limits_of
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
 from agentrpc.store.mcp_servers import McpServerRow, claim_check, give_back_check, lock_mcp_server
-from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2
+from agentrpc.v1 import mcp_server_pb2, mcp_server_service_pb2, session_pb2
 
 if TYPE_CHECKING:
     from agentrpc.claude.mcp_client import Found, Ground
@@ -43,6 +46,9 @@ _MARGIN = timedelta(seconds=30)
 # A worker that was killed leaves the folder of its check: removed by the next that looks.
 _OLD = 3600.0
 _REMOVE_SECONDS = 30.0
+# Between two looks at a program, and how many of them there are between two looks at its files.
+_WATCH = 0.1
+_FILES_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class McpChecks:
 
     async def _look(self, row: McpServerRow) -> _Outcome:
         # Half a second to load, and most processes never look.
-        from agentrpc.claude.mcp_client import McpConnectError, look  # noqa: PLC0415
+        from agentrpc.claude.mcp_client import McpConnectError  # noqa: PLC0415
 
         start, began = clock.utcnow(), clock.monotonic()
         secrets: list[str] = []
@@ -119,7 +125,7 @@ class McpChecks:
             ground = await self._ground()
             if config.HasField("stdio") and self._network.needs_fence(NOTHING_ASKED) and not ground.isolation.fenced:
                 raise McpConnectError(NO_FENCE)
-            found = await look(config, ground, timeout=self._settings.mcp_check_timeout)
+            found = await _bounded_look(config, ground, timeout=self._settings.mcp_check_timeout)
             return _Outcome(start, clock.monotonic() - began, found)
         except McpConnectError as error:
             message = str(error)
@@ -143,7 +149,14 @@ class McpChecks:
                 self._users = users
         await asyncio.to_thread(_clean_up, self._folder)
         resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(self._folder / str(clock.uuid7()), isolation, resolve, ways_out=self._ways_out, users=self._users)
+        return Ground(
+            self._folder / str(clock.uuid7()),
+            isolation,
+            resolve,
+            ways_out=self._ways_out,
+            users=self._users,
+            limits=limits_of(self._settings),
+        )
 
     @asynccontextmanager
     async def _ways_out(self, listeners: Listeners) -> AsyncIterator[None]:
@@ -176,6 +189,47 @@ class McpChecks:
                     tools=outcome.found.tools, cut=outcome.found.cut, check_time=health.check_time
                 )
                 row.tools = tools.SerializeToString()
+
+
+async def _bounded_look(server: session_pb2.McpServer, ground: "Ground", *, timeout: float) -> "Found":
+    """As `look`. A program that passes a limit is ended, and that is what is told."""
+    from agentrpc.claude.mcp_client import McpConnectError, look  # noqa: PLC0415 - as above
+
+    watching: list[asyncio.Task[Breach]] = []
+
+    def watch(pid: int) -> None:
+        sandboxed = ground.isolation is Isolation.BUBBLEWRAP
+        bounded = Bounded(ground.limits, [pid], sandboxed, [ground.folder])
+        watching.append(asyncio.create_task(_until_breach(bounded), name="mcp-limits"))
+
+    try:
+        return await look(server, replace(ground, on_start=watch), timeout=timeout)
+    except McpConnectError as error:
+        for task in watching:
+            if task.done():
+                raise McpConnectError(task.result().message) from error
+        raise
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def _until_breach(bounded: Bounded) -> Breach:
+    """Wait until process trees pass a limit, and kill them. To be cancelled when they have ended."""
+    rounds = 0
+    while True:
+        await asyncio.sleep(_WATCH)
+        look = await asyncio.to_thread(bounded.look)
+        breach = await asyncio.to_thread(bounded.breach, look)
+        rounds += 1
+        if breach is None and rounds % _FILES_ROUNDS == 0:
+            usage = await measure(bounded.folders)
+            if usage is not None and not usage.within(bounded.limits):
+                breach = usage.breach(bounded.limits)
+        if breach is not None:
+            await asyncio.to_thread(bounded.strike)
+            return breach
 
 
 def _health(outcome: _Outcome) -> mcp_server_pb2.McpServerHealth:

@@ -18,6 +18,7 @@ from agentrpc.services.fields import check_etag, copy_path, settable_paths
 from agentrpc.services.idempotency import check_same, request_hash
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_limits import check_limits
 from agentrpc.services.signals import Doorbell, publish
 from agentrpc.services.tool_options import check_tools
 from agentrpc.services.validation import Faults, check_enums, check_session, event_kinds, request_uuid
@@ -85,6 +86,7 @@ class Sessions:
                 if resource != session_id:
                     return await self._message(tx, *(await load_session(tx, principal, resource)))
             resolved = await resolve_options(tx, principal, given.agent, given.options)
+            check_limits(resolved.options, self._settings)
             await check_tools(tx, principal, resolved.options, self._settings)
             self._box.seal_options(resolved.options)
             session, head = new_session(session_id, principal.user_id, given, resolved)
@@ -169,6 +171,7 @@ class Sessions:
             check_session(wanted)
             options = session.options
             if wanted.options != stored:
+                check_limits(wanted.options, self._settings)
                 await check_tools(tx, principal, wanted.options, self._settings)
                 self._box.seal_options(wanted.options)
                 options = wanted.options.SerializeToString(deterministic=True)

@@ -15,6 +15,7 @@ from agentrpc.services.idempotency import RequestKey, known_request, request_has
 from agentrpc.services.pages import Pager, fitting, order_key, order_values, page_size, parse_order
 from agentrpc.services.schedules import Schedules
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_limits import check_limits
 from agentrpc.services.sessions import keep_secrets
 from agentrpc.services.task_access import change_task, load_task
 from agentrpc.services.task_catalogue import task_templates
@@ -179,6 +180,7 @@ class Tasks:
         if wanted.tool_groups and wanted.tool_groups != before.tool_groups:
             await refer_to_tool_groups(tx, principal, wanted.tool_groups, field="task.tool_groups")
         if wanted.options != before.options:
+            check_limits(wanted.options, self._settings, path="task.options")
             await check_tools(tx, principal, wanted.options, self._settings, path="task.options")
         for index, notification in enumerate(wanted.notifications):
             if notification not in before.notifications:

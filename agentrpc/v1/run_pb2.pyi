@@ -217,6 +217,8 @@ class RunError(_message.Message):
         REASON_TASK_INVALID: _ClassVar[RunError.Reason]
         REASON_AGENT_MISBEHAVED: _ClassVar[RunError.Reason]
         REASON_MCP_SERVER_CHANGED: _ClassVar[RunError.Reason]
+        REASON_TOO_MANY_PROCESSES: _ClassVar[RunError.Reason]
+        REASON_WORKSPACE_FULL: _ClassVar[RunError.Reason]
     REASON_UNSPECIFIED: RunError.Reason
     REASON_INTERNAL: RunError.Reason
     REASON_AGENT_START_FAILED: RunError.Reason
@@ -240,6 +242,8 @@ class RunError(_message.Message):
     REASON_TASK_INVALID: RunError.Reason
     REASON_AGENT_MISBEHAVED: RunError.Reason
     REASON_MCP_SERVER_CHANGED: RunError.Reason
+    REASON_TOO_MANY_PROCESSES: RunError.Reason
+    REASON_WORKSPACE_FULL: RunError.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]

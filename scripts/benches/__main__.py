@@ -5,7 +5,7 @@ import json
 
 import uvloop
 
-from scripts.benches import durability, fence, runs, schedule, streams
+from scripts.benches import durability, fence, hogs, runs, schedule, streams
 from scripts.benches.frame import medians
 
 BENCHES = {
@@ -20,16 +20,17 @@ BENCHES = {
     "sessions": durability.sessions,
     "schedule": schedule.schedule,
     "fence": fence.fence,
+    "hogs": hogs.hogs,
 }
 # Of what takes minutes. The median of three for the others.
-_RUNS = {"sessions": 1}
+_RUNS = {"sessions": 1, "hogs": 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/bench")
     parser.add_argument("names", nargs="+", choices=BENCHES)
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
-    parser.add_argument("--runs", type=int, help="the median of so many (3; for sessions 1)")
+    parser.add_argument("--runs", type=int, help="the median of so many (3; for sessions and hogs 1)")
     given = parser.parse_args()
     for name in given.names:
         times = given.runs or _RUNS.get(name, 3)

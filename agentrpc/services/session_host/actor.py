@@ -28,6 +28,7 @@ from agentrpc.errors import LeaseLostError, StoreUnavailable
 from agentrpc.names import session_name
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
+from agentrpc.services.session_host.bounds import Bounded
 from agentrpc.services.session_host.endings import (
     MISBEHAVED,
     add_usage,
@@ -137,9 +138,14 @@ class SessionActor:
         """Whether a CLI process is alive."""
         return self._process.alive
 
+    @property
+    def bounded(self) -> Bounded | None:
+        """The live process trees and their limits; None: there are none."""
+        return self._process.bounded
+
     def memory(self) -> int:
-        """Bytes that the process tree uses."""
-        return self._process.memory()
+        """Bytes that the process trees use. Blocks."""
+        return self.bounded.memory() if self.bounded is not None else 0
 
     @property
     def lost(self) -> asyncio.Future[None]:
@@ -200,6 +206,8 @@ class SessionActor:
             return await self._halt(usage)
         except AgentStartError as error:
             self._log.error("agent_start_failed", detail=error.detail)
+            if (breach := self._process.bounds.breach) is not None:
+                return failed(breach.reason, breach.message)
             return failed(error.reason, str(error), retryable=error.reason == "REASON_AGENT_START_FAILED")
         except Exception:
             error_id = clock.uuid7()
@@ -251,6 +259,9 @@ class SessionActor:
             outcome = await self._without_guessing(run, self._attempt(run, options, plan, usage, again=again))
             plan, lost, again = None, False, False
             if isinstance(outcome, AgentCrashedError):
+                if (breach := self._process.bounds.breach) is not None:
+                    self._void()
+                    return failed(breach.reason, breach.message, usage=usage)
                 if options.recovery_policy == session_pb2.RECOVERY_POLICY_FAIL:
                     return outcome
                 lost, losses = True, await self._note_loss(run)
@@ -620,6 +631,12 @@ class SessionActor:
     def fail(self, reason: str, message: str) -> None:
         """End the process tree at once; the run fails for this reason."""
         self._intents.stop_run(Stop(StopKind.CANCEL, message, failed(reason, message)))
+
+    def say_full(self, what: str) -> None:
+        """Tell that the run under way began with more files than it may have, and may only remove some."""
+        text = f"This run began with more files than the session may have ({what}). It may remove some, and add few."
+        notice = event_pb2.Notice(level=event_pb2.Notice.LEVEL_WARNING, code="workspace_full", text=text)
+        self._writer.put(event_pb2.Event(notice=notice))
 
     def drain(self) -> None:
         """Hold the next call at the gate and give the session back there."""

@@ -18,6 +18,7 @@ from agentrpc import __version__, clock
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import bundled_cli
 from agentrpc.claude.agent_users import AgentUsers
+from agentrpc.claude.cgroups import Cgroups
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.version import cli_version
 from agentrpc.claude.workspace_trees import remove_tree
@@ -27,9 +28,11 @@ from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
+from agentrpc.services.session_host.bounds import Breach
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment
+from agentrpc.services.session_host.watch import LimitWatch
 from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.services.vault import Vault
@@ -125,9 +128,11 @@ class SessionHost:
             Vault(database, settings),
             self._lease.valid,
             self._users,
+            Cgroups.find(),
         )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
+        self._watch = LimitWatch(settings, self._actors, self._end_for, (self._memory.together, self._bound_memory))
         self._runs: dict[UUID, asyncio.Task[None]] = {}
         self._closing: dict[UUID, asyncio.Task[None]] = {}
         # Whether this worker may still own sessions for which it has no actor any more.
@@ -158,12 +163,14 @@ class SessionHost:
             ttl=self._settings.lease_ttl,
             isolation_level=self._env.isolation.level,
         )
+        await asyncio.to_thread(self._env.cgroups.prepare)
         self._lease.start()
         await self._signal_feed.subscribe(self.worker_id)
         loops = {
             "claim": self._claim_loop,
             "look": self._look_loop,
             "evict": self._evict_loop,
+            "limits": self._watch.run,
             # By itself: to remove large folders takes its time.
             "clean": self._clean_loop,
         }
@@ -172,6 +179,7 @@ class SessionHost:
             "worker_ready",
             worker=str(self.worker_id),
             isolation=str(self._env.isolation),
+            limits=self._env.cgroups.text,
             cli=".".join(map(str, self._cli)) or "unknown",
         )
 
@@ -435,10 +443,15 @@ class SessionHost:
         await self._memory.measure(self._actors)
         while excess := self._memory.pick_excess(self._actors, self._runs):
             actor, why = excess
-            running = actor.session_id in self._runs
-            log.warning("out_of_memory", session=str(actor.session_id), running=running)
-            if not await self._evict(actor) and running:
-                actor.fail("REASON_OUT_OF_MEMORY", why)
+            log.warning("out_of_memory", session=str(actor.session_id))
+            await self._end_for(actor, Breach("REASON_OUT_OF_MEMORY", why))
+
+    async def _end_for(self, actor: SessionActor, breach: Breach) -> None:
+        if actor.session_id in self._runs:
+            actor.fail(breach.reason, breach.message)
+        else:
+            # A run that begins meanwhile has done nothing yet: it gets another process.
+            await self._evict(actor)
 
     async def _evict(self, actor: SessionActor) -> bool:
         """Let an idle session go: its last transcript line is written before the lease is given back."""

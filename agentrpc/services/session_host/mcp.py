@@ -15,6 +15,7 @@ import structlog
 
 from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.launcher import Isolation, SessionPaths
+from agentrpc.claude.limits import Limits
 from agentrpc.domain.mcp_config import secret_values
 from agentrpc.services.addresses import resolver
 from agentrpc.services.network import McpDoor
@@ -68,14 +69,26 @@ class SessionMcp:
         self._network = network
         self._users = users
         self._take = take
+        self._limits = Limits()
+        self._group: Path | None = None
         self._endpoints: dict[str, _Endpoint] = {}
 
-    def open(self, options: session_pb2.SessionOptions, paths: SessionPaths, door: McpDoor, url: str) -> dict[str, str]:
+    def open(
+        self,
+        options: session_pb2.SessionOptions,
+        paths: SessionPaths,
+        door: McpDoor,
+        url: str,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        group: Path | None = None,
+    ) -> dict[str, str]:
         """Make the addresses, below that of the door, of those servers that the CLI must not reach itself, by name.
 
-        These are all that are somewhere else, and programs that are given secrets.
+        These are all that are somewhere else, and programs that are given secrets: bounded like the CLI, and in the
+        same cgroup.
         """
         self._door, urls = door, {}
+        self._limits, self._group = limits, group
         for server in options.mcp_servers:
             kind = server.WhichOneof("transport")
             if kind in {"sse", "http"} or (kind == "stdio" and server.stdio.env):
@@ -90,12 +103,19 @@ class SessionMcp:
         # Half a second to load, and most sessions have none.
         from agentrpc.claude.mcp_client import Ground  # noqa: PLC0415
 
-        resolve = resolver(allow_private=self._settings.allow_private_addresses)
-        return Ground(folder, self._isolation, resolve, ways_out=self._network.serving_program, users=self._users)
+        return Ground(
+            folder,
+            self._isolation,
+            resolver(allow_private=self._settings.allow_private_addresses),
+            ways_out=self._network.serving_program,
+            users=self._users,
+            limits=self._limits,
+            group=self._group,
+        )
 
-    def memory(self) -> int:
-        """Bytes that their programs use."""
-        return sum(endpoint.memory() for endpoint in self._endpoints.values())
+    def roots(self) -> list[int]:
+        """The first processes of their programs."""
+        return [pid for endpoint in self._endpoints.values() if (pid := endpoint.pid) is not None]
 
     def may_call(self, server: str, message: Mapping[str, Any]) -> bool:
         """Whether a request may be passed on; uses up what the gate has let pass."""
@@ -130,8 +150,9 @@ class _Endpoint:
         self._gone = McpGone
         self._bridge = McpBridge(server, session.ground(folder), self._report)
 
-    def memory(self) -> int:
-        return self._bridge.memory()
+    @property
+    def pid(self) -> int | None:
+        return self._bridge.pid
 
     async def ask(self, message: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         try:

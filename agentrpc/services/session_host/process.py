@@ -9,7 +9,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ import structlog
 from agentrpc.bus.redis_bus import Bus
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.agent_users import AgentUsers
+from agentrpc.claude.cgroups import Cgroups
 from agentrpc.claude.gatekeeper import Tickets
 from agentrpc.claude.launcher import Isolation, SessionPaths, StopReceipt
 from agentrpc.claude.revival import Conversation, OpenCall
@@ -32,11 +33,13 @@ from agentrpc.names import session_name
 from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.registered_mcp import resolve_registered
 from agentrpc.services.secrets import SecretBox
+from agentrpc.services.session_host.bounds import Bounded, SessionBounds
 from agentrpc.services.session_host.folders import Folders, disk
 from agentrpc.services.session_host.gate import SessionGate
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.services.session_host.mcp import SessionMcp
 from agentrpc.services.session_host.network import SessionNetwork
+from agentrpc.services.session_host.step import Step
 from agentrpc.services.tool_callers import Caller
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.services.vault import Vault
@@ -70,20 +73,7 @@ class Environment:
     vault: Vault
     may_begin: Callable[[], bool]
     users: AgentUsers | None = None
-
-
-@dataclass(slots=True)
-class _Step:
-    """A call that is made by itself, without a turn around it."""
-
-    tool_use_id: str
-    done: "asyncio.Future[None]"
-    ended: bool = False
-    stored: bool = False
-
-    def check(self) -> None:
-        if self.ended and self.stored and not self.done.done():
-            self.done.set_result(None)
+    cgroups: Cgroups = field(default_factory=Cgroups)
 
 
 class SessionProcess:
@@ -125,6 +115,7 @@ class SessionProcess:
         self._on_ready = on_ready
         self._on_fault = on_fault
         self._agent: AgentProcess | None = None
+        self._starting: AgentProcess | None = None
         self._options = b""
         self._network = SessionNetwork(
             environment.gateway, environment.egress, environment.settings, environment.isolation, hold.writer.put
@@ -135,6 +126,7 @@ class SessionProcess:
         self._mcp = SessionMcp(
             environment.settings, environment.isolation, self._network, self._take, environment.users
         )
+        self.bounds = SessionBounds(environment.settings, environment.cgroups, environment.isolation, self._session_id)
         self._tickets = Tickets()
         self._pump: asyncio.Task[None] | None = None
         self._abandoned = StopReceipt(0, 0.0, confirmed=True)
@@ -142,7 +134,7 @@ class SessionProcess:
         self._ending: asyncio.Task[StopReceipt] | None = None
         self._stored: set[str] = set()
         gate.in_transcript = lambda tool_use_id: tool_use_id in self._stored
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._writing = False
         self.turns: asyncio.Queue[TurnEnded | AgentCrashedError | None] = asyncio.Queue()
         self.last_frame = self._said = time.monotonic()
@@ -153,9 +145,14 @@ class SessionProcess:
         """Whether a CLI process is alive."""
         return self._agent is not None
 
-    def memory(self) -> int:
-        """Bytes that the process tree uses."""
-        return self._agent.memory() + self._mcp.memory() if self._agent is not None else 0
+    @property
+    def bounded(self) -> Bounded | None:
+        """The live process trees and their limits; None: there are none."""
+        agent = self._agent or self._starting
+        if agent is None or agent.pid is None:
+            return None
+        paths = self._paths
+        return self.bounds.of([agent.pid, *self._mcp.roots()], (paths.workspace, paths.home, paths.config))
 
     def fits(self, options: session_pb2.SessionOptions) -> bool:
         """Whether the live process, if there is one, can carry out another run with these options."""
@@ -265,13 +262,15 @@ class SessionProcess:
         self._stored = {carry.tool_use_id} if carry is not None else set()
         self._step = None
         if step and carry is not None:
-            self._step = _Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
+            self._step = Step(carry.tool_use_id, asyncio.get_running_loop().create_future())
         self._writing = False
         may_call = (lambda: False) if step else self._may_begin
         self._tickets = Tickets()
         try:
             door = await self._network.open(used.network, credentials, may_call, lambda: self._may_ask)
             paths = await self._folders.take_user()
+            await self.bounds.open(used)
+            limits, group = self.bounds.limits, self.bounds.folder
             spec = AgentSpec(
                 session_id=self._session_id,
                 claude_session_id=claude_session_id,
@@ -289,10 +288,13 @@ class SessionProcess:
                 load_transcript=self._load,
                 carry=carry,
                 cli_path=self._env.settings.cli_path,
-                mcp_urls=self._mcp.open(used, self._paths, door, self._network.url),
+                mcp_urls=self._mcp.open(used, self._paths, door, self._network.url, limits, group),
                 tools=self._env.toolbox.tools(used, self._caller),
                 tickets=self._tickets,
                 authorities=credentials.trusted() if credentials is not None else "",
+                limits=limits,
+                group=group,
+                on_begin=self._begin,
             )
             self._abandoned = StopReceipt(0, 0.0, confirmed=True)
             with disk():
@@ -303,12 +305,18 @@ class SessionProcess:
             await self._mcp.close()
             await self._network.close()
             await self._folders.give_user_back()
+            await self.bounds.close()
             raise
+        finally:
+            self._starting = None
         self.forget_turns()
         self._agent, self._options = agent, wanted
         self.last_frame = self._said = time.monotonic()
         AGENT_PROCESSES.inc()
         self._pump = asyncio.create_task(self._drain(agent), name=f"pump-{self._session_id}")
+
+    def _begin(self, agent: AgentProcess) -> None:
+        self._starting = agent
 
     def _keep(self, subpath: str, lines: list[bytes]) -> None:
         if self._step is not None:
@@ -472,6 +480,7 @@ class SessionProcess:
             await self._mcp.close()
             await self._network.close()
             await self._folders.give_user_back()
+            receipt = replace(receipt, confirmed=await self.bounds.close() and receipt.confirmed)
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:
             with contextlib.suppress(TimeoutError):
