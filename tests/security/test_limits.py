@@ -564,11 +564,11 @@ async def test_starts_and_stops_leave_nothing(isolation):
             call = bash("setsid sleep 600 >/dev/null 2>&1 & echo up")
             events = await run(client, sessions[number % 2], f"{call}\n[[then]]\n[[text: ok]]")
             assert state(events) == "STATE_SUCCEEDED"
-        await until(lambda: left_behind(stack)["processes"] <= before["processes"] + 2)
+        # Some come and go, such as connections: as many as sessions would leave, there are never.
+        few = {"processes": 2, "descriptors": 8}
+        await until(lambda: all(left_behind(stack)[what] <= before[what] + more for what, more in few.items()))
         after = await asyncio.to_thread(left_behind, stack)
-        assert after["processes"] <= before["processes"] + 2
-        del before["processes"], after["processes"]
-        assert after == before
+        assert {**after, **dict.fromkeys(few)} == {**before, **dict.fromkeys(few)}
         for session in sessions:
             await client.call(client.sessions.TerminateSession, TerminateSessionRequest(name=session))
         await until(lambda: not left_behind(stack)["processes"])
@@ -591,6 +591,6 @@ def left_behind(stack):
             path.name.split("-", 3)[2] for path in base.glob(f"agentrpc-session-{own[0].pid}-*")
         ),
         "mounts": Path("/proc/self/mountinfo").read_text().count(str(stack.folder)),
-        "descriptors": own[0].num_fds() // 8,
+        "descriptors": own[0].num_fds(),
         "files": files,
     }  # fmt: skip
