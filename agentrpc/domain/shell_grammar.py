@@ -1,6 +1,7 @@
 """Bash's grammar as a parser, and what the kinds of its nodes mean to the reader."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 import tree_sitter
@@ -39,7 +40,7 @@ RESERVED = frozenset({
 GAP = re.compile(r"(?:[ \t\n]|(?<=[ \t\n])\\\n)*")
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]+\])?\+?)=")
 CONTINUED = re.compile(r"[^'\"$`]*\\\n")
-TORN = re.compile(r"[<>$]\\\n")
+TORN = re.compile(r"[<>$|&;(){}!`\[\]]\\\n")
 INDEXED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./@%+,: -]*")
 # Operators of `[[ … ]]` whose operands are arithmetic.
@@ -57,3 +58,25 @@ def flat(node: tree_sitter.Node) -> list[tree_sitter.Node]:
         parts += reversed(node.children[1:])
         node = node.children[0]
     return [*node.children, *reversed(parts)]
+
+
+def misread(root: tree_sitter.Node, text: str) -> bool:
+    """Whether the grammar took part of a word, such as `-`, into an operator or descriptor, as it does before `<<`."""
+    return any(
+        not text[node.start_byte : node.end_byte].isdecimal()
+        if node.type == "file_descriptor"
+        else not node.is_named and node.type != text[node.start_byte : node.end_byte]
+        for node in _nodes(root)
+    )
+
+
+def _nodes(root: tree_sitter.Node) -> Iterator[tree_sitter.Node]:
+    cursor = root.walk()
+    while True:
+        if cursor.node is not None:
+            yield cursor.node
+        if cursor.goto_first_child():
+            continue
+        while not cursor.goto_next_sibling():
+            if not cursor.goto_parent():
+                return

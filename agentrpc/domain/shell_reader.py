@@ -77,7 +77,9 @@ class Reader:
         if root.has_error:
             self.doubt("bash's grammar does not cover all of it")
         if kinds.TORN.search(self._text):
-            self.doubt("a line that goes on in the middle of a redirection or an expansion")
+            self.doubt("a line that goes on in the middle of an operator or an expansion")
+        if kinds.misread(root, self._text):
+            self.doubt("an operator that the grammar makes of more than it is")
         found = tree_sitter.QueryCursor(query).captures(root).get("x", [])
         self._nodes = {node.start_byte: node for node in found}
         self._words = Words(self._line, {node.start_byte: node.end_byte for node in found}, self._expansion)

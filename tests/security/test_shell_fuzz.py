@@ -23,6 +23,12 @@ def test_whatever_bash_runs_was_read():
 
 # Lines in which bash runs something else than its grammar shows, or which were read wrongly once.
 FOUND = [
+    "cc $'a' -- -<<E\nE\n&> no d'd'",
+    "cc -<<-E\nE\ndd",
+    "cc -l<< \"E\" && dd\nE\n",
+    "cc -3<<E\nE\ndd",
+    "time bb >|\\\n ok |\ncc a:b~c",
+    "bb &>>\\\n ok; cc &\\\n> ok dd",
     "dd {fd}> ok",
     "aa {fd}>ok x",
     "time ! aa 2>&1 {1..3} >&2 a.b",
