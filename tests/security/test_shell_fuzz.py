@@ -25,7 +25,7 @@ def test_whatever_bash_runs_was_read():
 FOUND = [
     "cc $'a' -- -<<E\nE\n&> no d'd'",
     "cc -<<-E\nE\ndd",
-    "cc -l<< \"E\" && dd\nE\n",
+    'cc -l<< "E" && dd\nE\n',
     "cc -3<<E\nE\ndd",
     "time bb >|\\\n ok |\ncc a:b~c",
     "bb &>>\\\n ok; cc &\\\n> ok dd",
