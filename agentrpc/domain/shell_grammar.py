@@ -41,6 +41,8 @@ GAP = re.compile(r"(?:[ \t\n]|(?<=[ \t\n])\\\n)*")
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]+\])?\+?)=")
 CONTINUED = re.compile(r"[^'\"$`]*\\\n")
 TORN = re.compile(r"[<>$|&;(){}!`\[\]]\\\n")
+# What may stand before a descriptor; the empty text is the beginning of the line.
+_BEFORE = frozenset({"", *" \t\n;&|()<>`"})
 INDEXED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\[")
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./@%+,: -]*")
 # Operators of `[[ … ]]` whose operands are arithmetic.
@@ -62,12 +64,14 @@ def flat(node: tree_sitter.Node) -> list[tree_sitter.Node]:
 
 def misread(root: tree_sitter.Node, text: str) -> bool:
     """Whether the grammar took part of a word, such as `-`, into an operator or descriptor, as it does before `<<`."""
-    return any(
-        not text[node.start_byte : node.end_byte].isdecimal()
-        if node.type == "file_descriptor"
-        else not node.is_named and node.type != text[node.start_byte : node.end_byte]
-        for node in _nodes(root)
-    )
+    for node in _nodes(root):
+        found = text[node.start_byte : node.end_byte]
+        if node.type == "file_descriptor":
+            if not found.isdecimal() or text[: node.start_byte][-1:] not in _BEFORE:
+                return True
+        elif not node.is_named and node.type != found:
+            return True
+    return False
 
 
 def _nodes(root: tree_sitter.Node) -> Iterator[tree_sitter.Node]:

@@ -229,8 +229,8 @@ def _behind(name: str, wrapper: _Wrapper, found: _Found, at: int) -> int | None:
         # Behind `--` too, for some.
         place += 1
     # As the wrapper sees them: its arguments, however they were quoted.
-    while wrapper.assignments and place < len(words) and "=" in words[place].prefix:
-        if HIDES.fullmatch(words[place].prefix.split("=")[0]):
+    while wrapper.assignments and place < len(words) and "=" in (given := words[place].text or words[place].prefix):
+        if HIDES.fullmatch(given.split("=")[0]):
             found.doubt("it sets a variable that names commands")
         place += 1
     place += wrapper.operands

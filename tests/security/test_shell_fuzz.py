@@ -23,6 +23,12 @@ def test_whatever_bash_runs_was_read():
 
 # Lines in which bash runs something else than its grammar shows, or which were read wrongly once.
 FOUND = [
+    "env A{=1 $(echo cc)",
+    "env A*=1 cc",
+    "aa >&2'a[$(cc)]'",
+    "aa >&'a[$(cc)]'",
+    "x='$(cc)'; aa >& \"$x\"",
+    "x='a[$(cc)]' bb ] ]]1> ok$x && aa",
     "cc $'a' -- -<<E\nE\n&> no d'd'",
     "cc -<<-E\nE\ndd",
     'cc -l<< "E" && dd\nE\n',
