@@ -1,4 +1,4 @@
-"""What the processes of one session may use, and what is measured of them.
+"""What the processes of one session may use.
 
 Two ways keep them to it. Where this worker may divide its cgroup (`cgroups.py`), the kernel bounds memory, processes
 and processor time. Everywhere, the launcher sets resource limits, which each process has for itself, and somebody has
@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentrpc.claude.process_usage import stat_fields
 from agentrpc.claude.supervisor import descendants
 
-__all__ = ["NICE", "Limits", "Look", "give_way", "in_memory", "limited", "look_at", "setup_lines", "strike"]
+__all__ = ["NICE", "Limits", "give_way", "in_memory", "limited", "setup_lines", "strike"]
 
 # The service goes before its agents: runs a command so.
 NICE = ("nice", "-n", "5")
@@ -29,13 +30,11 @@ NICE = ("nice", "-n", "5")
 _OOM_SCORE = 500
 _BLOCK = 512
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICK = os.sysconf("SC_CLK_TCK")
 _STRIKE_SECONDS = 5.0
-# Fields of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
+# Fields of /proc/PID/stat behind the command's name (proc_pidstat_fields(5)).
 _SESSION, _UTIME, _STIME, _CUTIME, _CSTIME, _THREADS, _RESIDENT = 3, 11, 12, 13, 14, 17, 21
 # Of what a busy session's tools are: as groups of the scheduler, and as processes.
 _BUSY_GROUP, _BUSY_NICE = 10, 15
-_IN_MEMORY = ("tmp", "dev/shm")
 # Finishes inside the sandbox: only there RLIMIT_NPROC counts the session alone. bash calls it -u, other shells -p.
 _INSIDE = 'ulimit -u "$0" 2>/dev/null || ulimit -p "$0" || exit 1; exec "$@"'
 
@@ -61,6 +60,11 @@ class Limits:
     disk_bytes: int = 10 * 1024**3
     disk_files: int = 1_000_000
     tmp_bytes: int = 512 * 1024**2
+
+    @property
+    def descriptors(self) -> int:
+        """Open files of all processes: each takes memory of the kernel that nothing else bounds."""
+        return 64 * self.processes + 4 * self.open_files
 
     @property
     def tmp_files(self) -> int:
@@ -101,69 +105,7 @@ def in_memory(limits: Limits) -> list[str]:
     return [*size, "/tmp", *size, "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
 
 
-# ---- Measuring ----
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What some process trees use at a moment.
-
-    Attributes:
-        tasks: Processes and threads.
-        resident: Bytes of memory; what several processes share counts for each.
-        in_files: Bytes of memory in files of /tmp and /dev/shm.
-        tmp_files: How many files these are.
-        cpu: Seconds of processor time that they and what has ended below them have used.
-        written: Bytes that they have written to disks, as far as one can see.
-    """
-
-    tasks: int = 0
-    resident: int = 0
-    in_files: int = 0
-    tmp_files: int = 0
-    cpu: float = 0.0
-    written: int = 0
-
-    @property
-    def memory(self) -> int:
-        """Bytes of memory, or less."""
-        return self.resident + self.in_files
-
-
-def look_at(roots: Sequence[int], *, sandboxed: bool) -> Look:
-    """Measure process trees. Quick: what costs more, such as what is shared, is left to who has to know.
-
-    Args:
-        roots: Their first processes.
-        sandboxed: Whether they have a /tmp of their own.
-    """
-    tasks = resident = in_files = tmp_files = written = 0
-    cpu = 0.0
-    for root in roots:
-        below = descendants(root)
-        for pid in [root, *below]:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                fields = _stat(pid)
-                tasks += int(fields[_THREADS])
-                resident += int(fields[_RESIDENT]) * _PAGE
-                cpu += sum(int(fields[at]) for at in (_UTIME, _STIME, _CUTIME, _CSTIME)) / _TICK
-            with contextlib.suppress(OSError, ValueError):
-                written += int(Path(f"/proc/{pid}/io").read_text().partition("\nwrite_bytes: ")[2].split()[0])
-        if sandboxed and below:
-            for name in _IN_MEMORY:
-                with contextlib.suppress(OSError):
-                    place = f"/proc/{below[0]}/root/{name}"
-                    if os.stat(place).st_dev == os.stat(f"/{name}").st_dev:  # noqa: PTH116 - of another's root
-                        # It is only being made: that is the machine's.
-                        continue
-                    found = os.statvfs(place)
-                    in_files += (found.f_blocks - found.f_bfree) * found.f_frsize
-                    tmp_files += found.f_files - found.f_ffree
-    return Look(tasks, resident, in_files, tmp_files, cpu, written)
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+# ---- Going behind others ----
 
 
 def give_way(roots: Sequence[int], *, busy: bool) -> None:
@@ -175,7 +117,7 @@ def give_way(roots: Sequence[int], *, busy: bool) -> None:
     for root in roots:
         below = descendants(root)
         with contextlib.suppress(OSError, IndexError):
-            own = _stat(below[0])[_SESSION]
+            own = stat_fields(below[0])[_SESSION]
             _yield(below, own, busy=busy)
 
 
@@ -183,7 +125,7 @@ def _yield(pids: Sequence[int], own: str, *, busy: bool) -> None:
     seen = {own}
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
-            session = _stat(pid)[_SESSION]
+            session = stat_fields(pid)[_SESSION]
             if session not in seen:
                 seen.add(session)
                 Path(f"/proc/{pid}/autogroup").write_text(str(_BUSY_GROUP if busy else 0))

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from agentrpc import clock
 from agentrpc.claude.cgroups import Cgroups
 from agentrpc.claude.launcher import Isolation, SessionPaths, write_launcher
-from agentrpc.claude.limits import Limits, Look, look_at, strike
+from agentrpc.claude.limits import Limits, strike
+from agentrpc.claude.process_usage import Look, look_at
 from agentrpc.claude.mcp_client import Ground, McpConnectError
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.client import RpcError
