@@ -307,14 +307,14 @@ def write_launcher(
             "seccomp": base64.b64encode(program).decode(),
         }
         if paths.user is not None:
-            plan["user"] = paths.user.uid
+            plan["user"], plan["processes"] = paths.user.uid, limits.most_processes
             plan["read"], plan["write"] = _reach(paths, cli)
             plan["env"] |= {"TMPDIR": str(paths.user.tmp), "CLAUDE_CODE_TMPDIR": str(paths.user.tmp)}
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", *NICE, sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
     script = paths.launch / "cli"
-    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group)}"
+    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group, sandboxed=isolation.fenced)}"
     _write_private(script, f"{head}{body}".encode(), mode=0o700)
     return script
 

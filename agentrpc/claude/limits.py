@@ -5,9 +5,9 @@ and processor time. Everywhere, the launcher sets resource limits, which each pr
 to look and to end what is too much: `services/session_host/watch.py` does.
 
 Of resource limits only RLIMIT_NPROC counts processes together: those of a user within a user namespace (Linux 5.14).
-It is set inside bubblewrap's, where only the session is counted; before that it would count all sessions of the
-worker's user. Processes of the machine's root it does not bound, whatever they are inside (copy_process() in
-kernel/fork.c).
+It is set inside bubblewrap's, and where a session has a user of its own: there only the session is counted. Elsewhere
+it would count all sessions of the worker's user. Processes of the machine's root it does not bound, whatever they are
+inside (copy_process() in kernel/fork.c).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _SESSION, _UTIME, _STIME, _CUTIME, _CSTIME, _THREADS, _RESIDENT = 3, 11, 12, 13,
 # Of what a busy session's tools are: as groups of the scheduler, and as processes.
 _BUSY_GROUP, _BUSY_NICE = 10, 15
 # Finishes inside the sandbox: only there RLIMIT_NPROC counts the session alone. bash calls it -u, other shells -p.
-_INSIDE = 'ulimit -u "$0" 2>/dev/null || ulimit -p "$0" || exit 1; exec "$@"'
+_INSIDE = 'ulimit -u "$0" 2>/dev/null || ulimit -p "$0" || exit 1; ulimit -n "$1" 2>/dev/null || :; shift 1; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class Limits:
     tmp_bytes: int = 512 * 1024**2
 
     @property
+    def most_processes(self) -> int:
+        """The watcher ends what has more than it may; this is what the kernel never lets it get beyond."""
+        return self.processes + self.processes // 4 + 32
+
+    @property
     def descriptors(self) -> int:
         """Open files of all processes: each takes memory of the kernel that nothing else bounds."""
         return 64 * self.processes + 4 * self.open_files
@@ -75,28 +80,30 @@ class Limits:
 # ---- At the launch ----
 
 
-def setup_lines(limits: Limits, group: Path | None) -> str:
+def setup_lines(limits: Limits, group: Path | None, *, sandboxed: bool) -> str:
     """Lines of a shell script that bound it, and whatever it runs.
 
     Args:
         limits: How.
         group: The folder of a cgroup to join first. Nothing is run when that does not work.
+        sandboxed: Whether `limited` is run later.
     """
+    # Nobody sends descriptors while those that all processes of the user have sent, and nobody received, are more than
+    # its limit of open files (unix(7), ETOOMANYREFS). So what makes the sandbox, and sends some, has more than agents.
+    files = '-S -n "$(ulimit -H -n)"' if sandboxed else f"-n {limits.open_files}"
     join = "" if group is None else f"echo 0 > {shlex.quote(str(group / 'cgroup.procs'))} || exit 1\n"
     return (
         f"{join}"
         f"{{ echo {_OOM_SCORE} > /proc/self/oom_score_adj; }} 2>/dev/null\n"
         # Where the machine allows less, that holds.
-        f"ulimit -n {limits.open_files} 2>/dev/null\n"
+        f"ulimit {files} 2>/dev/null\n"
         f"ulimit -f {-(-limits.disk_bytes // _BLOCK)} 2>/dev/null\n"
     )
 
 
 def limited(limits: Limits, command: Sequence[str]) -> list[str]:
     """A command that bounds the processes of the user namespace in which it is run, and runs another."""
-    # The watcher ends what has more than it may; this is what the kernel never lets it get beyond.
-    most = limits.processes + limits.processes // 4 + 32
-    return ["/bin/sh", "-c", _INSIDE, str(most), *command]
+    return ["/bin/sh", "-c", _INSIDE, str(limits.most_processes), str(limits.open_files), *command]
 
 
 def in_memory(limits: Limits) -> list[str]:
