@@ -6,6 +6,7 @@ import os
 import subprocess
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,6 +132,15 @@ async def test_what_is_written_to_tmp_counts_as_memory(launched, watch):
     hog = actor_of(launched, Isolation.BUBBLEWRAP, program, memory=200 * MIB)
     _, breach = await watch(hog)
     assert breach.reason == "REASON_OUT_OF_MEMORY"
+
+
+async def test_what_is_being_ended_anyway_is_watched_until_it_has_and_no_run_fails_for_it(launched, watch):
+    hog = actor_of(launched, Isolation.SUBREAPER, textwrap.dedent(HOGS["fork"]), processes=100)
+    hog.live = replace(hog.live, leaving=True)
+    watching = asyncio.create_task(watch(hog))
+    await asyncio.to_thread(hog.process.wait, 60)
+    assert not watching.done()
+    watching.cancel()
 
 
 async def test_where_a_disk_is_nearly_full_who_writes_has_to_stop(launched, watch):

@@ -66,6 +66,7 @@ class Bounded:
         sandboxed: Whether they have a /tmp of their own.
         folders: What counts as the session's files.
         group: Their cgroup; None: they have none.
+        leaving: Whether they are being ended anyway, which takes a moment in which they can do much.
     """
 
     limits: Limits
@@ -73,6 +74,7 @@ class Bounded:
     sandboxed: bool
     folders: Sequence[Path]
     group: Group | None = None
+    leaving: bool = False
 
     def look(self) -> Look:
         """What they use. Blocks."""
@@ -178,6 +180,6 @@ class SessionBounds:
         self.breach = kernel_breach(group, self.limits)
         return await asyncio.to_thread(group.remove)
 
-    def of(self, roots: Sequence[int], folders: Sequence[Path]) -> Bounded:
+    def of(self, roots: Sequence[int], folders: Sequence[Path], *, leaving: bool) -> Bounded:
         """What there is to look at while the process is alive."""
-        return Bounded(self.limits, roots, self._isolation is Isolation.BUBBLEWRAP, folders, self._group)
+        return Bounded(self.limits, roots, self._isolation is Isolation.BUBBLEWRAP, folders, self._group, leaving)

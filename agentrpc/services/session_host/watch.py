@@ -193,6 +193,9 @@ class LimitWatch:
         self._endings[key].add_done_callback(lambda _: self._endings.pop(key))
 
     async def _break(self, actor: SessionActor, bounded: Bounded, breach: Breach) -> None:
+        if bounded.leaving:
+            await asyncio.to_thread(bounded.strike)
+            return
         # The reason first: the end of the processes is not to be taken for a crash.
         ending = asyncio.create_task(self._end(actor, breach))
         await asyncio.sleep(0)
