@@ -256,6 +256,6 @@ async def test_a_session_is_cleaned_by_one_worker_and_only_while_nobody_holds_it
     async with database.connection() as connection:
         await connection.execute("UPDATE session_heads SET worker = $1 WHERE session_id = $2", clock.uuid7(), closed[0])
     # What was found before.
-    done = await asyncio.gather(*[host._clean_workspace(session_id) for session_id in closed * 2])
+    done = await asyncio.gather(*[cleaner_of(host)._clean_workspace(session_id) for session_id in closed * 2])
     assert sum(done) == 2
     assert await there(host, database) == (1, 2)
