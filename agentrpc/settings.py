@@ -4,6 +4,7 @@
 and tracebacks.
 """
 
+import math
 import re
 from datetime import timedelta
 from functools import lru_cache
@@ -16,9 +17,7 @@ from cryptography.fernet import Fernet
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from agentrpc.v1.session_pb2 import ResourceLimits
-
-__all__ = ["DEFAULT_UIDS", "SYSTEM_FOLDERS", "IsolationSettings", "Settings", "get_settings"]
+__all__ = ["DEFAULT_UIDS", "LEAST_LIMITS", "SYSTEM_FOLDERS", "IsolationSettings", "Settings", "get_settings"]
 
 # What agents see of the system: nothing that they must not know may be in it.
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt")
@@ -33,6 +32,18 @@ _DATABASE_NAME = re.compile(r"[a-z0-9_-]{1,63}")
 _STORE_GRACE = 3600
 
 Seconds = Annotated[float, Field(gt=0)]
+
+
+# The least of each field of ResourceLimits: with less the CLI itself does not work.
+LEAST_LIMITS = {
+    "memory_bytes": 256 * 1024**2,
+    "processes": 64,
+    "cpus": 0.05,
+    "open_files": 256,
+    "workspace_bytes": 1024**2,
+    "workspace_files": 100,
+    "tmp_bytes": 1024**2,
+}
 
 
 class IsolationSettings(BaseSettings):
@@ -137,12 +148,14 @@ class Settings(IsolationSettings):
     max_file_size: int = Field(default=512 * 1024**2, ge=1, description="Of an uploaded file.")
     max_workspace_size: int = Field(
         default=10 * 1024**3,
-        ge=1024**2,
+        ge=LEAST_LIMITS["workspace_bytes"],
         description="Uploads and downloads of folders stop there, and runs fail whose agents write more; of those the "
         "home folder counts too.",
     )
     max_workspace_entries: int = Field(
-        default=1_000_000, ge=100, description="Files, folders and links of a workspace: as max_workspace_size."
+        default=1_000_000,
+        ge=LEAST_LIMITS["workspace_files"],
+        description="Files, folders and links of a workspace: as max_workspace_size.",
     )
     max_archive_members: int = Field(
         default=100_000, ge=1, description="Of an uploaded archive; folders that their names imply count too."
@@ -161,18 +174,26 @@ class Settings(IsolationSettings):
     # Of one session: what it has, unless its options.limits or session_limits says less.
     max_session_memory: int | None = Field(
         default=None,
-        ge=1,
+        ge=LEAST_LIMITS["memory_bytes"],
         description="What the processes of one session and their /tmp may use. Default: max_agent_memory.",
     )
-    max_session_processes: int = Field(default=1024, ge=64, description="Processes and threads of one session.")
+    max_session_processes: int = Field(
+        default=1024, ge=LEAST_LIMITS["processes"], le=2**22, description="Processes and threads of one session."
+    )
     max_session_cpus: float | None = Field(
         default=None,
-        ge=0.05,
+        ge=LEAST_LIMITS["cpus"],
+        allow_inf_nan=False,
         description="Processors that one session may use at one time, where the worker has cgroups. Unset: its share.",
     )
-    max_session_open_files: int = Field(default=4096, ge=256, description="Open files of one process of a session.")
+    max_session_open_files: int = Field(
+        default=4096, ge=LEAST_LIMITS["open_files"], description="Open files of one process of a session."
+    )
     max_session_tmp: int = Field(
-        default=512 * 1024**2, ge=1024**2, description="What the /tmp of a sandbox, which is in memory, may hold."
+        default=512 * 1024**2,
+        ge=LEAST_LIMITS["tmp_bytes"],
+        le=2**62,
+        description="What the /tmp of a sandbox, which is in memory, may hold.",
     )
     session_limits: dict[str, float] = Field(
         default_factory=dict,
@@ -347,10 +368,12 @@ class Settings(IsolationSettings):
     @field_validator("session_limits")
     @classmethod
     def _known_limits(cls, value: dict[str, float]) -> dict[str, float]:
-        known = ResourceLimits.DESCRIPTOR.fields_by_name
         for name, number in value.items():
-            if name not in known or number <= 0:
-                msg = f"{name[:80]!r} is not one of {', '.join(known)}, or not above 0"
+            if name not in LEAST_LIMITS:
+                msg = f"{name[:80]!r} is not one of {', '.join(LEAST_LIMITS)}"
+                raise ValueError(msg)
+            if not LEAST_LIMITS[name] <= number < math.inf:
+                msg = f"{name} must be a number, {LEAST_LIMITS[name]:.15g} or more"
                 raise ValueError(msg)
         return value
 

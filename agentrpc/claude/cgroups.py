@@ -234,7 +234,9 @@ def _values(limits: Limits, controllers: frozenset[str]) -> Mapping[str, str]:
         # Together: half a session is worth nothing, and what is left of it would go on.
         values |= {"memory.max": str(limits.memory), "memory.oom.group": "1"}
     if "cpu" in controllers and limits.cpus is not None:
-        values["cpu.max"] = f"{max(int(limits.cpus * _PERIOD), 1000)} {_PERIOD}"
+        # The kernel takes no odd numbers; with as many as the machine has it is not bounded.
+        share = min(limits.cpus, os.cpu_count() or 1)
+        values["cpu.max"] = f"{max(int(share * _PERIOD), 1000)} {_PERIOD}"
     return values
 
 

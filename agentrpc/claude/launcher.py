@@ -1,4 +1,4 @@
-"""How a CLI's process tree is launched apart from everything else, measured and ended.
+"""How a CLI's process tree is launched apart from everything else, and ended.
 
 Keeps promises 5 and 6. The SDK runs a small script as its CLI. The script sets limits (`limits.py`), clears the
 environment, leaves the network (`fence.py`) and enters a bubblewrap sandbox: namespaces of its own for users, processes
@@ -48,7 +48,6 @@ __all__ = [
     "choose_isolation",
     "isolation_of",
     "stop_tree",
-    "tree_memory",
     "write_launcher",
 ]
 
@@ -308,14 +307,14 @@ def write_launcher(
             "seccomp": base64.b64encode(program).decode(),
         }
         if paths.user is not None:
-            plan["user"] = paths.user.uid
+            plan["user"], plan["processes"] = paths.user.uid, limits.most_processes
             plan["read"], plan["write"] = _reach(paths, cli)
             plan["env"] |= {"TMPDIR": str(paths.user.tmp), "CLAUDE_CODE_TMPDIR": str(paths.user.tmp)}
         secret = _write_private(paths.launch / "plan.json", json.dumps(plan).encode())
         command = shlex.join(["env", "-i", *NICE, sys.executable, "-I", "-S", str(_SUPERVISOR), str(secret)])
         body = f'exec {command} "$@"\n'
     script = paths.launch / "cli"
-    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group)}"
+    head = f"#!/bin/sh\nPATH=/usr/bin:/bin\nulimit -c 0\n{setup_lines(limits, group, sandboxed=isolation.fenced)}"
     _write_private(script, f"{head}{body}".encode(), mode=0o700)
     return script
 
@@ -486,21 +485,3 @@ def _lives(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def tree_memory(pid: int) -> int:
-    """Bytes that a process tree uses: its proportional set size, which counts shared pages once."""
-    total = 0
-    for each in [pid, *descendants(pid)]:
-        with contextlib.suppress(OSError):
-            total += _process_memory(Path(f"/proc/{each}"))
-    return total
-
-
-def _process_memory(folder: Path) -> int:
-    try:
-        lines = (folder / "smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-    except PermissionError:
-        # A process that has changed its user: all its resident pages then.
-        return int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

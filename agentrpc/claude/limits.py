@@ -1,13 +1,13 @@
-"""What the processes of one session may use, and what is measured of them.
+"""What the processes of one session may use.
 
 Two ways keep them to it. Where this worker may divide its cgroup (`cgroups.py`), the kernel bounds memory, processes
 and processor time. Everywhere, the launcher sets resource limits, which each process has for itself, and somebody has
 to look and to end what is too much: `services/session_host/watch.py` does.
 
 Of resource limits only RLIMIT_NPROC counts processes together: those of a user within a user namespace (Linux 5.14).
-It is set inside bubblewrap's, where only the session is counted; before that it would count all sessions of the
-worker's user. Processes of the machine's root it does not bound, whatever they are inside (copy_process() in
-kernel/fork.c).
+It is set inside bubblewrap's, and where a session has a user of its own: there only the session is counted. Elsewhere
+it would count all sessions of the worker's user. Processes of the machine's root it does not bound, whatever they are
+inside (copy_process() in kernel/fork.c).
 """
 
 import contextlib
@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentrpc.claude.process_usage import stat_fields
 from agentrpc.claude.supervisor import descendants
 
-__all__ = ["NICE", "Limits", "Look", "give_way", "in_memory", "limited", "look_at", "setup_lines", "strike"]
+__all__ = ["NICE", "Limits", "give_way", "in_memory", "limited", "setup_lines", "strike"]
 
 # The service goes before its agents: runs a command so.
 NICE = ("nice", "-n", "5")
@@ -29,15 +30,13 @@ NICE = ("nice", "-n", "5")
 _OOM_SCORE = 500
 _BLOCK = 512
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICK = os.sysconf("SC_CLK_TCK")
 _STRIKE_SECONDS = 5.0
-# Fields of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
+# Fields of /proc/PID/stat behind the command's name (proc_pidstat_fields(5)).
 _SESSION, _UTIME, _STIME, _CUTIME, _CSTIME, _THREADS, _RESIDENT = 3, 11, 12, 13, 14, 17, 21
 # Of what a busy session's tools are: as groups of the scheduler, and as processes.
 _BUSY_GROUP, _BUSY_NICE = 10, 15
-_IN_MEMORY = ("tmp", "dev/shm")
 # Finishes inside the sandbox: only there RLIMIT_NPROC counts the session alone. bash calls it -u, other shells -p.
-_INSIDE = 'ulimit -u "$0" 2>/dev/null || ulimit -p "$0" || exit 1; exec "$@"'
+_INSIDE = 'ulimit -u "$0" 2>/dev/null || ulimit -p "$0" || exit 1; ulimit -n "$1" 2>/dev/null || :; shift 1; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,16 @@ class Limits:
     tmp_bytes: int = 512 * 1024**2
 
     @property
+    def most_processes(self) -> int:
+        """The watcher ends what has more than it may; this is what the kernel never lets it get beyond."""
+        return self.processes + self.processes // 4 + 32
+
+    @property
+    def descriptors(self) -> int:
+        """Open files of all processes: each takes memory of the kernel that nothing else bounds."""
+        return 64 * self.processes + 4 * self.open_files
+
+    @property
     def tmp_files(self) -> int:
         """Files in /tmp, which take memory of the kernel that nothing else bounds."""
         return self.tmp_bytes // _PAGE
@@ -71,28 +80,30 @@ class Limits:
 # ---- At the launch ----
 
 
-def setup_lines(limits: Limits, group: Path | None) -> str:
+def setup_lines(limits: Limits, group: Path | None, *, sandboxed: bool) -> str:
     """Lines of a shell script that bound it, and whatever it runs.
 
     Args:
         limits: How.
         group: The folder of a cgroup to join first. Nothing is run when that does not work.
+        sandboxed: Whether `limited` is run later.
     """
+    # Nobody sends descriptors while those that all processes of the user have sent, and nobody received, are more than
+    # its limit of open files (unix(7), ETOOMANYREFS). So what makes the sandbox, and sends some, has more than agents.
+    files = '-S -n "$(ulimit -H -n)"' if sandboxed else f"-n {limits.open_files}"
     join = "" if group is None else f"echo 0 > {shlex.quote(str(group / 'cgroup.procs'))} || exit 1\n"
     return (
         f"{join}"
         f"{{ echo {_OOM_SCORE} > /proc/self/oom_score_adj; }} 2>/dev/null\n"
         # Where the machine allows less, that holds.
-        f"ulimit -n {limits.open_files} 2>/dev/null\n"
+        f"ulimit {files} 2>/dev/null\n"
         f"ulimit -f {-(-limits.disk_bytes // _BLOCK)} 2>/dev/null\n"
     )
 
 
 def limited(limits: Limits, command: Sequence[str]) -> list[str]:
     """A command that bounds the processes of the user namespace in which it is run, and runs another."""
-    # The watcher ends what has more than it may; this is what the kernel never lets it get beyond.
-    most = limits.processes + limits.processes // 4 + 32
-    return ["/bin/sh", "-c", _INSIDE, str(most), *command]
+    return ["/bin/sh", "-c", _INSIDE, str(limits.most_processes), str(limits.open_files), *command]
 
 
 def in_memory(limits: Limits) -> list[str]:
@@ -101,69 +112,7 @@ def in_memory(limits: Limits) -> list[str]:
     return [*size, "/tmp", *size, "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
 
 
-# ---- Measuring ----
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What some process trees use at a moment.
-
-    Attributes:
-        tasks: Processes and threads.
-        resident: Bytes of memory; what several processes share counts for each.
-        in_files: Bytes of memory in files of /tmp and /dev/shm.
-        tmp_files: How many files these are.
-        cpu: Seconds of processor time that they and what has ended below them have used.
-        written: Bytes that they have written to disks, as far as one can see.
-    """
-
-    tasks: int = 0
-    resident: int = 0
-    in_files: int = 0
-    tmp_files: int = 0
-    cpu: float = 0.0
-    written: int = 0
-
-    @property
-    def memory(self) -> int:
-        """Bytes of memory, or less."""
-        return self.resident + self.in_files
-
-
-def look_at(roots: Sequence[int], *, sandboxed: bool) -> Look:
-    """Measure process trees. Quick: what costs more, such as what is shared, is left to who has to know.
-
-    Args:
-        roots: Their first processes.
-        sandboxed: Whether they have a /tmp of their own.
-    """
-    tasks = resident = in_files = tmp_files = written = 0
-    cpu = 0.0
-    for root in roots:
-        below = descendants(root)
-        for pid in [root, *below]:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                fields = _stat(pid)
-                tasks += int(fields[_THREADS])
-                resident += int(fields[_RESIDENT]) * _PAGE
-                cpu += sum(int(fields[at]) for at in (_UTIME, _STIME, _CUTIME, _CSTIME)) / _TICK
-            with contextlib.suppress(OSError, ValueError):
-                written += int(Path(f"/proc/{pid}/io").read_text().partition("\nwrite_bytes: ")[2].split()[0])
-        if sandboxed and below:
-            for name in _IN_MEMORY:
-                with contextlib.suppress(OSError):
-                    place = f"/proc/{below[0]}/root/{name}"
-                    if os.stat(place).st_dev == os.stat(f"/{name}").st_dev:  # noqa: PTH116 - of another's root
-                        # It is only being made: that is the machine's.
-                        continue
-                    found = os.statvfs(place)
-                    in_files += (found.f_blocks - found.f_bfree) * found.f_frsize
-                    tmp_files += found.f_files - found.f_ffree
-    return Look(tasks, resident, in_files, tmp_files, cpu, written)
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+# ---- Going behind others ----
 
 
 def give_way(roots: Sequence[int], *, busy: bool) -> None:
@@ -175,7 +124,7 @@ def give_way(roots: Sequence[int], *, busy: bool) -> None:
     for root in roots:
         below = descendants(root)
         with contextlib.suppress(OSError, IndexError):
-            own = _stat(below[0])[_SESSION]
+            own = stat_fields(below[0])[_SESSION]
             _yield(below, own, busy=busy)
 
 
@@ -183,7 +132,7 @@ def _yield(pids: Sequence[int], own: str, *, busy: bool) -> None:
     seen = {own}
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
-            session = _stat(pid)[_SESSION]
+            session = stat_fields(pid)[_SESSION]
             if session not in seen:
                 seen.add(session)
                 Path(f"/proc/{pid}/autogroup").write_text(str(_BUSY_GROUP if busy else 0))

@@ -252,6 +252,8 @@ def main() -> None:
             os.umask(0o077)
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             drop_to(plan["user"])
+            # Counts what this user has, which is this tree.
+            resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"],) * 2)
             confine(plan["read"], plan["write"])
         _filter_calls(base64.b64decode(plan["seccomp"]))
         os.execve(plan["cli"], [plan["cli"], *sys.argv[2:]], plan["env"])  # noqa: S606

@@ -16,6 +16,7 @@ from agentrpc.cli import agents, approvals, credentials, mcp_servers, schedules,
 from agentrpc.cli.checks import run_checks
 from agentrpc.cli.connection import connection, credentials_path, fail, run_command
 from agentrpc.cli.files import archives_app, files_app
+from agentrpc.cli.limits import Limit, resource_limits
 from agentrpc.cli.memory import builtin_servers, memory_app
 from agentrpc.cli.render import level_name, print_line, state_name, wait_name
 from agentrpc.cli.reports import reports_app
@@ -243,6 +244,7 @@ def create_session(
         str, typer.Option(help="none, user or sandbox: runs wait for a worker that has this, or more.")
     ] = "",
     credential: Annotated[list[str] | None, typer.Option(help="What the agent may use; may be repeated.")] = None,
+    limit: Limit = None,
 ) -> None:
     """Create a session."""
     if isolation_level not in {"", "none", "user", "sandbox"}:
@@ -253,6 +255,7 @@ def create_session(
         mcp_servers=builtin_servers(memory, database, system=system),
         isolation_level=f"ISOLATION_LEVEL_{isolation_level.upper() or 'UNSPECIFIED'}",
         credentials=[full_name("credentials", name) for name in credential or []],
+        limits=resource_limits(limit) if limit else None,
     )
     wanted = session_pb2.Session(display_name=display_name, options=options)
     _call(lambda client: client.create_session(wanted))

@@ -220,11 +220,10 @@ async def _until_breach(bounded: Bounded) -> Breach:
     rounds = 0
     while True:
         await asyncio.sleep(_WATCH)
-        look = await asyncio.to_thread(bounded.look)
-        breach = await asyncio.to_thread(bounded.breach, look)
+        breach = await asyncio.to_thread(lambda: bounded.breach(bounded.look(), bounded.held()))
         rounds += 1
         if breach is None and rounds % _FILES_ROUNDS == 0:
-            usage = await measure(bounded.folders)
+            usage = await measure(bounded)
             if usage is not None and not usage.within(bounded.limits):
                 breach = usage.breach(bounded.limits)
         if breach is not None:

@@ -1,28 +1,18 @@
 """The limits of a session: what it asks for, else what the operator has set, never more than the operator allows."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from agentrpc.claude.cgroups import machine_memory
 from agentrpc.claude.limits import Limits
 from agentrpc.errors import InvalidArgument
-from agentrpc.settings import Settings
+from agentrpc.settings import LEAST_LIMITS, Settings
 from agentrpc.v1 import session_pb2
 
 __all__ = ["SETTING_OF", "agent_memory", "check_limits", "limits_of"]
 
-_MIB = 1024**2
 _SHARE = 0.75
-# Below these the CLI itself does not work.
-_LEAST = {
-    "memory_bytes": 256 * _MIB,
-    "processes": 64,
-    "cpus": 0.05,
-    "open_files": 256,
-    "workspace_bytes": _MIB,
-    "workspace_files": 100,
-    "tmp_bytes": _MIB,
-}
 # The setting that is the ceiling of each.
 SETTING_OF = {
     "memory_bytes": "max_session_memory",
@@ -39,11 +29,11 @@ def check_limits(options: session_pb2.SessionOptions, settings: Settings, *, pat
     """Refuse what is too little for any agent, or more than the operator allows. Raises FIELD_INVALID."""
     ceilings = _ceilings(settings)
     for field, value in options.limits.ListFields():
-        least, most = _LEAST[field.name], ceilings[field.name]
+        least, most = LEAST_LIMITS[field.name], ceilings[field.name]
         where = f"{path}.limits.{field.name}"
-        # Not `value < least`: that would let NaN through.
-        if not value >= least:
-            raise InvalidArgument.field(where, f"must be {least:.15g} or more")
+        # Neither infinity nor NaN.
+        if not least <= value < math.inf:
+            raise InvalidArgument.field(where, f"must be a number, {least:.15g} or more")
         if most is not None and value > most:
             raise InvalidArgument.field(
                 where, f"may be at most {most:.15g}, which the operator sets ({SETTING_OF[field.name]})"
@@ -59,8 +49,9 @@ def limits_of(settings: Settings, options: session_pb2.SessionOptions | None = N
         if name in asked:
             wanted = asked[name]
         found[name] = wanted if most is None or wanted is None else min(wanted, most)
+    together = agent_memory(settings)
     return Limits(
-        memory=int(found["memory_bytes"] or agent_memory(settings)),
+        memory=int(min(found["memory_bytes"] or together, together)),
         processes=int(found["processes"]),
         cpus=found["cpus"],
         open_files=int(found["open_files"]),

@@ -73,6 +73,43 @@ HOGS = {
             os.close(os.open(f"/tmp/{number}", os.O_CREAT | os.O_WRONLY))
         time.sleep(30)
     """,
+    # 2 GiB that no process has mapped, and none in a folder.
+    "memfd": """
+        import os, time
+        for _ in range(64):
+            file = os.memfd_create("big")
+            for _ in range(32):
+                os.write(file, bytes(1024**2))
+        time.sleep(30)
+    """,
+    # Likewise, given back to the kernel page by page, which keeps it.
+    "shared memory": """
+        import mmap, time
+        taken = []
+        for _ in range(64):
+            taken.append(mmap.mmap(-1, 32 * 1024**2))
+            taken[-1][:] = bytes(32 * 1024**2)
+            taken[-1].madvise(mmap.MADV_DONTNEED)
+        time.sleep(30)
+    """,
+    "removed files": """
+        import os, time
+        taken = []
+        for _ in range(128):
+            taken.append(open("big", "wb"))
+            os.unlink("big")
+            for _ in range(32):
+                taken[-1].write(os.urandom(1024**2))
+        time.sleep(30)
+    """,
+    "many descriptors": """
+        import os, time
+        for _ in range(30):
+            if os.fork() == 0:
+                taken = [os.dup(0) for _ in range(250)]
+                time.sleep(30)
+        time.sleep(30)
+    """,
     "descriptors": """
         import os
         taken = []

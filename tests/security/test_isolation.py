@@ -237,6 +237,10 @@ def test_the_filter_of_each_machine(machine, column, architecture):
     assert judge(clone, 0x10000000 | 17) == refuse | 1
     assert judge(clone3) == refuse | 38
     assert judge(socket, 40) == judge(socket, 16, 3, 12) == refuse | 97
+    # A segment of System V's memory is small, however its size is written.
+    shmget = (29, 194)
+    assert judge(shmget, 0, 64 * 1024) == allow
+    assert judge(shmget, 0, 64 * 1024 + 1) == judge(shmget, 0, 1 << 32) == refuse | 22
     # What the kernel does not look at cannot hide what it does look at.
     assert judge(socket, 40 | 1 << 32) == refuse | 97
     assert judged(program, write[column], architecture=0x40000003) == kill

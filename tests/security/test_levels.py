@@ -17,6 +17,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.agent_users import AgentUsers, IsolationError, processes_of, user_trouble
 from agentrpc.claude.launcher import Isolation, SessionPaths, stop_tree, write_launcher
+from agentrpc.claude.limits import Limits
 from agentrpc.claude.mcp_client import Ground, McpConnectError, look
 from agentrpc.claude.supervisor import has_landlock
 from agentrpc.claude.workspace_files import Incoming, make_folders, place_tree
@@ -536,6 +537,16 @@ async def test_what_is_taken_while_nobody_waits_for_it_any_more_is_given_back(pa
         await taking
     assert worker.users._held == set()
     worker.users.close()
+
+
+def test_the_kernel_bounds_the_processes_of_one_session_alone(worker):
+    with worker.owned() as one, worker.owned() as other:
+        for paths in (one, other):
+            script = write_launcher(paths, Isolation.USER, SHELL, {"PATH": "/usr/bin:/bin"}, Limits(processes=64))
+            loop = "for n in $(seq 300); do sleep 20 & done; echo all; wait"
+            done = subprocess.run([script, "-c", loop], capture_output=True, text=True, check=False)
+            assert "all" not in done.stdout
+            assert "ork" in done.stderr
 
 
 def test_whoever_gets_a_uid_next_finds_nothing_of_who_had_it(passable):  # noqa: F811

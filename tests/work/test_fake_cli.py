@@ -10,7 +10,8 @@ import pytest
 
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
-from agentrpc.claude.launcher import SessionPaths, stop_tree, tree_memory
+from agentrpc.claude.launcher import SessionPaths, stop_tree
+from agentrpc.claude.process_usage import tree_memory
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
 from agentrpc.testkit import write_cli

@@ -9,6 +9,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
+from agentrpc.services.session_host import cleaning as cleaning_module
 from agentrpc.services.session_host import host as module
 from agentrpc.store.housekeeping import sessions_to_clean
 from agentrpc.store.leases import Origin, OwnedSession
@@ -195,6 +196,10 @@ async def closed(add_session, database, host):
     return made
 
 
+def cleaner_of(host):
+    return cleaning_module.Cleaner(host._database, host._settings, host._env.workspaces, host._closing)
+
+
 async def there(host, database):
     """How many folders are where sessions have them, and how many sessions are said to have none."""
     folders = [path for path in host._settings.workspaces.iterdir() if path.name != "removed"]
@@ -203,7 +208,7 @@ async def there(host, database):
 
 
 async def test_a_worker_that_ends_while_it_removes_files_leaves_none_for_ever(host, database, closed, monkeypatch):
-    monkeypatch.setattr(module, "_CLEAN_INTERVAL", 0.01)
+    monkeypatch.setattr(cleaning_module, "_CLEAN_INTERVAL", 0.01)
     removing, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -213,7 +218,7 @@ async def test_a_worker_that_ends_while_it_removes_files_leaves_none_for_ever(ho
 
     with monkeypatch.context() as patch:
         patch.setattr(WorkspaceStore, "remove_aside", remove)
-        cleaning = asyncio.create_task(host._clean_loop())
+        cleaning = asyncio.create_task(cleaner_of(host).run())
         await removing.wait()
         cleaning.cancel()
         await asyncio.wait([cleaning])
@@ -222,7 +227,7 @@ async def test_a_worker_that_ends_while_it_removes_files_leaves_none_for_ever(ho
     # The next one does the rest, and finds what was left.
     removed = host._settings.workspaces / "removed"
     assert list(removed.iterdir())
-    cleaning = asyncio.create_task(host._clean_loop())
+    cleaning = asyncio.create_task(cleaner_of(host).run())
     async with asyncio.timeout(20):
         while await there(host, database) != (0, 3) or list(removed.iterdir()):  # noqa: ASYNC110 - no bell
             await asyncio.sleep(0.01)
@@ -240,9 +245,9 @@ async def test_files_that_cannot_be_removed_hold_up_no_others_and_are_tried_agai
 
     with monkeypatch.context() as patch:
         patch.setattr(WorkspaceStore, "set_aside", refuse)
-        await host._clean_closed()
+        await cleaner_of(host)._clean_closed()
     assert await there(host, database) == (1, 2)
-    await host._clean_closed()
+    await cleaner_of(host)._clean_closed()
     assert await there(host, database) == (0, 3)
 
 
@@ -251,6 +256,6 @@ async def test_a_session_is_cleaned_by_one_worker_and_only_while_nobody_holds_it
     async with database.connection() as connection:
         await connection.execute("UPDATE session_heads SET worker = $1 WHERE session_id = $2", clock.uuid7(), closed[0])
     # What was found before.
-    done = await asyncio.gather(*[host._clean_workspace(session_id) for session_id in closed * 2])
+    done = await asyncio.gather(*[cleaner_of(host)._clean_workspace(session_id) for session_id in closed * 2])
     assert sum(done) == 2
     assert await there(host, database) == (1, 2)

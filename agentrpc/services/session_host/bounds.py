@@ -7,8 +7,17 @@ from pathlib import Path
 from uuid import UUID
 
 from agentrpc.claude.cgroups import Cgroups, Events, Group
-from agentrpc.claude.launcher import Isolation, tree_memory
-from agentrpc.claude.limits import Limits, Look, give_way, look_at, strike
+from agentrpc.claude.launcher import Isolation
+from agentrpc.claude.limits import Limits, give_way, strike
+from agentrpc.claude.process_usage import (
+    Held,
+    Look,
+    disk_held,
+    look_at,
+    memory_held,
+    memory_of,
+    processes_below,
+)
 from agentrpc.services.session_limits import SETTING_OF, limits_of
 from agentrpc.settings import Settings
 from agentrpc.v1 import session_pb2
@@ -41,6 +50,7 @@ def breach_of(field: str, what: str) -> Breach:
     reason, remedy = {
         "memory_bytes": ("REASON_OUT_OF_MEMORY", "let it do less at once"),
         "processes": ("REASON_TOO_MANY_PROCESSES", "let it do less at once"),
+        "open_files": ("REASON_OUT_OF_MEMORY", "let it do less at once"),
     }.get(field, ("REASON_WORKSPACE_FULL", "remove files with DeleteFile, or let the next run do it"))
     raised = f"or raise the session's limits.{field}, as far as the operator allows ({SETTING_OF[field]})"
     return Breach(reason, f"{what}: {remedy}, {raised}")
@@ -56,6 +66,7 @@ class Bounded:
         sandboxed: Whether they have a /tmp of their own.
         folders: What counts as the session's files.
         group: Their cgroup; None: they have none.
+        leaving: Whether they are being ended anyway, which takes a moment in which they can do much.
     """
 
     limits: Limits
@@ -63,17 +74,32 @@ class Bounded:
     sandboxed: bool
     folders: Sequence[Path]
     group: Group | None = None
+    leaving: bool = False
 
     def look(self) -> Look:
         """What they use. Blocks."""
         return look_at(self.roots, sandboxed=self.sandboxed)
 
+    def held(self) -> int:
+        """Bytes of memory that they keep in files without a name. Blocks, and costs more than a look."""
+        return memory_held(processes_below(self.roots))
+
+    def held_on_disk(self) -> Held:
+        """What files without a name take where their files are. Blocks."""
+        return disk_held(processes_below(self.roots), self.folders)
+
     def memory(self) -> int:
         """Bytes of memory that they use: what processes share counts once. Blocks, and costs more than a look."""
-        return sum(map(tree_memory, self.roots)) + self.look().in_files
+        pids = processes_below(self.roots)
+        return memory_of(pids, in_files=self.look().in_files, held=memory_held(pids))
 
-    def breach(self, look: Look) -> Breach | None:
-        """What they have passed by now, but for their files. Blocks."""
+    def breach(self, look: Look, held: int) -> Breach | None:
+        """What they have passed by now, but for their files on disk. Blocks.
+
+        Args:
+            look: The last one.
+            held: Bytes of memory in files without a name.
+        """
         limits = self.limits
         if (passed := kernel_breach(self.group, limits)) is not None:
             return passed
@@ -81,7 +107,9 @@ class Bounded:
             return _too_many(limits)
         if look.tmp_files > 2 * limits.tmp_files:
             return breach_of("tmp_bytes", f"its /tmp has more than {limits.tmp_files} files")
-        if limits.memory is None or look.memory <= limits.memory:
+        if look.descriptors > limits.descriptors:
+            return breach_of("open_files", f"its processes had more than {limits.descriptors} files open together")
+        if limits.memory is None or look.memory + held <= limits.memory:
             return None
         return None if self.memory() <= limits.memory else _too_much(limits)
 
@@ -152,6 +180,6 @@ class SessionBounds:
         self.breach = kernel_breach(group, self.limits)
         return await asyncio.to_thread(group.remove)
 
-    def of(self, roots: Sequence[int], folders: Sequence[Path]) -> Bounded:
+    def of(self, roots: Sequence[int], folders: Sequence[Path], *, leaving: bool) -> Bounded:
         """What there is to look at while the process is alive."""
-        return Bounded(self.limits, roots, self._isolation is Isolation.BUBBLEWRAP, folders, self._group)
+        return Bounded(self.limits, roots, self._isolation is Isolation.BUBBLEWRAP, folders, self._group, leaving)

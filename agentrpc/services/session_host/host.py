@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping
 from uuid import UUID
 
@@ -21,24 +22,23 @@ from agentrpc.claude.agent_users import AgentUsers
 from agentrpc.claude.cgroups import Cgroups
 from agentrpc.claude.launcher import Isolation
 from agentrpc.claude.version import cli_version
-from agentrpc.claude.workspace_trees import remove_tree
-from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
+from agentrpc.claude.workspaces import WorkspaceStore
 from agentrpc.ending import end_tasks
 from agentrpc.errors import AgentRpcError, LeaseLostError, StoreUnavailable
 from agentrpc.services.network import EgressMaker, Gateway
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.beginnings import first_events
 from agentrpc.services.session_host.bounds import Breach
+from agentrpc.services.session_host.cleaning import Cleaner
 from agentrpc.services.session_host.lease import LeaseKeeper
 from agentrpc.services.session_host.memory import MemoryBound
 from agentrpc.services.session_host.process import Environment
 from agentrpc.services.session_host.watch import LimitWatch
-from agentrpc.services.threads import in_thread
 from agentrpc.services.tool_servers import Toolbox
 from agentrpc.services.vault import Vault
 from agentrpc.settings import Settings
 from agentrpc.store.database import Database
-from agentrpc.store.housekeeping import cleaned_sessions, has_waiting, note_cleaned, sessions_to_clean
+from agentrpc.store.housekeeping import has_waiting
 from agentrpc.store.leases import (
     Claim,
     Origin,
@@ -61,15 +61,9 @@ log = structlog.get_logger()
 
 _LOOK_INTERVAL = 1.0
 _MEMORY_INTERVAL = 2.0
-_CLEAN_INTERVAL, _CLEANED_AT_ONCE = 10.0, 20
-# Between two looks at what workers have set aside and not removed before they ended.
-# For what one session has left here; more is left to the next time.
-_REMOVE_SECONDS = 60.0
-_SWEEP_INTERVAL = 600.0
 _ABANDON_SECONDS = 10.0
 # What the database was told last before it could not be reached is done by then, or never.
 _UNSURE_SECONDS = 60.0
-_UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 
 
 class SessionHost:
@@ -132,7 +126,10 @@ class SessionHost:
         )
         self._memory = MemoryBound(settings)
         self._actors: dict[UUID, SessionActor] = {}
-        self._watch = LimitWatch(settings, self._actors, self._end_for, (self._memory.together, self._bound_memory))
+        self._leaving: dict[UUID, SessionActor] = {}
+        # Those that leave first: until they have, the next ones have no process.
+        watched = ChainMap(self._leaving, self._actors)
+        self._watch = LimitWatch(settings, watched, self._end_for, (self._memory.together, self._bound_memory))
         self._runs: dict[UUID, asyncio.Task[None]] = {}
         self._closing: dict[UUID, asyncio.Task[None]] = {}
         # Whether this worker may still own sessions for which it has no actor any more.
@@ -172,7 +169,7 @@ class SessionHost:
             "evict": self._evict_loop,
             "limits": self._watch.run,
             # By itself: to remove large folders takes its time.
-            "clean": self._clean_loop,
+            "clean": Cleaner(self._database, self._settings, self._env.workspaces, self._closing).run,
         }
         self._tasks = [asyncio.create_task(self._for_ever(name, loop), name=name) for name, loop in loops.items()]
         log.info(
@@ -355,11 +352,13 @@ class SessionHost:
         session_id = actor.session_id
         if self._actors.get(session_id) is actor:
             del self._actors[session_id]
+        self._leaving[session_id] = actor
         task = self._closing[session_id] = asyncio.create_task(actor.close(), name=f"close-{session_id}")
 
         def done(finished: asyncio.Task[None]) -> None:
             if self._closing.get(session_id) is finished:
                 del self._closing[session_id]
+                del self._leaving[session_id]
             self._left_over = True
             self._signalled.set()
 
@@ -461,41 +460,3 @@ class SessionHost:
             await self._drop(actor)
             await release(self._database, actor.session_id, actor.epoch)
             return True
-
-    # ---- Cleaning ----
-
-    async def _clean_loop(self) -> None:
-        next_sweep = 0.0
-        while True:
-            await asyncio.sleep(clock.jitter(_CLEAN_INTERVAL, 0.2))
-            await self._clean_closed()
-            if time.monotonic() > next_sweep:
-                next_sweep = time.monotonic() + clock.jitter(_SWEEP_INTERVAL)
-                await asyncio.to_thread(self._env.workspaces.remove_aside)
-
-    async def _clean_closed(self) -> None:
-        """Remove the files of archived and deleted sessions that nobody holds: workspaces once, what is here each."""
-        keep = self._settings.keep_closed_files
-        more = True
-        while more:
-            found = await sessions_to_clean(self._database, _CLEANED_AT_ONCE, keep=keep)
-            cleaned = [await self._clean_workspace(session_id) for session_id in found]
-            more = len(found) == _CLEANED_AT_ONCE and all(cleaned)
-        for folder in (self._settings.data_dir / "sessions", self._settings.data_dir / "mcp"):
-            here = [UUID(path.name) for path in await asyncio.to_thread(list, folder.glob(_UUID))]
-            for session_id in await cleaned_sessions(self._database, here):
-                if session_id not in self._closing:
-                    await asyncio.to_thread(remove_tree, folder / str(session_id), seconds=_REMOVE_SECONDS)
-
-    async def _clean_workspace(self, session_id: UUID) -> bool:
-        try:
-            async with self._database.transaction() as tx:
-                if not await note_cleaned(tx, session_id, keep=self._settings.keep_closed_files):
-                    return False
-                # Whoever ends after this has left nothing that the sweep does not find.
-                await in_thread(self._env.workspaces.set_aside, session_id)
-        except WorkspaceError as error:
-            log.warning("workspace_not_removed", session=str(session_id), error=str(error))
-            return False
-        await asyncio.to_thread(self._env.workspaces.remove_aside, session_id)
-        return True

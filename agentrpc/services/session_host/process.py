@@ -116,6 +116,7 @@ class SessionProcess:
         self._on_fault = on_fault
         self._agent: AgentProcess | None = None
         self._starting: AgentProcess | None = None
+        self._leaving: AgentProcess | None = None
         self._options = b""
         self._network = SessionNetwork(
             environment.gateway, environment.egress, environment.settings, environment.isolation, hold.writer.put
@@ -148,11 +149,11 @@ class SessionProcess:
     @property
     def bounded(self) -> Bounded | None:
         """The live process trees and their limits; None: there are none."""
-        agent = self._agent or self._starting
+        agent = self._agent or self._starting or self._leaving
         if agent is None or agent.pid is None:
             return None
-        paths = self._paths
-        return self.bounds.of([agent.pid, *self._mcp.roots()], (paths.workspace, paths.home, paths.config))
+        folders = (self._paths.workspace, self._paths.home, self._paths.config)
+        return self.bounds.of([agent.pid, *self._mcp.roots()], folders, leaving=agent is self._leaving)
 
     def fits(self, options: session_pb2.SessionOptions) -> bool:
         """Whether the live process, if there is one, can carry out another run with these options."""
@@ -470,6 +471,7 @@ class SessionProcess:
 
     async def _stop(self, grace: float) -> StopReceipt:
         agent, self._agent = self._agent, None
+        self._leaving = agent
         pump, self._pump = self._pump, None
         self._network.revoke()
         # Without a process: what became of the last one that was stopped while it started.
@@ -480,6 +482,7 @@ class SessionProcess:
             await self._mcp.close()
             await self._network.close()
             await self._folders.give_user_back()
+            self._leaving = None
             receipt = replace(receipt, confirmed=await self.bounds.close() and receipt.confirmed)
             self._log.info("agent_stopped", confirmed=receipt.confirmed, seconds=round(receipt.elapsed, 3))
         if pump is not None:

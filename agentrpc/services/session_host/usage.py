@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from agentrpc.claude import disk_usage
 from agentrpc.claude.limits import Limits
-from agentrpc.services.session_host.bounds import Breach, breach_of
+from agentrpc.services.session_host.bounds import Bounded, Breach, breach_of
 
 __all__ = ["Disk", "Usage", "measure"]
 
@@ -63,14 +63,16 @@ class Usage:
         return breach_of("workspace_files", f"it has more than {limits.disk_files} files and folders")
 
 
-async def measure(folders: Iterable[Path]) -> Usage | None:
-    """Add up what folders take; None: that could not be done in time."""
-    command = [sys.executable, "-I", "-S", str(_SCRIPT), *map(str, folders)]
+async def measure(bounded: Bounded) -> Usage | None:
+    """Add up what a session's folders take, and its files that are in none any more; None: not done in time."""
+    held = await asyncio.to_thread(bounded.held_on_disk)
+    command = [sys.executable, "-I", "-S", str(_SCRIPT), *map(str, bounded.folders)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env={})
     try:
         async with asyncio.timeout(_SECONDS):
             output, _ = await process.communicate()
-        return Usage(**json.loads(output))
+        found = Usage(**json.loads(output))
+        return replace(found, bytes=found.bytes + held.bytes, files=found.files + held.files)
     except (TimeoutError, ValueError):
         log.warning("files_not_measured")
         return None

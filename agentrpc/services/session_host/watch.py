@@ -13,12 +13,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
 
-from agentrpc.claude.limits import Limits, Look
+from agentrpc.claude.limits import Limits
+from agentrpc.claude.process_usage import Look
 from agentrpc.errors import StoreUnavailable
 from agentrpc.services.session_host.actor import SessionActor
 from agentrpc.services.session_host.bounds import Bounded, Breach
@@ -34,6 +35,8 @@ _TICK = 0.1
 _LOOK_INTERVAL = 1.0
 _MORE_TASKS = 64
 _LESS_MEMORY = 64 * 1024**2
+# Of the machine's files in memory, until those without a name are looked for.
+_MORE_IN_FILES = 16 * 1024**2
 # Seconds of a processor since the last look, after which the next one comes sooner.
 _BUSY = 0.2
 _BUSY_INTERVAL = 0.3
@@ -57,6 +60,7 @@ class _Session:
     Attributes:
         look: The last one.
         since: When the first one was.
+        held: Bytes of memory in files without a name, when the machine's files in memory had grown last.
         busy: Whether its tools go behind others.
         used: When that was decided, and how much of the processors it had used then.
         recent: Seconds of processor time since the one before.
@@ -72,6 +76,7 @@ class _Session:
     since: float
     busy: bool
     used: tuple[float, float]
+    held: int = 0
     recent: float = 0.0
     written: int = 0
     run: UUID | None = None
@@ -107,7 +112,8 @@ class LimitWatch:
         self._endings: dict[UUID, asyncio.Task[None]] = {}
         self._adding = asyncio.Semaphore(_FILES_AT_ONCE)
         self._next_look = 0.0
-        self._tasks = self._memory = 0
+        self._machine = _Machine(0, 0, 0)
+        self._in_files = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -129,18 +135,22 @@ class LimitWatch:
 
     def _moved(self) -> bool:
         """Whether the machine has many more tasks, or much less memory, than at the last look."""
-        tasks, memory = _machine()
-        return tasks > self._tasks + _MORE_TASKS or memory < self._memory - _LESS_MEMORY
+        now, then = _machine(), self._machine
+        return now.tasks > then.tasks + _MORE_TASKS or now.memory < then.memory - _LESS_MEMORY
 
     async def _look(self, thread: ThreadPoolExecutor, live: Mapping[UUID, Bounded]) -> None:
-        self._tasks, self._memory = _machine()
+        self._machine = _machine()
+        grown = self._machine.in_files > self._in_files + _MORE_IN_FILES
+        self._in_files = self._machine.in_files if grown else min(self._in_files, self._machine.in_files)
+        held = {key: None if grown else self._held(key) for key in live}
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(thread, _look_at_all, live)
+        found = await loop.run_in_executor(thread, _look_at_all, live, held)
         busy = False
-        for key, (look, disk, breach) in found.items():
+        for key, (look, disk, breach, in_files) in found.items():
             if (actor := self._actors.get(key)) is None:
                 continue
             session = self._note(key, look, actor, live[key].limits)
+            session.held = in_files
             busy = busy or session.recent > _BUSY
             await self._share(thread, session, live[key])
             if breach is not None:
@@ -149,9 +159,13 @@ class LimitWatch:
                 self._files[key] = asyncio.create_task(self._add_up(actor, session, live[key]), name=f"files-{key}")
                 self._files[key].add_done_callback(lambda _, key=key: self._files.pop(key))  # type: ignore[misc]
         self._keep_space(live, found)
-        if sum(look.memory for look, _, _ in found.values()) > self._together:
+        if sum(look.memory + held for look, _, _, held in found.values()) > self._together:
             await self._bound_all()
         self._next_look = time.monotonic() + (_BUSY_INTERVAL if busy else _LOOK_INTERVAL)
+
+    def _held(self, key: UUID) -> int | None:
+        session = self._sessions.get(key)
+        return None if session is None else session.held
 
     def _note(self, key: UUID, look: Look, actor: SessionActor, limits: Limits) -> _Session:
         session = self._sessions.get(key)
@@ -179,6 +193,9 @@ class LimitWatch:
         self._endings[key].add_done_callback(lambda _: self._endings.pop(key))
 
     async def _break(self, actor: SessionActor, bounded: Bounded, breach: Breach) -> None:
+        if bounded.leaving:
+            await asyncio.to_thread(bounded.strike)
+            return
         # The reason first: the end of the processes is not to be taken for a crash.
         ending = asyncio.create_task(self._end(actor, breach))
         await asyncio.sleep(0)
@@ -217,7 +234,7 @@ class LimitWatch:
         run = _run_of(actor)
         async with self._adding:
             began, disk, look = time.monotonic(), await asyncio.to_thread(Disk.of, bounded.folders), session.look
-            usage = await measure(bounded.folders)
+            usage = await measure(bounded)
         took = time.monotonic() - began
         now = time.monotonic()
         session.next_files = (now + _FILES_URGENT_SHARE * took, now + max(_FILES_INTERVAL, _FILES_SHARE * took))
@@ -232,11 +249,11 @@ class LimitWatch:
         if not usage.within(bounded.limits, session.began) and run == _run_of(actor):
             self._break_off(actor, bounded, usage.breach(bounded.limits))
 
-    def _keep_space(self, live: Mapping[UUID, Bounded], found: Mapping[UUID, tuple[Look, Disk, Breach | None]]) -> None:
+    def _keep_space(self, live: Mapping[UUID, Bounded], found: Mapping[UUID, "_Found"]) -> None:
         """Where a file system is nearly full, who writes most to it has to stop."""
-        writing = [key for key, (_, disk, _) in found.items() if disk.free < self._floor and key in self._actors]
+        writing = [key for key, each in found.items() if each.disk.free < self._floor and key in self._sessions]
         most = max(writing, key=lambda key: self._sessions[key].written, default=None)
-        if most is None or self._sessions[most].written < _MIB:
+        if most is None or most not in self._actors or self._sessions[most].written < _MIB:
             return
         breach = Breach(
             "REASON_WORKSPACE_FULL",
@@ -250,18 +267,41 @@ def _run_of(actor: SessionActor) -> UUID | None:
     return actor.run.id if actor.run is not None else None
 
 
-def _look_at_all(live: Mapping[UUID, Bounded]) -> dict[UUID, tuple[Look, Disk, Breach | None]]:
+class _Found(NamedTuple):
+    """What was found of one session."""
+
+    look: Look
+    disk: Disk
+    breach: Breach | None
+    held: int
+
+
+def _look_at_all(live: Mapping[UUID, Bounded], held: Mapping[UUID, int | None]) -> dict[UUID, _Found]:
+    """Look at all sessions.
+
+    Args:
+        live: The sessions.
+        held: Bytes of memory in files without a name, where these are not to be looked for.
+    """
     found = {}
     for key, bounded in live.items():
-        look = bounded.look()
-        found[key] = (look, Disk.of(bounded.folders), bounded.breach(look))
+        look, known = bounded.look(), held[key]
+        in_files = bounded.held() if known is None else known
+        found[key] = _Found(look, Disk.of(bounded.folders), bounded.breach(look, in_files), in_files)
     return found
 
 
-def _machine() -> tuple[int, int]:
-    """How many tasks the machine has, and how many bytes of memory are left (proc_loadavg(5), proc_meminfo(5))."""
+class _Machine(NamedTuple):
+    """What the whole machine has: tasks, bytes of memory that are left, bytes of memory in files."""
+
+    tasks: int
+    memory: int
+    in_files: int
+
+
+def _machine() -> _Machine:
+    """As proc_loadavg(5) and proc_meminfo(5) say."""
     tasks = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return tasks, int(line.split()[1]) * 1024
-    return tasks, 0
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = {line[0]: int(line[1]) * 1024 for line in lines}
+    return _Machine(tasks, sizes["MemAvailable:"], sizes["Shmem:"])
