@@ -19,6 +19,8 @@ RUN uv sync --frozen --no-dev --no-editable
 FROM node:24-slim AS node
 
 FROM python:3.12-slim
+# Debian removes a package's version when it has a newer one: those of the release that the base image is of.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bubblewrap ca-certificates git ripgrep \
         libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0 \
@@ -37,7 +39,8 @@ ENV PATH=/opt/agentrpc/bin:$PATH \
     AGENTRPC_WORKSPACE_DIR=/var/lib/agentrpc/workspaces \
     AGENTRPC_LISTEN=0.0.0.0:7400 \
     AGENTRPC_METRICS_LISTEN=127.0.0.1:9400
-USER agentrpc
+# By its number: what demands a user that is not root (`runAsNonRoot` of Kubernetes) cannot look names up.
+USER 10001
 VOLUME /var/lib/agentrpc
 EXPOSE 7400
 # Every process serves its metrics, within its container only; one that does not answer is not healthy.

@@ -44,6 +44,7 @@ def test_redis_and_postgres_have_passwords_that_have_to_be_set(compose):
     redis = compose["services"]["redis"]
     assert "requirepass" in redis["command"][-1]
     assert "PASSWORD" not in str(redis["command"]), "arguments are for everybody to see"
+    assert redis["init"], "a shell that is the first process ignores SIGTERM"
     assert redis["environment"]["REDISCLI_AUTH"].startswith("${REDIS_PASSWORD:?")
     for name in OURS:
         environment = compose["services"][name]["environment"]
@@ -90,6 +91,9 @@ def test_the_image_has_what_it_is_said_to_have():
         assert f"/usr/local/bin/{command}" in dockerfile or f"/{command} /usr/local/bin/\n" in dockerfile, command
     port = re.search(r"AGENTRPC_METRICS_LISTEN=127\.0\.0\.1:(\d+)", dockerfile)[1]
     assert f"http://127.0.0.1:{port}/metrics" in dockerfile
+    user = re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE)[-1]
+    assert int(user) > 0, "runAsNonRoot looks no names up"
+    assert f"--uid {user} agentrpc" in dockerfile
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = set()
     for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE):
