@@ -82,11 +82,6 @@ class Group:
                 found[key] = int(value)
         return found
 
-    @property
-    def populated(self) -> bool:
-        """Whether there are processes in it."""
-        return self._counts("cgroup.events").get("populated", 0) > 0
-
     def kill(self) -> bool:
         """Kill all that is in it. False: this kernel (before 5.14) has no such thing."""
         try:

@@ -31,8 +31,8 @@ _OOM_SCORE = 500
 _BLOCK = 512
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STRIKE_SECONDS = 5.0
-# Fields of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
-_SESSION, _UTIME, _STIME, _CUTIME, _CSTIME, _THREADS, _RESIDENT = 3, 11, 12, 13, 14, 17, 21
+# A field of /proc/PID/stat behind the command's name (proc_pid_stat(5)).
+_SESSION = 3
 # Of what a busy session's tools are: as groups of the scheduler, and as processes.
 _BUSY_GROUP, _BUSY_NICE = 10, 15
 # Finishes inside the sandbox: only there RLIMIT_NPROC counts the session alone. bash calls it -u, other shells -p.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from agentrpc.claude.supervisor import descendants
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "memory_of",
     "processes_below",
     "stat_fields",
-    "tree_memory",
 ]
 
 _BLOCK = 512
@@ -113,13 +114,8 @@ def processes_below(roots: Sequence[int]) -> list[int]:
 # ---- Memory ----
 
 
-def tree_memory(root: int) -> int:
-    """Bytes that a process tree uses: its proportional set size, which counts shared pages once."""
-    return memory_of(processes_below([root]), in_files=0, held=0)
-
-
 def memory_of(pids: Sequence[int], *, in_files: int, held: int) -> int:
-    """Bytes that processes use; what they share counts once.
+    """Bytes that processes use: their proportional set sizes, which count once what they share.
 
     Args:
         pids: The processes.
@@ -193,7 +189,7 @@ def _held(pids: Sequence[int], devices: Collection[int]) -> Held:
     # together no larger than files in memory are on this machine.
     known = {inode for _, inode in opened}
     unknown = {inode: size for inode, size in mapped.items() if inode not in known}
-    more = min(sum(unknown.values()), _files_in_memory()) if unknown else 0
+    more = min(sum(unknown.values()), psutil.virtual_memory().shared) if unknown else 0
     return Held(sum(opened.values()) + more, len(opened) + len(unknown))
 
 
@@ -234,10 +230,3 @@ def _memory_device() -> int:
         return os.fstat(file).st_dev
     finally:
         os.close(file)
-
-
-def _files_in_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Shmem:"):
-            return int(line.split()[1]) * 1024
-    return 0

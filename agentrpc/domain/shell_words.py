@@ -57,7 +57,7 @@ _PLAIN = re.compile(r"[^ \t\n;&|()<>'\"\\$`*?\[{},.~#=:]+")
 _QUOTED = re.compile(r"[^\"\\$`]+")
 _DESCRIPTOR = re.compile(r"[0-9]+|\{[A-Za-z_][A-Za-z0-9_]*\}")
 _REDIRECT = re.compile(r"([0-9]*)(&>>|&>|<<<|<>|>>|>\||>&|<&|>|<)(?!\()")
-_PLAIN_TARGET = re.compile(r"[\w./@%+,:-]*", re.ASCII)
+_PLAIN_TARGET = re.compile(r"[\w./@%+,:-]+", re.ASCII)
 _NAMED = re.compile(r"\$(?:[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#?$!-])")
 _ASSIGNS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\[[^\]]*\])?\+?=")
 _SIMPLE_ESCAPES = {
@@ -163,7 +163,7 @@ class Words:
             return at, None
         if operator in (">&", "<&") and word.text is not None and re.fullmatch(r"[0-9]+-?", word.text):
             return at, None
-        if operator in (">&", "<&") and not _PLAIN_TARGET.fullmatch(word.text or " "):
+        if operator in (">&", "<&") and (word.text is None or not _PLAIN_TARGET.fullmatch(word.text)):
             # Bash (5.2 at least) expands it twice, so that it runs what stands there in quotes.
             raise Unsure("a descriptor that is expanded twice")
         return at, Redirect("&>" if operator == ">&" else operator, word)

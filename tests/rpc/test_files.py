@@ -22,6 +22,7 @@ from agentrpc.client import RpcError
 from agentrpc.client.errors import decode
 from agentrpc.v1 import file_pb2, file_service_pb2, session_pb2, session_service_pb2
 from tests.conftest import edge_of
+from tests.trees import nested
 
 pb = file_service_pb2
 SECRET = b"the secret of somebody else"
@@ -482,13 +483,8 @@ async def test_a_folder_that_becomes_a_link_at_any_moment_leads_nowhere(client, 
 
 
 async def test_very_deep_trees_are_listed_to_a_depth_and_told(client, session, folder):
-    at = os.open(folder, os.O_RDONLY)
-    for _ in range(260):
-        os.mkdir("d" * 20, dir_fd=at)
-        below = os.open("d" * 20, os.O_RDONLY, dir_fd=at)
-        os.close(at)
-        at = below
-    os.close(at)
+    with nested(folder, 260, "d" * 20):
+        pass
     found, token = 0, ""
     while True:
         page = await listed(client, session, recursive=True, page_size=1000, page_token=token)

@@ -27,6 +27,7 @@ from tests.e2e.stacks import until
 from tests.isolations import bubblewrap, isolations
 from tests.security.bounded import MIB, PYTHON, harmless, needs_python  # noqa: F401 - a fixture
 from tests.security.hogs import HOGS
+from tests.trees import nested
 
 SHELL = Path("/bin/sh").resolve()
 COUNTED = Path("/proc/self/fd").stat().st_size > 0
@@ -394,13 +395,8 @@ async def test_files_are_added_up_whatever_an_agent_makes_of_them(tmp_path):
     assert usage.within(limits)
     assert not usage.within(Limits(disk_bytes=MIB))
     assert not usage.within(Limits(disk_files=5))
-    folder = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1000):
-        os.mkdir("deep", dir_fd=folder)
-        below = os.open("deep", os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = below
-    os.close(folder)
+    with nested(tmp_path, 1000, "deep"):
+        pass
     usage = await measure(bounded)
     assert usage.too_deep
     assert not usage.within(limits, Usage())

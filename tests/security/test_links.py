@@ -23,6 +23,7 @@ from agentrpc.claude.workspace_lists import list_entries, look_at_tree, used_spa
 from agentrpc.claude.workspace_trees import remove_tree
 from agentrpc.claude.workspaces import WorkspaceError, WorkspaceStore
 from agentrpc.errors import AgentRpcError
+from tests.trees import nested
 from tests.work.recording import golden_lines
 
 SESSION = "11111111-1111-4111-8111-111111111111"
@@ -121,14 +122,8 @@ def folder_of_links(at, victim):
 
 def deep_folder(at, victim):
     at.mkdir()
-    parent = os.open(at, os.O_RDONLY)
-    for _ in range(1200):
-        os.mkdir("d", dir_fd=parent)
-        below = os.open("d", os.O_RDONLY, dir_fd=parent)
-        os.close(parent)
-        parent = below
-    os.symlink(victim, "out", dir_fd=parent)
-    os.close(parent)
+    with nested(at, 1200) as deepest:
+        os.symlink(victim, "out", dir_fd=deepest)
 
 
 PLANTS = [folder_link, link_to_a_folder_below, file_link, link_to_nothing, link_up, pipe, bound_socket, file, closed_file,

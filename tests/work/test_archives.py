@@ -30,6 +30,7 @@ from agentrpc.store.log import Batch, LogEvent, append, read_transcript
 from agentrpc.store.objects import ObjectError, Objects
 from agentrpc.store.tables import SessionHead
 from agentrpc.v1 import archive_pb2, archive_service_pb2, event_pb2, session_pb2, session_service_pb2
+from tests.trees import nested
 
 State = archive_pb2.Archive.State
 
@@ -221,13 +222,8 @@ async def test_a_session_goes_to_archive_storage_and_comes_back_as_it_was(edge, 
 
 @only_folder
 async def test_a_path_that_nobody_could_unpack_again_drops_nothing(edge, client, closed, archives):
-    folder = os.open(edge.settings.workspaces / closed.removeprefix("sessions/") / "files", os.O_RDONLY)
-    for _ in range(21):
-        os.mkdir("x" * 200, dir_fd=folder)
-        inner = os.open("x" * 200, os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = inner
-    os.close(folder)
+    with nested(edge.settings.workspaces / closed.removeprefix("sessions/") / "files", 21, "x" * 200):
+        pass
     await store(client, closed)
     await work(archives)
     assert "more than 4095 bytes" in (await found(client, closed)).error

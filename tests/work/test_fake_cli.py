@@ -11,7 +11,7 @@ import pytest
 from agentrpc import clock
 from agentrpc.claude.agent import AgentCrashedError, AgentFaultError, AgentProcess, AgentSpec, AgentStartError
 from agentrpc.claude.launcher import SessionPaths, stop_tree
-from agentrpc.claude.process_usage import tree_memory
+from agentrpc.claude.process_usage import memory_of, processes_below
 from agentrpc.claude.revival import Conversation, OpenCall
 from agentrpc.domain.gate import Verdict
 from agentrpc.testkit import write_cli
@@ -149,7 +149,7 @@ async def test_a_turn_in_each_isolation(launch, isolation):
     said = [entry for entry in entries if entry["type"] in {"assistant", "user"}]
     assert {entry["uuid"] for entry in said} == frames | {uuid}
     assert [entry["parentUuid"] for entry in said] == [None, *(entry["uuid"] for entry in said[:-1])]
-    assert tree_memory(live.agent.pid) < 60 * 1024 * 1024
+    assert memory_of(processes_below([live.agent.pid]), in_files=0, held=0) < 60 * 1024 * 1024
 
 
 async def test_without_directives_and_with_wrong_ones(launch):

@@ -145,7 +145,8 @@ class SessionActor:
 
     def memory(self) -> int:
         """Bytes that the process trees use. Blocks."""
-        return self.bounded.memory() if self.bounded is not None else 0
+        bounded = self.bounded
+        return bounded.memory() if bounded is not None else 0
 
     @property
     def lost(self) -> asyncio.Future[None]:

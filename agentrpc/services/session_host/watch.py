@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import psutil
 import structlog
 
 from agentrpc.claude.limits import Limits
@@ -125,23 +126,23 @@ class LimitWatch:
                     # Of those without a process it is known for the next one what their files took.
                     for key in self._sessions.keys() - self._actors.keys():
                         del self._sessions[key]
-                    if live and (self._moved() or time.monotonic() >= self._next_look):
-                        await self._look(thread, live)
+                    if live and (self._moved(now := _machine()) or time.monotonic() >= self._next_look):
+                        await self._look(thread, live, now)
             finally:
                 tasks = [*self._files.values(), *self._endings.values()]
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _moved(self) -> bool:
+    def _moved(self, now: "_Machine") -> bool:
         """Whether the machine has many more tasks, or much less memory, than at the last look."""
-        now, then = _machine(), self._machine
+        then = self._machine
         return now.tasks > then.tasks + _MORE_TASKS or now.memory < then.memory - _LESS_MEMORY
 
-    async def _look(self, thread: ThreadPoolExecutor, live: Mapping[UUID, Bounded]) -> None:
-        self._machine = _machine()
-        grown = self._machine.in_files > self._in_files + _MORE_IN_FILES
-        self._in_files = self._machine.in_files if grown else min(self._in_files, self._machine.in_files)
+    async def _look(self, thread: ThreadPoolExecutor, live: Mapping[UUID, Bounded], machine: "_Machine") -> None:
+        self._machine = machine
+        grown = machine.in_files > self._in_files + _MORE_IN_FILES
+        self._in_files = machine.in_files if grown else min(self._in_files, machine.in_files)
         held = {key: None if grown else self._held(key) for key in live}
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(thread, _look_at_all, live, held)
@@ -300,8 +301,7 @@ class _Machine(NamedTuple):
 
 
 def _machine() -> _Machine:
-    """As proc_loadavg(5) and proc_meminfo(5) say."""
+    """Tasks as proc_loadavg(5) says."""
     tasks = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    sizes = {line[0]: int(line[1]) * 1024 for line in lines}
-    return _Machine(tasks, sizes["MemAvailable:"], sizes["Shmem:"])
+    memory = psutil.virtual_memory()
+    return _Machine(tasks, memory.available, memory.shared)

@@ -1,14 +1,11 @@
 """The workspace of a session, opened for a run: made at the first one, checkpointed if the session asks for it."""
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Iterator
 from uuid import UUID
 
 import structlog
 
-from agentrpc.claude.agent import AgentStartError
 from agentrpc.claude.workspaces import CheckpointTooLarge, WorkspaceError, WorkspaceLost, WorkspaceStore
 from agentrpc.services.run_end import Ending
 from agentrpc.services.session_host import lifecycle
@@ -16,7 +13,7 @@ from agentrpc.services.session_host.endings import failed
 from agentrpc.services.session_host.hold import Hold
 from agentrpc.v1 import event_pb2
 
-__all__ = ["disk_errors", "open_workspace"]
+__all__ = ["open_workspace"]
 
 log = structlog.get_logger()
 
@@ -68,14 +65,3 @@ async def _keep_checkpoint(store: WorkspaceStore, hold: Hold, run_id: UUID) -> N
     finally:
         # A thread cannot be cancelled.
         given_up.set()
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """A disk that is full, perhaps of what an agent has written to its home, is no fault of the service."""
-    try:
-        yield
-    except OSError as error:
-        raise AgentStartError(
-            "the worker could not write the CLI's files: see the space on its disk", str(error)
-        ) from error
